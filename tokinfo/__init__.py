@@ -1,0 +1,1 @@
+"""Measure how much information passes between the tokens of a language model."""

@@ -1,0 +1,51 @@
+"""Outputs that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def _partial(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.partial")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a name to write to; it becomes ``path`` when the block ends without an error.
+
+    The name is in the same directory, so the change is one rename. What an earlier, killed
+    attempt left under it is overwritten.
+    """
+    partial = _partial(path)
+    partial.write_bytes(b"")
+    mode = partial.stat().st_mode
+    try:
+        yield partial
+        # Some writers (safetensors) make files that only their owner may read.
+        partial.chmod(mode)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty directory; it becomes ``path`` when the block ends without an error.
+
+    A directory already at ``path`` is removed just before the rename.
+    """
+    partial = _partial(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
