@@ -1,0 +1,135 @@
+"""The command line: `tokinfo validate`, `tokinfo cells`, `tokinfo schema`.
+
+Every command imports what it needs when it runs, so that `tokinfo --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from tokinfo.study import Cell, Study
+
+SCHEMA = Path("docs/study.schema.json")
+WIDE = 10_000
+"""Columns of a table that goes into a file or a pipe: no line of it is broken."""
+
+app = typer.Typer(
+    help="Measure how much information passes between the tokens of a language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--configfile",
+        help="Study to read; given more than once, later files override earlier ones, as in "
+        "Snakemake.  [default: config.yaml]",
+        show_default=False,
+    ),
+]
+
+
+def read_study(configfile: list[Path] | None) -> Study:
+    """Return the study of the given files, or print all of its problems and exit with 1."""
+    from tokinfo.validate import StudyError, load_study
+
+    try:
+        return load_study(configfile or [Path("config.yaml")])
+    except StudyError as error:
+        typer.echo(str(error), err=True)
+        count = len(error.problems)
+        typer.echo(f"{count} problem{'s' * (count != 1)}; nothing was started", err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def validate(configfile: ConfigFiles = None) -> None:
+    """Check a study and list everything that is wrong with it."""
+    study = read_study(configfile)
+    cells = study.cells()
+    models = {cell.model for cell in cells}
+    sets = {cell.prompts for cell in cells}
+    prompts = sum(len(study.prompts[name]) for name in sets)
+    typer.echo(
+        f"{study.name}: valid. {len(cells)} cells, {len(models)} models, "
+        f"{prompts} prompts, outputs in {study.results}/"
+    )
+
+
+@app.command()
+def cells(
+    configfile: ConfigFiles = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON list instead of a table.")
+    ] = False,
+) -> None:
+    """List the cells of a study: one line for each job of the inversion stage."""
+    study = read_study(configfile)
+    found = study.cells()
+    if as_json:
+        rows = [{**cell.model_dump(), "path": f"{study.results}/{cell.path}"} for cell in found]
+        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    _print_table(found, study.name)
+
+
+def _print_table(found: tuple[Cell, ...], title: str) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from tokinfo.study import Cell
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in Cell.model_fields:
+        table.add_column(name, overflow="fold")
+    for cell in found:
+        # Text, because rich would read a mask such as `[1:]` as markup.
+        table.add_row(*(Text(_word(value)) for value in cell.model_dump().values()))
+    console.print(table)
+    console.print(f"{title}: {len(found)} cells", markup=False, highlight=False)
+
+
+def _word(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+@app.command()
+def schema(
+    out: Annotated[Path, typer.Option(help="Where the schema is kept.")] = SCHEMA,
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit with 1 if it is out of date.")
+    ] = False,
+) -> None:
+    """Write the JSON Schema of a study, for editors that complete and check YAML."""
+    from tokinfo.atomic import new_file
+    from tokinfo.validate import schema_text
+
+    text = schema_text()
+    current = out.read_text(encoding="utf-8") if out.is_file() else None
+    if check:
+        if current != text:
+            typer.echo(f"{out}: out of date; `tokinfo schema` renews it", err=True)
+            raise typer.Exit(1)
+        typer.echo(f"{out}: up to date")
+        return
+    with new_file(out) as partial:
+        partial.write_text(text, encoding="utf-8")
+    typer.echo(f"{out}: written")
+
+
+if __name__ == "__main__":
+    app()

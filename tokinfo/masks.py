@@ -1,0 +1,90 @@
+"""Masks: Python slices over the token positions that stay visible."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_INTEGER = re.compile(r"-?[0-9]{1,9}\Z")
+ALLOWED = "a Python slice or index such as ':', '1:', ':2', '2:5', '::2' or '-1'"
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The visible positions of a sequence, written as a Python slice or index.
+
+    The text is kept in one canonical form (``0:`` and ``::1`` are ``:``), so that masks that
+    show the same positions at every length are equal and share one slug. Raises ValueError
+    when ``text`` is neither a slice nor an index.
+
+    >>> Mask("1:").visible(4)
+    [1, 2, 3]
+    >>> Mask("-1").visible(4)
+    [3]
+    """
+
+    text: str
+
+    def __post_init__(self) -> None:
+        text = self.text.strip()
+        parts = text.split(":")
+        if len(parts) > 3 or not all(_INTEGER.match(p) or (p == "" and ":" in text) for p in parts):
+            raise ValueError(f"mask {text!r}: allowed: {ALLOWED}")
+        if len(parts) == 3 and parts[2] and int(parts[2]) <= 0:
+            raise ValueError(f"mask {text!r}: the step must be 1 or more")
+        numbers = [str(int(part)) if part else "" for part in parts]
+        if len(numbers) > 1:
+            start, stop = numbers[0].removeprefix("0"), numbers[1]
+            step = numbers[2] if len(numbers) == 3 and numbers[2] != "1" else ""
+            numbers = [start, stop, step] if step else [start, stop]
+        object.__setattr__(self, "text", ":".join(numbers))
+
+    @property
+    def slice(self) -> slice | int:
+        """The mask as Python's own slice, or an index where it has no colon."""
+        if ":" not in self.text:
+            return int(self.text)
+        return slice(*(int(part) if part else None for part in self.text.split(":")))
+
+    @property
+    def hides_by_design(self) -> bool:
+        """Whether the mask is meant to hide something (every mask but the full one is)."""
+        return self.text != ":"
+
+    @property
+    def slug(self) -> str:
+        """The mask in letters that are safe in a file name, one-to-one.
+
+        >>> [Mask(text).slug for text in (":", "1:", ":2", "2:5", "-1")]
+        ['all', 'from1', 'to2', '2to5', 'at-1']
+        """
+        parts = self.text.split(":")
+        if len(parts) == 1:
+            return f"at{parts[0]}"
+        start, stop = parts[0], parts[1]
+        if not start and not stop:
+            body = "all"
+        elif not stop:
+            body = f"from{start}"
+        else:
+            body = f"{start}to{stop}"
+        return f"{body}by{parts[2]}" if len(parts) == 3 and parts[2] else body
+
+    def visible(self, length: int) -> list[int]:
+        """Return the visible positions of a sequence of ``length`` tokens, in order."""
+        return list(self._shown(length))
+
+    def count(self, length: int) -> int:
+        """Return how many of ``length`` positions are visible, in constant time.
+
+        >>> Mask("1:").count(4)
+        3
+        """
+        return len(self._shown(length))
+
+    def _shown(self, length: int) -> range:
+        where = self.slice
+        if isinstance(where, slice):
+            return range(length)[where]
+        index = where + length if where < 0 else where
+        return range(index, index + 1) if 0 <= index < length else range(0)

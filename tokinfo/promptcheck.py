@@ -1,0 +1,51 @@
+"""The exact check of a study's prompts, made as soon as there is a tokenizer to count with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokinfo.atomic import new_file
+from tokinfo.lengths import Finding, count_tokens, findings, sentence
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class PromptError(ValueError):
+    """Prompts that do not suit a model or a mask; the message names all of them."""
+
+
+def check_prompts(settings: Mapping[str, Any], tokenizer: Path, out: Path) -> None:
+    """Count the tokens of every prompt and write the counts, if every prompt can be used.
+
+    Args:
+        settings: ``prompts`` (texts by the name of their set), ``uses`` ([set, mask, padding]
+            of every combination that is probed) and ``n_ctx``.
+        tokenizer: directory with a ``tokenizer.json``.
+        out: JSON file to write: number of tokens of each prompt, by set.
+
+    Raises:
+        PromptError: a prompt is too long, or a mask shows or hides nothing of one.
+    """
+    counts = {
+        name: count_tokens(tokenizer / "tokenizer.json", texts)
+        for name, texts in settings["prompts"].items()
+    }
+    exact = {name: [(count, count) for count in found] for name, found in counts.items()}
+    uses = [(name, mask, padding) for name, mask, padding in settings["uses"]]
+    wrong = [_line(found, settings) for found in findings(exact, uses, settings["n_ctx"])]
+    if wrong:
+        raise PromptError("; ".join(wrong))
+    with new_file(out) as partial:
+        partial.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+
+
+def _line(found: Finding, settings: Mapping[str, Any]) -> str:
+    where = f"prompts.{found.prompts}[{found.index}]"
+    text = settings["prompts"][found.prompts][found.index]
+    said = sentence(found, settings["n_ctx"])
+    if found.mask:
+        return f"mask {found.mask!r} {said} of {where} = {text!r} ({found.length})"
+    return f"{where} = {text!r} {said}"
