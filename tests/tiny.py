@@ -1,0 +1,71 @@
+"""Tiny models and problems, made in the test that needs them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tokinfo.decode import Decoder, inverse_gram
+from tokinfo.invert.problem import Problem
+from tokinfo.masks import Mask
+from tokinfo.models.mixer import MixerSpec, MixerStack
+from tokinfo.noise import alone
+from tokinfo.probe import Probe
+from tokinfo.prompts import make_batch
+from tokinfo.sites import Site
+from tokinfo.study import MetricName, MetricWeights, Parametrisation
+
+VOCABULARY = 64
+
+
+def tiny_llama(d_model: int = 32, blocks: int = 2, seed: int = 0, scale: float = 0.02) -> nn.Module:
+    """An untrained Llama for causal language modelling, in float32."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=d_model,
+        intermediate_size=2 * d_model,
+        num_hidden_layers=blocks,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=scale,
+    )
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def tiny_mixer(
+    form: str = "flat", d_model: int = 32, blocks: int = 2, n_ctx: int = 12, seed: int = 0
+) -> MixerStack:
+    """An untrained masked mixer (the decoder alone), in float32."""
+    torch.manual_seed(seed)
+    spec = MixerSpec(VOCABULARY, d_model, blocks, n_ctx, form)
+    return MixerStack(spec).eval().requires_grad_(False)
+
+
+def tiny_problem(
+    decoder: nn.Module,
+    embedding: torch.Tensor,
+    prompts: list[list[int]],
+    *,
+    mask: str = ":",
+    site: str = "block.1",
+    metric: MetricName = "l1",
+    parametrisation: Parametrisation = "embedding",
+    seed: int = 0,
+) -> Problem:
+    """The problem of explaining ``prompts`` from their visible activations."""
+    batch = make_batch(prompts, Mask(mask), pad_id=0)
+    probe = Probe(decoder, Site.parse(site))
+    return Problem(
+        probe=probe,
+        decoder=Decoder(embedding, inverse_gram(embedding)),
+        batch=batch,
+        target=alone(probe, embedding, batch.ids, batch.seen),
+        metric=metric,
+        weights=MetricWeights(),
+        parametrisation=parametrisation,
+        seed=seed,
+        numbers=torch.arange(len(prompts)),
+    )

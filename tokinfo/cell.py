@@ -1,0 +1,257 @@
+"""One cell: load a checkpoint, make the targets, solve, score, write one parquet file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from tokinfo.atomic import new_file
+from tokinfo.decode import Decoder, read_inverse_gram
+from tokinfo.invert.problem import Problem, Result, SolverError
+from tokinfo.invert.run import run
+from tokinfo.masks import Mask
+from tokinfo.models.checkpoint import Checkpoint, load
+from tokinfo.noise import alone, floor
+from tokinfo.objective import distance
+from tokinfo.probe import Probe
+from tokinfo.prompts import encode, make_batch
+from tokinfo.provenance import versions
+from tokinfo.score import found_unordered, published_reference, verdict
+from tokinfo.sites import Site
+from tokinfo.study import Cell, ChapterSolver, MetricWeights, Solver
+
+log = logging.getLogger(__name__)
+
+_SOLVER: TypeAdapter[Solver] = TypeAdapter(Solver)
+
+
+class CellError(RuntimeError):
+    """A cell failed in an expected way; the message names the cell."""
+
+
+def pick_device(wanted: str) -> str:
+    """Return the torch device that ``auto``, ``cpu`` or ``cuda`` stands for on this machine."""
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+def make_problem(
+    checkpoint: Checkpoint,
+    inverse_gram: Tensor,
+    cell: Cell,
+    solver: Solver,
+    weights: MetricWeights,
+    prompts: list[str],
+) -> Problem:
+    """Return the problem that a cell poses: targets of all its prompts, each computed alone.
+
+    Raises:
+        ValueError: a prompt does not suit the mask or the model's number of positions.
+    """
+    embedding = checkpoint.embedding
+    restricted = solver.decode.restricted_to
+    candidates = (
+        torch.tensor(sorted(set(encode(checkpoint.tokenizer, [restricted])[0])))
+        if restricted
+        else None
+    )
+    decoder = Decoder(
+        embedding,
+        inverse_gram.to(embedding.device),
+        solver.decode.method,
+        None if candidates is None else candidates.to(embedding.device),
+    )
+    probe = Probe(
+        checkpoint.decoder,
+        Site.parse(cell.site),
+        residual=cell.residual,
+        causal=cell.causal,
+        dtype=checkpoint.dtype,
+    )
+    batch = make_batch(
+        encode(checkpoint.tokenizer, prompts),
+        Mask(cell.mask),
+        pad_id=checkpoint.pad_id,
+        pad_to=int(checkpoint.facts["n_ctx"]) if cell.padding == "n_ctx" else None,
+    )
+    batch = batch.to(embedding.device)
+    return Problem(
+        probe=probe,
+        decoder=decoder,
+        batch=batch,
+        target=alone(probe, embedding, batch.ids, batch.seen),
+        metric=cell.metric,
+        weights=weights,
+        parametrisation=cell.parametrisation,
+        seed=cell.seed,
+        numbers=torch.arange(len(prompts)),
+    )
+
+
+def run_cell(
+    cell: dict[str, Any],
+    settings: dict[str, Any],
+    checkpoint: Path,
+    decoder: Path,
+    out: Path,
+    *,
+    device: str = "auto",
+    threads: int = 1,
+    code_digest: str = "",
+) -> None:
+    """Run one cell and write its rows to ``out``.
+
+    Args:
+        cell: the fields of a `Cell`.
+        settings: ``solver`` (settings), ``metric_weights``, ``prompts`` (texts), ``source``
+            (name), ``state``, ``quantization`` and ``weights_note``.
+        checkpoint: directory of the model's checkpoint.
+        decoder: the model's inverse Gram matrix.
+        out: parquet file to write.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        threads: CPU threads.
+        code_digest: digest of the code that makes a cell.
+
+    Raises:
+        CellError: the cell failed in an expected way; the message names it.
+    """
+    torch.set_num_threads(threads)
+    point = Cell.model_validate(cell)
+    solver = _SOLVER.validate_python(settings["solver"])
+    weights = MetricWeights.model_validate(settings.get("metric_weights") or {})
+    try:
+        model = load(checkpoint, pick_device(device))
+        problem = make_problem(
+            model, read_inverse_gram(decoder), point, solver, weights, settings["prompts"]
+        )
+        begun = time.perf_counter()
+        result = run(problem, solver)
+        seconds = time.perf_counter() - begun
+        rows = make_rows(point, settings, model, problem, result, solver)
+    except (SolverError, ValueError, OSError) as error:
+        raise CellError(f"cell {point.path}: {error}") from error
+    constants = {"seconds": seconds / len(settings["prompts"]), "code_digest": code_digest}
+    write(out, [row | constants for row in rows], cell, settings)
+
+
+def make_rows(
+    cell: Cell,
+    settings: dict[str, Any],
+    model: Checkpoint,
+    problem: Problem,
+    result: Result,
+    solver: Solver,
+) -> list[dict[str, Any]]:
+    """Return one row per prompt and scored position, as in `tokinfo.schema`."""
+    batch, embedding = problem.batch, problem.decoder.embedding
+    noise = floor(
+        problem.probe, embedding, batch, problem.target, problem.metric, problem.weights
+    ).tolist()
+    found_ids = result.top_ids[..., 0].to(batch.ids)
+    # Positions that are padding of the batch keep their own token: they explain nothing.
+    found_ids = torch.where(
+        torch.arange(batch.ids.shape[1], device=batch.ids.device) < batch.seen[:, None],
+        found_ids,
+        batch.ids,
+    )
+    residual = _residual(problem, found_ids)
+    true_loss = _residual(problem, batch.ids)
+    reference = None
+    if isinstance(solver, ChapterSolver):
+        reference = published_reference(
+            problem.decoder, batch.ids, solver.reference_noise, cell.seed
+        ).tolist()
+    facts = model.facts
+    constants = {
+        **cell.model_dump(),
+        "source": settings["source"],
+        "family": facts["family"],
+        "state": settings["state"],
+        "quantization": settings["quantization"],
+        "weights_note": settings.get("weights_note", ""),
+        "block": Site.parse(cell.site).block,
+        "depth": int(facts["depth"]),
+        "device": _device_name(embedding.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "vocabulary": problem.decoder.size,
+        "restarts": result.restarts,
+        "model_digest": facts["digest"],
+    }
+    rows: list[dict[str, Any]] = []
+    tops = result.top_ids.tolist()
+    for number, prompt in enumerate(settings["prompts"]):
+        length = int(batch.lengths[number])
+        true = batch.ids[number, :length].tolist()
+        found = found_ids[number, :length].tolist()
+        unordered = found_unordered(found, true)
+        own = {
+            "prompt_id": number,
+            "prompt": prompt,
+            "loss": float(result.loss[number]),
+            "first_loss": float(result.first_loss[number]),
+            "found_loss": residual[number],
+            "true_loss": true_loss[number],
+            "noise_floor": noise[number],
+            "verdict": verdict(residual[number], true_loss[number], noise[number]),
+            "restart": int(result.restart[number]),
+            "steps": int(result.steps[number]),
+            "evaluations": int(result.evaluations[number]),
+        }
+        for position in range(length):
+            top = tops[number][position]
+            known = reference[number][position] if reference else None
+            rows.append(
+                constants
+                | own
+                | {
+                    "position": position,
+                    "visible": bool(batch.visible[number, position]),
+                    "true_id": true[position],
+                    "true_token": model.tokenizer.decode([true[position]]),
+                    "found_id": found[position],
+                    "found_token": model.tokenizer.decode([found[position]]),
+                    "top5_ids": top,
+                    "top5_tokens": [model.tokenizer.decode([token]) for token in top],
+                    "correct": found[position] == true[position],
+                    "in_top5": true[position] in top,
+                    "in_prompt": unordered[position],
+                    "reference_id": known,
+                    "published_correct": None if known is None else known in top,
+                }
+            )
+    return rows
+
+
+def _residual(problem: Problem, ids: Tensor) -> list[float]:
+    """Return the distance to the target of each row's tokens, computed alone as targets are."""
+    own = alone(problem.probe, problem.decoder.embedding, ids, problem.batch.seen)
+    away = distance(own, problem.target, problem.batch.visible, problem.metric, problem.weights)
+    values: list[float] = away.tolist()
+    return values
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def write(
+    out: Path, rows: list[dict[str, Any]], cell: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    """Write rows as parquet, with versions and settings in the file's metadata."""
+    import polars as pl
+
+    from tokinfo.schema import RECOVERY_SCHEMA
+
+    nothing = dict.fromkeys(RECOVERY_SCHEMA)
+    frame = pl.DataFrame([nothing | row for row in rows], schema=RECOVERY_SCHEMA)
+    told = json.dumps({"cell": cell, "settings": settings, "versions": versions()})
+    with new_file(out) as partial:
+        frame.write_parquet(partial, metadata={"tokinfo": told})

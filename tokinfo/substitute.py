@@ -1,0 +1,82 @@
+"""Substitution: every candidate token at one position of a prompt, the other tokens given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tokinfo.batches import Batcher
+from tokinfo.invert.problem import Problem
+from tokinfo.objective import distance
+
+
+class Substitution:
+    """Distances of one prompt's candidates at one position.
+
+    The prefix before the position is computed once (keys and values for attention, normed
+    states for mixers), so a candidate costs the positions from its own on.
+
+    Args:
+        problem: a problem of a single row.
+        ids: int64 [position], the prompt around the candidates; padding of the batch beyond
+            its own length is ignored.
+        position: where candidates are put.
+        batcher: finds the batch size; share one between positions of a model.
+    """
+
+    def __init__(
+        self, problem: Problem, ids: Tensor, position: int, batcher: Batcher | None = None
+    ) -> None:
+        self.problem = problem
+        self.position = position
+        self.batcher = batcher or Batcher()
+        self.length = int(problem.batch.seen[0])
+        embedding = problem.decoder.embedding
+        self.ids = ids[: self.length]
+        self.prefix = (
+            problem.probe.prefix(embedding[self.ids[None, :position]])
+            if position and problem.probe.causal
+            else None
+        )
+
+    def residuals(
+        self, candidates: Tensor, progress: Callable[[int], object] | None = None
+    ) -> Tensor:
+        """Return the distance [candidate] of the prompt with each candidate in place.
+
+        Args:
+            candidates: int64 [candidate] token ids.
+            progress: called with the number of candidates after each batch.
+        """
+
+        def score(part: Tensor) -> Tensor:
+            found = self._score(part)
+            if progress is not None:
+                progress(len(part))
+            return found
+
+        with torch.no_grad():
+            return self.batcher.map(score, candidates)
+
+    def _score(self, candidates: Tensor) -> Tensor:
+        problem = self.problem
+        rows = len(candidates)
+        first = 0 if self.prefix is None else self.position
+        ids = self.ids[None, first:].repeat(rows, 1)
+        ids[:, self.position - first] = candidates
+        found = problem.probe(problem.decoder.embedding[ids], prefix=self.prefix)
+        visible = problem.batch.visible[0, : self.length]
+        if bool(visible[:first].any()):
+            assert self.prefix is not None
+            known = self.prefix.activations.expand(rows, -1, -1)
+            found = torch.cat([known, found], dim=1)
+            first = 0
+        return distance(
+            found,
+            problem.target[:, first : self.length],
+            visible[None, first:],
+            problem.metric,
+            problem.weights,
+        )
