@@ -1,0 +1,177 @@
+"""Made-up recovery tables of a study's shape: for tables, figures and pages, never for claims."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tokinfo.masks import Mask
+from tokinfo.schema import RECOVERY_SCHEMA
+
+PROMPTS = (
+    "The sky is blue.",
+    "This is a prompt sentence",
+    "Mario the man versus Mario the idea",
+    "Four score and seven years ago",
+    "Geralt of Rivia",
+    "Blue is the sky.",
+    "The sky is red or blue depending on the time of day.",
+    "Mario the idea versus the man",
+    "Mario, the Idea, versus Mario, the Man",
+    "Once upon a time there was a cat",
+)
+
+
+@dataclass(frozen=True)
+class FakeModel:
+    """How a made-up model behaves: chance that a visible or hidden token is found."""
+
+    name: str
+    source: str
+    family: str
+    depth: int
+    visible: float = 0.95
+    hidden: float = 0.02
+    state: str = "trained"
+    quantization: str = "float32"
+    note: str = ""
+    vocabulary: int = 4096
+
+
+def default_models() -> list[FakeModel]:
+    """Return eleven models in the shape of the default study."""
+    models = []
+    for form, hidden in (("flat", 0.85), ("expanded", 0.08), ("parallel", 0.95)):
+        base = FakeModel(form, form, f"mixer-{form}", 8, hidden=hidden)
+        models += [base, replace(base, name=f"{form}-untrained", state="untrained")]
+    llama = FakeModel("transformer", "transformer", "llama", 8, visible=0.8)
+    models += [llama, replace(llama, name="transformer-untrained", state="untrained")]
+    note = "dequantised from 4-bit Q4_1"
+    smol = FakeModel("smollm2", "smollm2", "llama", 30, 0.9, 0.0, note=note, vocabulary=49152)
+    models += [
+        smol,
+        replace(smol, name="smollm2-int8", quantization="int8", visible=0.7),
+        replace(smol, name="smollm2-untrained", state="untrained", visible=0.85, note=""),
+    ]
+    return models
+
+
+def cell_rows(
+    model: FakeModel,
+    *,
+    block: int = 1,
+    mask: str = "1:",
+    metric: str = "l1",
+    solver: str = "adam",
+    seed: int = 0,
+    texts: tuple[str, ...] = PROMPTS,
+    **fixed: Any,
+) -> list[dict[str, Any]]:
+    """Return the rows of one made-up cell; the same arguments give the same rows."""
+    chance = random.Random(f"{model.name} {block} {mask} {metric} {solver} {seed}")
+    weaker = (0.6 if solver == "chapter" else 1.0) * (0.9 if metric == "cosine" else 1.0)
+    rows = []
+    for number, prompt in enumerate(texts):
+        words = prompt.split(" ")
+        tokens = [words[0], *(f" {word}" for word in words[1:])]
+        ids = [sum(map(ord, token)) % model.vocabulary for token in tokens]
+        shown = Mask(mask).visible(len(ids))
+        luck = chance.uniform(-0.15, 0.15)
+        found = [
+            true
+            if chance.random() < weaker * (model.visible if p in shown else model.hidden) + luck
+            else (true + 17 + p) % model.vocabulary
+            for p, true in enumerate(ids)
+        ]
+        first = 1000.0 * (0.001 if metric == "cosine" else 1.0)
+        loss = first * 10 ** chance.uniform(-6, -1)
+        left = list(ids)
+        for position, (true, guess) in enumerate(zip(ids, found, strict=True)):
+            matched = guess in left
+            if matched:
+                left.remove(guess)
+            rows.append(
+                {
+                    "model": model.name,
+                    "source": model.source,
+                    "family": model.family,
+                    "state": model.state,
+                    "quantization": model.quantization,
+                    "weights_note": model.note,
+                    "site": f"block.{block}" if block else "embedding",
+                    "block": block,
+                    "depth": model.depth,
+                    "residual": True,
+                    "causal": True,
+                    "padding": "none",
+                    "mask": mask,
+                    "metric": metric,
+                    "parametrisation": "embedding",
+                    "solver": solver,
+                    "seed": seed,
+                    "prompts": "chapter",
+                    "prompt_id": number,
+                    "prompt": prompt,
+                    "position": position,
+                    "visible": position in shown,
+                    "true_id": true,
+                    "true_token": tokens[position],
+                    "found_id": guess,
+                    "found_token": tokens[position] if guess == true else f" w{guess}",
+                    "top5_ids": [guess, true + 1, true + 2, true + 3, true + 4],
+                    "top5_tokens": [f" w{guess}", "a", "b", "c", "d"],
+                    "correct": guess == true,
+                    "in_top5": guess == true,
+                    "in_prompt": matched,
+                    "reference_id": true if solver == "chapter" else None,
+                    "published_correct": guess == true if solver == "chapter" else None,
+                    "loss": loss,
+                    "first_loss": first,
+                    "true_loss": 1e-5,
+                    "restart": 0,
+                    "restarts": 1,
+                    "steps": 300,
+                    "seconds": 0.25,
+                    "evaluations": 301,
+                    "device": "cpu",
+                    "dtype": "float32",
+                    "vocabulary": model.vocabulary,
+                    "model_digest": "0" * 12,
+                    "code_digest": "0" * 12,
+                    **fixed,
+                }
+            )
+    return rows
+
+
+def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    """Return rows as a table of the exact schema, absent columns null."""
+    return pl.DataFrame(rows, schema=RECOVERY_SCHEMA)
+
+
+def default_study(models: list[FakeModel] | None = None) -> pl.DataFrame:
+    """Return the long table of a study with the default's shape (about 350 cells)."""
+    rows: list[dict[str, Any]] = []
+    for model in models or default_models():
+        for block in (1, model.depth):
+            for mask in (":", "1:", "3:", "-1"):
+                for metric in ("l1", "cosine"):
+                    for solver in ("chapter", "adam"):
+                        rows += cell_rows(
+                            model, block=block, mask=mask, metric=metric, solver=solver
+                        )
+    return frame(rows)
+
+
+def write_tables(rows: pl.DataFrame, directory: Path) -> tuple[Path, Path]:
+    """Write recovery.parquet and its summary; return both paths."""
+    from tokinfo.tables import summarise
+
+    recovery, summary = directory / "recovery.parquet", directory / "summary.parquet"
+    rows.write_parquet(recovery)
+    summarise(recovery, summary, directory / "summary.csv")
+    return summary, recovery

@@ -1,0 +1,250 @@
+"""The long table holds exactly the cells asked for; the summary says what its rows say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tests.synthetic_recovery import FakeModel, cell_rows, default_models, frame, write_tables
+from tokinfo.intervals import clustered_share
+from tokinfo.schema import CELL_KEYS, RECOVERY_SCHEMA
+from tokinfo.study import Cell
+from tokinfo.tables import TableError, collect, scan, shares, summarise
+
+FLAT = FakeModel("flat", "flat", "mixer-flat", 8, hidden=0.6)
+
+
+def write_cell(path: Path, rows: list[dict[str, Any]], **metadata: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame(rows).write_parquet(path, metadata={"tokinfo": json.dumps(metadata)})
+    return path
+
+
+def gather(cells: list[Path], directory: Path) -> pl.DataFrame:
+    collect(cells, directory / "recovery.parquet", directory / "recovery.csv")
+    return pl.read_parquet(directory / "recovery.parquet")
+
+
+def test_cell_keys_are_the_fields_of_a_cell() -> None:
+    assert set(CELL_KEYS) == set(Cell.model_fields)
+    assert set(CELL_KEYS) < set(RECOVERY_SCHEMA)
+
+
+# --- collect ------------------------------------------------------------------------------
+
+
+def test_collect_reads_exactly_the_listed_cells(tmp_path: Path) -> None:
+    wanted = [
+        write_cell(tmp_path / "cells" / f"{mask}.parquet", cell_rows(FLAT, mask=mask))
+        for mask in ("1:", "3:")
+    ]
+    write_cell(tmp_path / "cells" / "stale.parquet", cell_rows(FLAT, mask="-1"))
+    table = gather(wanted, tmp_path)
+    assert set(table["mask"]) == {"1:", "3:"}
+    assert table.schema == RECOVERY_SCHEMA
+
+
+def test_collect_does_not_depend_on_the_order_of_cells_or_rows(tmp_path: Path) -> None:
+    cells = []
+    for block in (1, 2, 10):
+        rows = cell_rows(FLAT, block=block)
+        cells.append(write_cell(tmp_path / f"{block}.parquet", list(reversed(rows))))
+    first = gather(cells, tmp_path / "a")
+    second = gather(cells[::-1], tmp_path / "b")
+    assert first.equals(second)
+    assert (tmp_path / "a/recovery.csv").read_bytes() == (tmp_path / "b/recovery.csv").read_bytes()
+    assert first["site"].unique(maintain_order=True).to_list() == ["block.1", "block.2", "block.10"]
+    assert first.select("prompt_id", "position").head(3).rows() == [(0, 0), (0, 1), (0, 2)]
+
+
+def test_csv_joins_lists_and_reads_back(tmp_path: Path) -> None:
+    rows = cell_rows(FLAT, texts=('say "hi",\nplease',))
+    rows[0]["top5_ids"] = [1, 2, 3, 4, 5]
+    gather([write_cell(tmp_path / "cell.parquet", rows)], tmp_path)
+    table = pl.read_csv(tmp_path / "recovery.csv")
+    assert table.columns == list(RECOVERY_SCHEMA)
+    assert table["top5_ids"][0] == "1 | 2 | 3 | 4 | 5"
+    assert table["prompt"][0] == 'say "hi",\nplease'
+
+
+def test_metadata_of_the_cells_is_kept_once(tmp_path: Path) -> None:
+    cells = [
+        write_cell(tmp_path / f"{seed}.parquet", cell_rows(FLAT, seed=seed), versions={"a": 1})
+        for seed in (0, 1)
+    ]
+    gather(cells, tmp_path)
+    told = json.loads(pl.read_parquet_metadata(tmp_path / "recovery.parquet")["tokinfo"])
+    assert told == {"cells": 2, "of_cells": [{"versions": {"a": 1}}]}
+
+
+def test_no_cells_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="no cells"):
+        gather([], tmp_path)
+
+
+def spoil(kind: str, path: Path) -> None:
+    table = pl.read_parquet(path)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == "no bytes":
+        path.write_bytes(b"")
+    elif kind == "not there":
+        path.unlink()
+    elif kind == "column missing":
+        table.drop("margin").write_parquet(path)
+    elif kind == "column unknown":
+        table.with_columns(colour=pl.lit("red")).write_parquet(path)
+    elif kind == "column of another type":
+        table.with_columns(pl.col("position").cast(pl.String)).write_parquet(path)
+    elif kind == "no rows":
+        table.clear().write_parquet(path)
+    elif kind == "two cells":
+        pl.concat([table, frame(cell_rows(FLAT, seed=9))]).write_parquet(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("truncated", "cannot be read as parquet"),
+        ("no bytes", "cannot be read as parquet"),
+        ("not there", "no such cell file"),
+        ("column missing", "missing: margin"),
+        ("column unknown", "unknown: colour"),
+        ("column of another type", "position is String, not Int64"),
+        ("no rows", "holds 0 cells"),
+        ("two cells", "holds 2 cells"),
+    ],
+)
+def test_a_bad_cell_file_is_one_line_that_names_it(tmp_path: Path, kind: str, says: str) -> None:
+    good = write_cell(tmp_path / "good.parquet", cell_rows(FLAT))
+    bad = write_cell(tmp_path / "bad.parquet", cell_rows(FLAT, mask="3:"))
+    spoil(kind, bad)
+    with pytest.raises(TableError) as caught:
+        gather([good, bad], tmp_path / "tables")
+    assert str(caught.value).startswith(str(bad))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "tables").exists(), "nothing is left behind"
+
+
+def test_a_file_damaged_inside_is_named(tmp_path: Path) -> None:
+    good = write_cell(tmp_path / "good.parquet", cell_rows(FLAT))
+    bad = write_cell(tmp_path / "bad.parquet", cell_rows(FLAT, mask="3:"))
+    data = bytearray(bad.read_bytes())
+    data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)  # footer intact, pages not
+    bad.write_bytes(data)
+    with pytest.raises(TableError, match=r"bad\.parquet: cannot be read") as caught:
+        gather([good, bad], tmp_path)
+    assert "\n" not in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.parquet", "good.parquet"]
+
+
+def test_the_same_cell_twice_is_an_error(tmp_path: Path) -> None:
+    one = write_cell(tmp_path / "one.parquet", cell_rows(FLAT))
+    two = write_cell(tmp_path / "two.parquet", cell_rows(FLAT))
+    with pytest.raises(TableError, match=r"two\.parquet: the same cell as .*one\.parquet"):
+        gather([one, two], tmp_path)
+
+
+# --- summarise ----------------------------------------------------------------------------
+
+
+def test_summary_counts_by_hand(tmp_path: Path) -> None:
+    rows = cell_rows(FLAT, mask="1:", solver="chapter", texts=("a b c", "d e f"))
+    for row, correct in zip(rows, [True, True, False, False, True, True], strict=True):
+        found = row["true_id"] if correct else row["true_id"] + 1000
+        row |= {"found_id": found, "correct": correct, "in_top5": True, "in_prompt": correct}
+        row |= {"published_correct": correct, "seconds": 2.0, "first_loss": 8.0}
+        row["loss"] = 1.0 if row["prompt_id"] == 0 else 3.0
+    summary, _ = write_tables(frame(rows), tmp_path)
+    hidden, visible = pl.read_parquet(summary).to_dicts()
+    assert (hidden["visible"], hidden["positions"], hidden["n_prompts"]) == (False, 2, 2)
+    assert (visible["visible"], visible["positions"], visible["n_prompts"]) == (True, 4, 2)
+    assert (hidden["top1"], visible["top1"], visible["top5"]) == (0.5, 0.75, 1.0)
+    assert (hidden["published"], hidden["unordered"]) == (0.5, 0.5)
+    assert (hidden["whole"], visible["whole"], visible["prompt_whole"]) == (0.5, 0.5, 0.0)
+    assert hidden["interval"] == "wilson"
+    expected = clustered_share([1, 2], [2, 2])
+    assert (visible["top1_low"], visible["top1_high"]) == (expected.low, expected.high)
+    assert (visible["loss"], visible["first_loss"], visible["descent"]) == (2.0, 8.0, 0.25)
+    assert (visible["seconds"], visible["steps"]) == (2.0, 300.0)
+    assert hidden["chance_top1"] == 1 / 4096
+    assert hidden["chance_top5"] == 5 / 4096
+    assert hidden["chance_unordered"] == pytest.approx(3 / 4096, rel=1e-3)
+
+
+def test_whole_prompt_counts_hidden_and_visible_together(tmp_path: Path) -> None:
+    rows = cell_rows(FLAT, mask="1:", texts=("a b", "c d"))
+    for row in rows:
+        row["correct"] = row["prompt_id"] == 0 or row["visible"]
+    summary, _ = write_tables(frame(rows), tmp_path)
+    hidden, visible = pl.read_parquet(summary).to_dicts()
+    assert (hidden["whole"], visible["whole"]) == (0.5, 1.0)
+    assert hidden["prompt_whole"] == visible["prompt_whole"] == 0.5
+
+
+def test_verdicts_ranks_and_bits_are_summarised_where_they_exist(tmp_path: Path) -> None:
+    rows = cell_rows(FLAT, mask="1:", texts=("a b c", "d e"))
+    for row in rows:
+        row["verdict"] = "certified" if row["prompt_id"] == 0 else "search failure"
+        if not row["visible"]:
+            row |= {"rank": 1 + row["prompt_id"], "margin": 4.0, "bits": 12.0}
+    summary, _ = write_tables(frame(rows), tmp_path)
+    hidden, visible = pl.read_parquet(summary).to_dicts()
+    assert hidden["certified"] == visible["certified"] == 0.5, "a share of prompts, not positions"
+    assert (hidden["rank_first"], hidden["margin"], hidden["bits"]) == (0.5, 4.0, 12.0)
+    assert [visible[name] for name in ("rank_first", "margin", "bits")] == [None] * 3
+    assert hidden["identifiable"] is None, "certified says nothing of identifiable"
+    for row in rows:
+        row["verdict"] = "identifiable" if row["prompt_id"] == 0 else "ambiguous"
+    summary, _ = write_tables(frame(rows), tmp_path)
+    hidden, visible = pl.read_parquet(summary).to_dicts()
+    assert (hidden["identifiable"], hidden["certified"]) == (0.5, None)
+
+
+def test_columns_a_solver_does_not_give_are_null(tmp_path: Path) -> None:
+    summary, _ = write_tables(frame(cell_rows(FLAT)), tmp_path)
+    row = pl.read_parquet(summary).to_dicts()[0]
+    for name in ("published", "certified", "identifiable", "margin", "bits", "noise_floor"):
+        assert row[name] is None, name
+
+
+def test_a_restricted_vocabulary_cannot_make_chance_larger_than_one(tmp_path: Path) -> None:
+    summary, _ = write_tables(frame(cell_rows(FLAT, vocabulary=3)), tmp_path)
+    assert pl.read_parquet(summary)["chance_top5"].to_list() == [1.0, 1.0]
+
+
+def test_summary_is_reproducible_and_csv_agrees(tmp_path: Path) -> None:
+    table = frame([row for model in default_models()[:3] for row in cell_rows(model)])
+    table.write_parquet(tmp_path / "recovery.parquet")
+    for name in ("a", "b"):
+        summarise(
+            tmp_path / "recovery.parquet", tmp_path / f"{name}.parquet", tmp_path / f"{name}.csv"
+        )
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    assert pl.read_csv(tmp_path / "a.csv").height == 6
+
+
+def test_pooling_cells_does_not_multiply_prompts(tmp_path: Path) -> None:
+    rows = [row for seed in range(20) for row in cell_rows(FLAT, seed=seed)]
+    for row in rows:
+        row["correct"] = row["prompt_id"] % 2 == 0
+    frame(rows).write_parquet(tmp_path / "recovery.parquet")
+    hidden = shares(scan(tmp_path / "recovery.parquet"), ["model"]).to_dicts()[0]
+    assert (hidden["positions"], hidden["n_prompts"]) == (200, 10)
+    assert hidden["top1_high"] - hidden["top1_low"] > 0.5, "ten prompts, however often tried"
+
+
+def test_summarise_names_a_table_it_cannot_read(tmp_path: Path) -> None:
+    path = tmp_path / "recovery.parquet"
+    path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(TableError, match=r"recovery\.parquet: cannot be read"):
+        summarise(path, tmp_path / "s.parquet", tmp_path / "s.csv")
+    pl.DataFrame({"model": ["a"]}).write_parquet(path)
+    with pytest.raises(TableError, match=r"recovery\.parquet: not a recovery table: missing"):
+        summarise(path, tmp_path / "s.parquet", tmp_path / "s.csv")

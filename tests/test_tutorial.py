@@ -1,0 +1,30 @@
+"""The tutorial's code runs as it is printed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.synthetic_recovery import cell_rows, default_models, frame
+from tokinfo.tables import collect, summarise
+
+TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorial.md"
+
+
+def test_the_tutorial_reads_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = tmp_path / "results" / "tables"
+    cells = []
+    for model in default_models()[:2]:
+        cells.append(tmp_path / f"{model.name}.parquet")
+        frame(cell_rows(model)).write_parquet(cells[-1], metadata={"tokinfo": "{}"})
+    collect(cells, tables / "recovery.parquet", tables / "recovery.csv")
+    summarise(tables / "recovery.parquet", tables / "summary.parquet", tables / "summary.csv")
+    blocks = re.findall(r"```python\n(.*?)```", TUTORIAL.read_text(), re.DOTALL)
+    assert len(blocks) >= 3
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(blocks), {})  # our own file, run as a reader would run it
+    assert "flat-untrained" in capsys.readouterr().out

@@ -1,0 +1,359 @@
+"""Tables: every cell's rows as one long table, and one row per cell of what came back.
+
+Files are scanned, never all held: memory follows the number of prompts (a few hundred bytes
+each), not the number of cells times positions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tokinfo.atomic import new_file
+from tokinfo.intervals import chance_unordered, clustered_share
+from tokinfo.schema import (
+    CELL_KEYS,
+    METADATA_KEY,
+    POSITION_VERDICTS,
+    PROMPT_VERDICTS,
+    RECOVERY_SCHEMA,
+    schema_problem,
+)
+
+_ROW_ORDER = ("prompt_id", "position")
+_FACTS = (
+    "source",
+    "family",
+    "state",
+    "quantization",
+    "weights_note",
+    "block",
+    "depth",
+    "vocabulary",
+    "restarts",
+    "device",
+    "dtype",
+    "model_digest",
+    "code_digest",
+)
+"""Columns that are constant within a cell and carried into the summary."""
+
+_PER_PROMPT = (
+    "loss",
+    "first_loss",
+    "found_loss",
+    "true_loss",
+    "noise_floor",
+    "steps",
+    "evaluations",
+)
+"""Columns that are constant within a prompt, of which the summary gives medians."""
+
+SHARES: dict[str, str] = {
+    "top1": "correct",
+    "top5": "in_top5",
+    "unordered": "in_prompt",
+    "published": "published_correct",
+    "identifiable": "identifiable",
+}
+"""Shares of positions, each with `_low` and `_high`, and the column each is a share of."""
+
+_SHARES = (*SHARES, "certified")
+"""All shares of the summary: `certified` is a share of prompts."""
+
+
+class TableError(ValueError):
+    """A table cannot be made; the message is one line that names the file."""
+
+
+# --- the long table -----------------------------------------------------------------------
+
+
+def collect(cells: Sequence[Path], recovery: Path, recovery_csv: Path) -> None:
+    """Write one long table of exactly these cell files, as parquet and as CSV.
+
+    Cells are ordered by what they are, not by the order of ``cells``; rows of a cell by prompt
+    and position. In the CSV, lists are joined with " | " (ids are the authority: a token may
+    contain the separator). The parquet file's metadata says how many cells it holds and keeps
+    each distinct value of the cells' own metadata.
+
+    Raises:
+        TableError: no cells, a file that is missing, truncated, empty, of another schema or
+            holding more than one cell, or two files with the same cell.
+    """
+    keys: dict[Path, tuple[object, ...]] = {Path(path): _cell_key(Path(path)) for path in cells}
+    if not keys:
+        raise TableError("no cells: there is nothing to collect")
+    owners: dict[tuple[object, ...], Path] = {}
+    for path, key in keys.items():
+        if key in owners:
+            raise TableError(f"{path}: the same cell as {owners[key]}")
+        owners[key] = path
+    ordered = sorted(keys, key=lambda path: tuple(map(_natural, keys[path])))
+    columns = list(RECOVERY_SCHEMA)
+    frames = [pl.scan_parquet(path).select(columns).sort(_ROW_ORDER) for path in ordered]
+    metadata = {METADATA_KEY: json.dumps({"cells": len(ordered), "of_cells": _metadata(ordered)})}
+    with new_file(recovery) as partial:
+        try:
+            pl.concat(frames).sink_parquet(
+                partial, row_group_size=65_536, metadata=metadata, engine="streaming"
+            )
+        except pl.exceptions.PolarsError as error:
+            raise TableError(_unreadable(ordered, error)) from None
+    lists = [name for name, dtype in RECOVERY_SCHEMA.items() if isinstance(dtype, pl.List)]
+    joined = [pl.col(name).cast(pl.List(pl.String)).list.join(" | ") for name in lists]
+    with new_file(recovery_csv) as partial:
+        pl.scan_parquet(recovery).with_columns(joined).sink_csv(
+            partial, engine="streaming", check_extension=False
+        )
+
+
+def _cell_key(path: Path) -> tuple[object, ...]:
+    """Return a cell file's key after checking that it is one cell of the right schema."""
+    if not path.exists():
+        raise TableError(f"{path}: no such cell file")
+    try:
+        problem = schema_problem(pl.read_parquet_schema(path))
+        if problem:
+            raise TableError(f"{path}: not a cell's table: {problem}")
+        found = pl.scan_parquet(path).select(CELL_KEYS).unique().collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise TableError(f"{path}: cannot be read as parquet ({_first_line(error)})") from None
+    if len(found) != 1:
+        raise TableError(f"{path}: holds {len(found)} cells, not 1")
+    return found.row(0)
+
+
+def _unreadable(paths: Sequence[Path], error: Exception) -> str:
+    """Name the file whose rows cannot be read although its footer can."""
+    for path in paths:
+        try:
+            pl.read_parquet(path)
+        except pl.exceptions.PolarsError as own:
+            return f"{path}: cannot be read as parquet ({_first_line(own)})"
+    return f"the cells cannot be joined: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _metadata(paths: Sequence[Path]) -> list[object]:
+    """Return the distinct `tokinfo` metadata of cell files, in order of first appearance."""
+    distinct: dict[str, object] = {}
+    for path in paths:
+        text = pl.read_parquet_metadata(path).get(METADATA_KEY)
+        if text is not None and text not in distinct:
+            distinct[text] = json.loads(text)
+    return list(distinct.values())
+
+
+def _natural(value: object) -> list[tuple[int, str]]:
+    """Return a sorting key that puts block.2 before block.10 and compares any two values."""
+    return [
+        (int(part), "") if part.isdigit() else (-1, part)
+        for part in re.split(r"([0-9]+)", str(value))
+    ]
+
+
+def display_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return a sorting key for models, the same in every figure and page.
+
+    By family (mixers first), depth, source, state (trained first), weights (exact first) and
+    name. A pooled row may lack what its cells do not share.
+    """
+    return (
+        _place_in(_FAMILY_ORDER, row["family"]),
+        str(row["family"]),
+        row["depth"] or 0,
+        str(row["source"]),
+        _place_in(_STATE_ORDER, row["state"]),
+        _place_in(_WEIGHTS_ORDER, row["quantization"]),
+        row["model"],
+    )
+
+
+def weights_order(quantization: str) -> int:
+    """Return a sorting key for precisions: exact weights first."""
+    return _place_in(_WEIGHTS_ORDER, quantization)
+
+
+_FAMILY_ORDER = ("mixer-flat", "mixer-expanded", "mixer-parallel")
+_STATE_ORDER = ("trained", "untrained")
+_WEIGHTS_ORDER = ("float32", "bfloat16", "float16", "int8", "nf4")
+
+
+def _place_in(order: Sequence[str], value: str) -> int:
+    return order.index(value) if value in order else len(order)
+
+
+# --- the summary --------------------------------------------------------------------------
+
+
+def summarise(recovery: Path, summary: Path, summary_csv: Path) -> None:
+    """Write one row per cell and kind of position (hidden, visible), as parquet and as CSV.
+
+    Shares come with 95 % intervals over prompts (`tokinfo.intervals.clustered_share`) and with
+    what a uniform guess among the candidates would give. `whole` is the share of prompts with
+    every position of the row's kind right, `prompt_whole` with every position right. Losses
+    are medians over prompts; `descent` is the median of loss over first loss. What a solver
+    does not give is null.
+
+    Raises:
+        TableError: the long table cannot be read or has another schema.
+    """
+    table = shares(scan(recovery), CELL_KEYS)
+    for path in (summary, summary_csv):
+        with new_file(path) as partial:
+            if path is summary:
+                table.write_parquet(partial)
+            else:
+                table.write_csv(partial)
+
+
+def scan(recovery: Path) -> pl.LazyFrame:
+    """Open the long table lazily; TableError when it is unreadable or of another schema."""
+    try:
+        problem = schema_problem(pl.read_parquet_schema(recovery))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise TableError(f"{recovery}: cannot be read as parquet ({_first_line(error)})") from None
+    if problem:
+        raise TableError(f"{recovery}: not a recovery table: {problem}")
+    return pl.scan_parquet(recovery)
+
+
+def shares(rows: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
+    """Return shares, intervals, chance and costs per group and kind of position.
+
+    Args:
+        rows: rows of the long table.
+        by: columns that make a group, such as `CELL_KEYS`, or ``["model"]`` to pool all cells
+            of a model. A prompt stays ONE cluster whatever is pooled: the same text in twenty
+            cells is not twenty prompts.
+
+    Returns:
+        One row per group and value of `visible`, in order of first appearance, hidden first.
+    """
+    group = [*by, "visible"]
+    facts = [name for name in _FACTS if name not in by]
+    cell = [*dict.fromkeys([*group, *CELL_KEYS]), "prompt_id"]
+    verdict = pl.col("verdict")
+    per_prompt = (
+        rows.with_columns(
+            identifiable=_verdict_is(verdict, POSITION_VERDICTS, "identifiable"),
+            judged=verdict.is_in(PROMPT_VERDICTS),
+        )
+        .group_by(cell, maintain_order=True)
+        .agg(
+            *(pl.col(column).sum().alias(f"{name}_found") for name, column in SHARES.items()),
+            *(pl.col(column).count().alias(f"{name}_of") for name, column in SHARES.items()),
+            *(pl.col(name).first() for name in (*_PER_PROMPT, "seconds", *facts)),
+            certified_found=((verdict == "certified") & pl.col("judged")).any().cast(pl.Int64),
+            certified_of=pl.col("judged").any().cast(pl.Int64),
+            positions=pl.len(),
+            ids=pl.col("true_id"),
+            whole=pl.col("correct").all(),
+            rank_first=(pl.col("rank") == 1).sum(),
+            ranked=pl.col("rank").count(),
+            margins=pl.col("margin").drop_nulls(),
+            bits=pl.col("bits").sum(),
+            with_bits=pl.col("bits").count(),
+        )
+        .collect(engine="streaming")
+    )
+    # `all` over both kinds of position, joined back to each of them.
+    one_prompt = [*CELL_KEYS, "prompt_id"]
+    both = per_prompt.group_by(one_prompt).agg(
+        prompt_whole=pl.col("whole").all(), prompt_ids=pl.col("ids").list.explode()
+    )
+    per_prompt = per_prompt.join(both, on=one_prompt, maintain_order="left")
+    out = [
+        {**dict(zip(group, key, strict=True)), **_summary_row(part, facts)}
+        for key, part in per_prompt.group_by(group, maintain_order=True)
+    ]
+    table = pl.DataFrame(out, schema=_summary_schema(group, facts))
+    order = table.select(by).unique(maintain_order=True).with_row_index("_order")
+    return (
+        table.join(order, on=list(by), maintain_order="left")
+        .sort("_order", "visible", maintain_order=True)
+        .drop("_order")
+    )
+
+
+def _verdict_is(verdict: pl.Expr, among: Sequence[str], wanted: str) -> pl.Expr:
+    """Return whether a verdict is the wanted one; null where it is of another kind or absent."""
+    return pl.when(verdict.is_in(list(among))).then(verdict == wanted)
+
+
+def _summary_schema(group: Sequence[str], facts: Sequence[str]) -> dict[str, pl.DataType]:
+    schema: dict[str, pl.DataType] = {name: RECOVERY_SCHEMA[name] for name in (*group, *facts)}
+    schema |= {"positions": pl.Int64(), "n_prompts": pl.Int64(), "interval": pl.String()}
+    for name in _SHARES:
+        schema |= {f"{name}{end}": pl.Float64() for end in ("", "_low", "_high")}
+    rest = (
+        "chance_top1 chance_top5 chance_unordered whole prompt_whole loss first_loss found_loss "
+        "true_loss noise_floor descent rank_first margin bits steps evaluations seconds"
+    )
+    return schema | {name: pl.Float64() for name in rest.split()}
+
+
+def _summary_row(part: pl.DataFrame, facts: Sequence[str]) -> dict[str, object]:
+    """Summarise the prompts of one group: one row of `part` per cell and prompt."""
+    row: dict[str, object] = {name: _only(part[name]) for name in facts}
+    clusters = part.group_by("prompts", "prompt_id", maintain_order=True).agg(
+        pl.col("positions").sum(), pl.col("^.*_(found|of)$").sum()
+    )
+    row["positions"], row["n_prompts"] = part["positions"].sum(), len(clusters)
+    for name in _SHARES:
+        known = clusters.filter(pl.col(f"{name}_of") > 0)
+        if len(known):
+            share = clustered_share(known[f"{name}_found"].to_list(), known[f"{name}_of"].to_list())
+            row |= {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
+            if name == "top1":
+                row["interval"] = share.method
+    weights = part["positions"]
+    row |= {
+        "chance_top1": _mean(1 / part["vocabulary"], weights),
+        "chance_top5": _mean((5 / part["vocabulary"]).clip(upper_bound=1.0), weights),
+        "chance_unordered": _mean(_chances(part), weights),
+        "whole": part["whole"].mean(),
+        "prompt_whole": part["prompt_whole"].mean(),
+        "descent": (part["loss"] / part["first_loss"]).median(),
+        "rank_first": _ratio(part["rank_first"], part["ranked"]),
+        "margin": part["margins"].explode(empty_as_null=False).median(),
+        "bits": _ratio(part["bits"], part["with_bits"]),
+        "seconds": part["seconds"].mean(),
+    }
+    for name in _PER_PROMPT:
+        row[name] = part[name].median()
+    return row
+
+
+def _only(values: pl.Series) -> object:
+    """Return the value that all cells of a group share, or null where they differ."""
+    distinct = values.unique()
+    return distinct.item() if len(distinct) == 1 else None
+
+
+def _chances(part: pl.DataFrame) -> pl.Series:
+    pairs = zip(part["prompt_ids"].to_list(), part["vocabulary"].to_list(), strict=True)
+    return pl.Series([_chance(tuple(sorted(ids)), vocabulary) for ids, vocabulary in pairs])
+
+
+# The same prompt is scored in every cell of the study.
+_chance = lru_cache(maxsize=4096)(chance_unordered)
+
+
+def _mean(values: pl.Series, weights: pl.Series) -> float:
+    return float((values * weights).sum()) / float(weights.sum())
+
+
+def _ratio(total: pl.Series, count: pl.Series) -> float | None:
+    trials = float(count.sum())
+    return float(total.sum()) / trials if trials else None
