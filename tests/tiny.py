@@ -10,13 +10,14 @@ from tokinfo.decode import Decoder, inverse_gram
 from tokinfo.invert.problem import Problem
 from tokinfo.masks import Mask
 from tokinfo.models.mixer import MixerSpec, MixerStack
-from tokinfo.noise import alone
+from tokinfo.noise import alone, floor
 from tokinfo.probe import Probe
 from tokinfo.prompts import make_batch
 from tokinfo.sites import Site
-from tokinfo.study import MetricName, MetricWeights, Parametrisation
+from tokinfo.solvers import MetricWeights
+from tokinfo.strict import MetricName, Parametrisation
 
-VOCABULARY = 64
+VOCABULARY = 256
 
 
 def tiny_llama(d_model: int = 32, blocks: int = 2, seed: int = 0, scale: float = 0.02) -> nn.Module:
@@ -58,11 +59,13 @@ def tiny_problem(
     """The problem of explaining ``prompts`` from their visible activations."""
     batch = make_batch(prompts, Mask(mask), pad_id=0)
     probe = Probe(decoder, Site.parse(site))
+    target = alone(probe, embedding, batch.ids, batch.seen)
     return Problem(
         probe=probe,
         decoder=Decoder(embedding, inverse_gram(embedding)),
         batch=batch,
-        target=alone(probe, embedding, batch.ids, batch.seen),
+        target=target,
+        floor=floor(probe, embedding, batch, target, metric),
         metric=metric,
         weights=MetricWeights(),
         parametrisation=parametrisation,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from tokinfo.atomic import new_file
 from tokinfo.decode import Decoder, read_inverse_gram
+from tokinfo.identify import Identification
 from tokinfo.invert.problem import Problem, Result, SolverError
 from tokinfo.invert.run import run
 from tokinfo.masks import Mask
@@ -25,7 +27,8 @@ from tokinfo.prompts import encode, make_batch
 from tokinfo.provenance import versions
 from tokinfo.score import found_unordered, published_reference, verdict
 from tokinfo.sites import Site
-from tokinfo.study import Cell, ChapterSolver, MetricWeights, Solver
+from tokinfo.solvers import ChapterSolver, MetricWeights, Solver
+from tokinfo.study import Cell
 
 log = logging.getLogger(__name__)
 
@@ -83,11 +86,13 @@ def make_problem(
         pad_to=int(checkpoint.facts["n_ctx"]) if cell.padding == "n_ctx" else None,
     )
     batch = batch.to(embedding.device)
+    target = alone(probe, embedding, batch.ids, batch.seen)
     return Problem(
         probe=probe,
         decoder=decoder,
         batch=batch,
-        target=alone(probe, embedding, batch.ids, batch.seen),
+        target=target,
+        floor=floor(probe, embedding, batch, target, cell.metric, weights),
         metric=cell.metric,
         weights=weights,
         parametrisation=cell.parametrisation,
@@ -152,9 +157,7 @@ def make_rows(
 ) -> list[dict[str, Any]]:
     """Return one row per prompt and scored position, as in `tokinfo.schema`."""
     batch, embedding = problem.batch, problem.decoder.embedding
-    noise = floor(
-        problem.probe, embedding, batch, problem.target, problem.metric, problem.weights
-    ).tolist()
+    noise = problem.floor.tolist()
     found_ids = result.top_ids[..., 0].to(batch.ids)
     # Positions that are padding of the batch keep their own token: they explain nothing.
     found_ids = torch.where(
@@ -192,11 +195,12 @@ def make_rows(
         true = batch.ids[number, :length].tolist()
         found = found_ids[number, :length].tolist()
         unordered = found_unordered(found, true)
+        first = float(result.first_loss[number])
         own = {
             "prompt_id": number,
             "prompt": prompt,
             "loss": float(result.loss[number]),
-            "first_loss": float(result.first_loss[number]),
+            "first_loss": None if math.isnan(first) else first,
             "found_loss": residual[number],
             "true_loss": true_loss[number],
             "noise_floor": noise[number],
@@ -205,6 +209,7 @@ def make_rows(
             "steps": int(result.steps[number]),
             "evaluations": int(result.evaluations[number]),
         }
+        swept = result.identified[number] if result.identified is not None else {}
         for position in range(length):
             top = tops[number][position]
             known = reference[number][position] if reference else None
@@ -226,8 +231,24 @@ def make_rows(
                     "reference_id": known,
                     "published_correct": None if known is None else known in top,
                 }
+                | _identification(swept.get(position), result.around)
             )
     return rows
+
+
+def _identification(found: Identification | None, around: str | None) -> dict[str, Any]:
+    """Return the columns of one position's sweep; none where nothing was swept."""
+    if found is None:
+        return {}
+    return {
+        "around": around,
+        "identified": found.verdict,
+        "rank": found.rank,
+        "margin": found.margin,
+        "candidates": found.candidates,
+        "bits": found.bits_low,
+        "bits_high": found.bits_high,
+    }
 
 
 def _residual(problem: Problem, ids: Tensor) -> list[float]:

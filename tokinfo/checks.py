@@ -17,15 +17,8 @@ from tokinfo import masks, prompt_fit, sites
 from tokinfo.masks import Mask
 from tokinfo.problems import MISSING, Problem, listing, suggestion
 from tokinfo.sites import Site
-from tokinfo.study import (
-    FileCorpus,
-    Grid,
-    LocalSource,
-    MixerSource,
-    Source,
-    Study,
-    TransformerSource,
-)
+from tokinfo.sources import FileCorpus, LocalSource, MixerSource, Source, TransformerSource
+from tokinfo.study import Grid, Study
 
 MOST_CELLS = 1_000_000
 HELD_OUT = ".held-out"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tokinfo.atomic import new_file
-from tokinfo.study import Corpus, FileCorpus, HubCorpus, WheelCorpus
+from tokinfo.sources import Corpus, FileCorpus, HubCorpus, WheelCorpus
 from tokinfo.wheel import FetchError, extract
 
 END_OF_TEXT = "<|endoftext|>"

@@ -24,7 +24,8 @@ def inverse_gram(embedding: Tensor) -> Tensor:
     number costs nothing that float32 activations could show.
     """
     matrix = embedding.double()
-    return torch.linalg.pinv(matrix.T @ matrix, hermitian=True)
+    inverse: Tensor = torch.linalg.pinv(matrix.T @ matrix, hermitian=True)
+    return inverse
 
 
 def write_inverse_gram(checkpoint: Path, out: Path) -> None:
@@ -61,6 +62,13 @@ class Decoder:
         """Number of candidate tokens; chance is one over it."""
         return len(self.embedding) if self.candidates is None else len(self.candidates)
 
+    @property
+    def ids(self) -> Tensor:
+        """Candidate token ids, int64 [candidate], sorted."""
+        if self.candidates is not None:
+            return self.candidates
+        return torch.arange(len(self.embedding), device=self.embedding.device)
+
     def scores(self, found: Tensor) -> Tensor:
         """Return the score of every candidate, [..., candidate]; larger is better.
 
@@ -85,5 +93,7 @@ class Decoder:
         """Return the ids of the k largest scores, [..., k], from scores [..., candidate]."""
         best = scores.topk(min(k, scores.shape[-1]), dim=-1).indices
         if best.shape[-1] < k:
-            best = torch.cat([best, best[..., -1:].expand(*best.shape[:-1], k - best.shape[-1])], -1)
+            best = torch.cat(
+                [best, best[..., -1:].expand(*best.shape[:-1], k - best.shape[-1])], -1
+            )
         return best if self.candidates is None else self.candidates[best]

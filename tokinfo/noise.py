@@ -13,7 +13,8 @@ from torch import Tensor
 from tokinfo.objective import distance
 from tokinfo.probe import Probe
 from tokinfo.prompts import Batch
-from tokinfo.study import MetricName, MetricWeights
+from tokinfo.solvers import MetricWeights
+from tokinfo.strict import MetricName
 
 
 def alone(probe: Probe, embedding: Tensor, ids: Tensor, seen: Tensor) -> Tensor:
@@ -50,13 +51,25 @@ def floor(
 
     It is the largest distance between the prompt's activations computed alone (``target``)
     and the same prompt's in: a second pass alone, the batch of all prompts, that batch
-    reversed, and batches two and eight times its size filled with random tokens.
+    reversed, batches two and eight times its size filled with random tokens, and, for a
+    causal probe, the way a sweep computes it: leading positions once, the others in a batch
+    that differs in one token.
     """
     generator = torch.Generator().manual_seed(seed)
     size = len(batch)
     worst = distance(
         alone(probe, embedding, batch.ids, batch.seen), target, batch.visible, metric, weights
     )
+    if probe.causal:
+        worst = torch.maximum(
+            worst,
+            torch.stack(
+                [
+                    _swept(probe, embedding, batch.rows(row), target[row], metric, weights)
+                    for row in torch.arange(size)[:, None]
+                ]
+            ),
+        )
     with torch.no_grad():
         for copies, order in ((1, 1), (1, -1), (2, 1), (8, 1)):
             strangers = torch.randint(
@@ -68,7 +81,33 @@ def floor(
                 ids, seen = ids.flip(0), seen.flip(0)
             found = probe(embedding[ids], seen)
             found = (found.flip(0) if order < 0 else found)[:size]
-            worst = torch.maximum(
-                worst, distance(found, target, batch.visible, metric, weights)
-            )
+            worst = torch.maximum(worst, distance(found, target, batch.visible, metric, weights))
+    return worst
+
+
+def _swept(
+    probe: Probe,
+    embedding: Tensor,
+    batch: Batch,
+    target: Tensor,
+    metric: MetricName,
+    weights: MetricWeights | None,
+    splits: int = 3,
+    rows: int = 8,
+) -> Tensor:
+    """Return the largest distance [] of one prompt as sweeps at a few positions compute it."""
+    length = int(batch.lengths[0])
+    ids = batch.ids[:, : int(batch.seen[0])]
+    worst = target.new_zeros((), dtype=torch.promote_types(target.dtype, torch.float32))
+    for split in torch.linspace(1, length - 1, min(splits, length - 1)).round().int().tolist():
+        with torch.no_grad():
+            prefix = probe.prefix(embedding[ids[:, :split]])
+            after = ids[:, split:].repeat(rows, 1)
+            after[1:, 0] = torch.arange(rows - 1, device=ids.device)
+            own = probe(embedding[after], prefix=prefix)[:1]
+        found = torch.cat([prefix.activations, own], dim=1)
+        away = distance(
+            found, target[:, : found.shape[1]], batch.visible[:, : found.shape[1]], metric, weights
+        )
+        worst = torch.maximum(worst, away[0])
     return worst

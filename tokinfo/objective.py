@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokinfo.study import MetricName, MetricWeights
+from tokinfo.solvers import MetricWeights
+from tokinfo.strict import MetricName
 
 
 def distance(
@@ -43,7 +44,8 @@ def distance(
     if metric == "l1":
         return _l1(a, b)
     if metric == "l2":
-        return torch.linalg.vector_norm(a - b, dim=(-2, -1))
+        norm: Tensor = torch.linalg.vector_norm(a - b, dim=(-2, -1))
+        return norm
     if metric == "cosine":
         return _cosine(a, b)
     if metric == "l1+cosine":
@@ -60,4 +62,5 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.flatten(-2), b.flatten(-2)
     dot = (a * b).sum(-1)
     norms = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
-    return 1 - dot.abs() / norms.clamp_min(torch.finfo(a.dtype).tiny)
+    away: Tensor = 1 - dot.abs() / norms.clamp_min(torch.finfo(a.dtype).tiny)
+    return away

@@ -13,7 +13,8 @@ from pathlib import Path
 from tokinfo import lengths
 from tokinfo.masks import Mask
 from tokinfo.problems import Problem, show
-from tokinfo.study import LocalSource, MixerSource, Study, TransformerSource
+from tokinfo.sources import LocalSource, MixerSource, TransformerSource
+from tokinfo.study import Study
 
 Tokens = Mapping[str, Mapping[str, Sequence[lengths.Bounds]]]
 """Bounds on the number of tokens of every prompt, by model and prompt set."""

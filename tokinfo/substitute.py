@@ -20,23 +20,32 @@ class Substitution:
 
     Args:
         problem: a problem of a single row.
-        ids: int64 [position], the prompt around the candidates; padding of the batch beyond
-            its own length is ignored.
+        context: [position, d], the embedded prompt around the candidates; padding of the
+            batch beyond its own length is ignored.
         position: where candidates are put.
         batcher: finds the batch size; share one between positions of a model.
+        upto: compare the positions before this one only (None: all). For ``l1`` and ``l2``
+            that bounds the whole distance from below, for less work.
     """
 
     def __init__(
-        self, problem: Problem, ids: Tensor, position: int, batcher: Batcher | None = None
+        self,
+        problem: Problem,
+        context: Tensor,
+        position: int,
+        batcher: Batcher | None = None,
+        *,
+        upto: int | None = None,
     ) -> None:
         self.problem = problem
         self.position = position
         self.batcher = batcher or Batcher()
         self.length = int(problem.batch.seen[0])
-        embedding = problem.decoder.embedding
-        self.ids = ids[: self.length]
+        if upto is not None and problem.probe.causal:
+            self.length = min(self.length, upto)
+        self.context = context[: self.length]
         self.prefix = (
-            problem.probe.prefix(embedding[self.ids[None, :position]])
+            problem.probe.prefix(self.context[None, :position])
             if position and problem.probe.causal
             else None
         )
@@ -64,9 +73,9 @@ class Substitution:
         problem = self.problem
         rows = len(candidates)
         first = 0 if self.prefix is None else self.position
-        ids = self.ids[None, first:].repeat(rows, 1)
-        ids[:, self.position - first] = candidates
-        found = problem.probe(problem.decoder.embedding[ids], prefix=self.prefix)
+        embedded = self.context[None, first:].repeat(rows, 1, 1)
+        embedded[:, self.position - first] = problem.decoder.embedding[candidates]
+        found = problem.probe(embedded, prefix=self.prefix)
         visible = problem.batch.visible[0, : self.length]
         if bool(visible[:first].any()):
             assert self.prefix is not None

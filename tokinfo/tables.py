@@ -20,7 +20,6 @@ from tokinfo.intervals import chance_unordered, clustered_share
 from tokinfo.schema import (
     CELL_KEYS,
     METADATA_KEY,
-    POSITION_VERDICTS,
     PROMPT_VERDICTS,
     RECOVERY_SCHEMA,
     schema_problem,
@@ -246,7 +245,7 @@ def shares(rows: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
     verdict = pl.col("verdict")
     per_prompt = (
         rows.with_columns(
-            identifiable=_verdict_is(verdict, POSITION_VERDICTS, "identifiable"),
+            identifiable=pl.col("identified") == "identifiable",
             judged=verdict.is_in(PROMPT_VERDICTS),
         )
         .group_by(cell, maintain_order=True)
@@ -284,11 +283,6 @@ def shares(rows: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
         .sort("_order", "visible", maintain_order=True)
         .drop("_order")
     )
-
-
-def _verdict_is(verdict: pl.Expr, among: Sequence[str], wanted: str) -> pl.Expr:
-    """Return whether a verdict is the wanted one; null where it is of another kind or absent."""
-    return pl.when(verdict.is_in(list(among))).then(verdict == wanted)
 
 
 def _summary_schema(group: Sequence[str], facts: Sequence[str]) -> dict[str, pl.DataType]:

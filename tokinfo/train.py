@@ -34,7 +34,7 @@ from transformers.modeling_utils import PreTrainedModel
 from tokinfo.atomic import new_directory, new_file
 from tokinfo.models.build import new_model
 from tokinfo.models.checkpoint import save_model
-from tokinfo.study import MixerSource, Training, TransformerSource
+from tokinfo.sources import MixerSource, Training, TransformerSource
 from tokinfo.tokenizer import load_tokenizer
 
 COLUMNS = ("step", "tokens", "seconds", "learning_rate", "train_loss", "held_out_loss")

@@ -21,7 +21,8 @@ from tokinfo.checks import Draft
 from tokinfo.configfiles import COMMAND_LINE, Document, merge, origin, read, value_at
 from tokinfo.problems import MISSING, Problem, StudyError, listing, suggestion
 from tokinfo.problems import Path as KeyPath
-from tokinfo.study import Grid, MetricWeights, Study
+from tokinfo.solvers import MetricWeights
+from tokinfo.study import Grid, Study
 
 __all__ = ["Problem", "StudyError", "load_study", "problems", "prompt_problems", "schema_text"]
 

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 from tokinfo.atomic import new_file
-from tokinfo.study import WheelFile
+from tokinfo.sources import WheelFile
 
 CHUNK = 1 << 20  # bytes read at a time: a model file never lies in memory as a whole
 

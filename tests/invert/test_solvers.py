@@ -11,7 +11,7 @@ from tests.tiny import tiny_llama, tiny_mixer, tiny_problem
 from tokinfo.invert import adam, chapter
 from tokinfo.invert.problem import Problem, Result, SolverError
 from tokinfo.invert.run import run
-from tokinfo.study import AdamSolver, ChapterSolver
+from tokinfo.solvers import AdamSolver, ChapterSolver
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8, 9, 7]]
 
@@ -126,7 +126,8 @@ def test_a_batch_too_large_for_memory_is_halved_without_changing_results() -> No
         return chapter.solve(part, chosen)
 
     halved = run(problem, settings, small)
-    assert sizes[0] == 3 and sizes[-1] == 1
+    assert sizes[0] == 3
+    assert sizes[-1] == 1
     whole = run(problem, settings)
     assert halved.loss.tolist() == pytest.approx(whole.loss.tolist(), rel=1e-4)
 

@@ -13,7 +13,7 @@ import torch
 
 from tokinfo.models.build import new_model
 from tokinfo.models.checkpoint import digest, load, prepare, save_model
-from tokinfo.study import MixerSource, Model, TransformerSource
+from tokinfo.sources import MixerSource, Model, TransformerSource
 from tokinfo.tokenizer import load_tokenizer, train_tokenizer
 
 V = 300

@@ -10,7 +10,7 @@ import torch
 from tokinfo.models.build import new_model
 from tokinfo.models.checkpoint import save_model
 from tokinfo.models.pretrained import check_config, fetch
-from tokinfo.study import HubSource, LocalSource, TransformerSource, WheelSource
+from tokinfo.sources import HubSource, LocalSource, TransformerSource, WheelSource
 from tokinfo.tokenizer import train_tokenizer
 from tokinfo.wheel import FetchError
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tokinfo.invert.problem import Problem, Result, check_finite
-from tokinfo.study import AdamSolver
+from tokinfo.solvers import AdamSolver
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from tokinfo.invert.problem import Problem, Result, check_finite
-from tokinfo.study import ChapterSolver
+from tokinfo.solvers import ChapterSolver
 
 
 def solve(problem: Problem, settings: ChapterSolver) -> Result:

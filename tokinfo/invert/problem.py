@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from tokinfo.decode import Decoder
+from tokinfo.identify import Identification
 from tokinfo.objective import distance
 from tokinfo.probe import Probe
 from tokinfo.prompts import Batch
-from tokinfo.study import MetricName, MetricWeights, Parametrisation
+from tokinfo.solvers import MetricWeights
+from tokinfo.strict import MetricName, Parametrisation
 
 
 class SolverError(RuntimeError):
@@ -32,6 +34,8 @@ class Problem:
         weights: weights of ``l1+cosine``.
         parametrisation: what descends.
         seed: seed of the starts.
+        floor: [row] noise floor of each prompt, in the metric's units. A solver may stop
+            there; it is a property of the machine's arithmetic, not of the prompt's tokens.
         numbers: [row] which prompt of the cell each row is; starts depend on it, so that a
             row is the same in any batch.
     """
@@ -44,6 +48,7 @@ class Problem:
     weights: MetricWeights
     parametrisation: Parametrisation
     seed: int
+    floor: Tensor
     numbers: Tensor
 
     def rows(self, index: Tensor) -> Problem:
@@ -52,6 +57,7 @@ class Problem:
             self,
             batch=self.batch.rows(index),
             target=self.target[index],
+            floor=self.floor[index],
             numbers=self.numbers[index],
         )
 
@@ -107,6 +113,8 @@ class Result:
         restart: int64 [row] which start was kept.
         restarts: number of starts.
         evaluations: int64 [row] forward passes spent on the row, all starts together.
+        identified: for each row, what sweeps say about its positions; None: nothing was swept.
+        around: which prompt the sweeps were run around, ``true`` or ``found``.
     """
 
     top_ids: Tensor
@@ -116,6 +124,8 @@ class Result:
     restart: Tensor
     restarts: int
     evaluations: Tensor
+    identified: list[dict[int, Identification]] | None = None
+    around: str | None = None
 
     @classmethod
     def concatenate(cls, parts: list[Result]) -> Result:
@@ -124,7 +134,13 @@ class Result:
             field: torch.cat([getattr(part, field) for part in parts])
             for field in ("top_ids", "loss", "first_loss", "steps", "restart", "evaluations")
         }
-        return cls(**joined, restarts=parts[0].restarts)
+        swept = [part.identified for part in parts if part.identified is not None]
+        return cls(
+            **joined,
+            restarts=parts[0].restarts,
+            identified=[row for rows in swept for row in rows] if swept else None,
+            around=parts[0].around,
+        )
 
 
 def check_finite(loss: Tensor, problem: Problem, step: int) -> None:

@@ -8,9 +8,16 @@ from collections.abc import Callable
 import torch
 
 from tokinfo.batches import free_memory, out_of_memory
-from tokinfo.invert import adam, chapter
+from tokinfo.invert import adam, chapter, joint, sequential, sweep
 from tokinfo.invert.problem import Problem, Result, SolverError
-from tokinfo.study import AdamSolver, ChapterSolver, Solver
+from tokinfo.solvers import (
+    AdamSolver,
+    ChapterSolver,
+    JointSolver,
+    SequentialSolver,
+    Solver,
+    SweepSolver,
+)
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +28,12 @@ def _solve(problem: Problem, settings: Solver) -> Result:
             return chapter.solve(problem, settings)
         case AdamSolver():
             return adam.solve(problem, settings)
+        case SequentialSolver():
+            return sequential.solve(problem, settings)
+        case SweepSolver():
+            return sweep.solve(problem, settings)
+        case JointSolver():
+            return joint.solve(problem, settings)
 
 
 def run(

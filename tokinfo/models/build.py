@@ -11,7 +11,7 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from tokinfo.models.modeling_mixer import MixerConfig, MixerForCausalLM
-from tokinfo.study import MixerSource, TransformerSource
+from tokinfo.sources import MixerSource, TransformerSource
 
 
 def new_model(

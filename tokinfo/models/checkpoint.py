@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from tokinfo.atomic import new_directory
 from tokinfo.models.mixer import MODEL_TYPE, MixerSpec, MixerStack
-from tokinfo.study import MixerSource, Model, TransformerSource
+from tokinfo.sources import MixerSource, Model, TransformerSource
 from tokinfo.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from tokinfo.models.checkpoint import prepare
-from tokinfo.study import MixerSource, Model, TransformerSource
+from tokinfo.sources import MixerSource, Model, TransformerSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

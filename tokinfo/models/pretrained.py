@@ -12,7 +12,7 @@ import torch
 
 from tokinfo.atomic import new_directory
 from tokinfo.models.checkpoint import quiet, read_config, save_model
-from tokinfo.study import HubSource, LocalSource, WheelSource
+from tokinfo.sources import HubSource, LocalSource, WheelSource
 from tokinfo.tokenizer import load_tokenizer
 from tokinfo.wheel import FetchError, extract
 

@@ -1,0 +1,118 @@
+"""Exact search finds what descent does not, and the controls come out as they must."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem
+from tokinfo.invert import adam, joint, sequential, sweep
+from tokinfo.invert.problem import Problem, SolverError
+from tokinfo.solvers import AdamSolver, JointSolver, SequentialSolver, SweepSolver
+
+PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6, 8], [5, 3, 5, 8, 9, 7]]
+
+
+def problem_of(family: str = "llama", **settings: object) -> Problem:
+    if family == "llama":
+        model = tiny_llama(d_model=64)
+        decoder, embedding = model.get_decoder(), model.get_input_embeddings().weight
+    else:
+        decoder = tiny_mixer(family)
+        embedding = decoder.embed_tokens.weight
+    prompts = settings.pop("prompts", PROMPTS)
+    return tiny_problem(decoder, embedding, prompts, **settings)
+
+
+@pytest.mark.parametrize("family", ["llama", "flat", "parallel"])
+def test_the_true_token_is_rank_one_by_a_margin_where_neighbours_see_it(family: str) -> None:
+    result = sweep.solve(problem_of(family, mask="1:", site="block.2"), SweepSolver())
+    for row, prompt in enumerate(PROMPTS):
+        (found,) = result.identified[row].values()
+        assert (found.rank, found.verdict, found.candidates) == (1, "identifiable", 1)
+        assert found.bits_low == 8.0
+        assert result.top_ids[row, 0, 0] == prompt[0]
+        assert found.margin > 100 * max(found.true_residual, 1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "flat"])
+def test_negative_control_positions_right_of_all_visible_ones_carry_no_bits(family: str) -> None:
+    """Right-hand tokens cannot reach left-hand activations in a causal model."""
+    problem = problem_of(family, mask=":2")
+    result = sweep.solve(problem, SweepSolver())
+    for row in range(len(PROMPTS)):
+        for found in result.identified[row].values():
+            assert found.verdict == "ambiguous"
+            assert found.candidates == VOCABULARY
+            assert (found.bits_low, found.bits_high) == (0.0, 0.0)
+    searched = joint.solve(problem, JointSolver(descent=AdamSolver(steps=100)))
+    assert bool((searched.loss <= 2 * problem.floor + 1e-3).all()), "certified all the same"
+
+
+def test_wrong_model_control_gives_no_certificate() -> None:
+    problem = problem_of(mask="1:", site="block.2")
+    other = tiny_llama(d_model=64, seed=1)
+    stranger = tiny_problem(
+        other.get_decoder(),
+        other.get_input_embeddings().weight,
+        PROMPTS,
+        mask="1:",
+        site="block.2",
+    )
+    mixed = replace(problem, target=stranger.target)
+    result = joint.solve(mixed, JointSolver(descent=AdamSolver(steps=60), rounds=3))
+    assert bool((result.loss > 100 * problem.floor.clamp_min(1e-4)).all())
+
+
+def test_shuffled_target_control_does_not_give_back_the_prompt() -> None:
+    problem = problem_of(mask="1:", site="block.2", prompts=PROMPTS[:1])
+    order = torch.tensor([0, 3, 1, 4, 2])
+    shuffled = replace(problem, target=problem.target[:, order])
+    result = joint.solve(shuffled, JointSolver(descent=AdamSolver(steps=60), rounds=3))
+    assert float(result.loss) > 100 * max(float(problem.floor), 1e-4)
+    assert result.top_ids[0, 1:, 0].tolist() != PROMPTS[0][1:]
+
+
+@pytest.mark.parametrize("family", ["llama", "flat", "expanded"])
+def test_joint_certifies_a_hidden_token_that_descent_misses(family: str) -> None:
+    problem = problem_of(family, mask="1:", site="block.1")
+    descended = adam.solve(problem, AdamSolver(steps=100))
+    result = joint.solve(problem, JointSolver(descent=AdamSolver(steps=100)))
+    for row, prompt in enumerate(PROMPTS):
+        assert result.top_ids[row, : len(prompt), 0].tolist() == prompt
+        assert float(result.loss[row]) <= 2 * float(problem.floor[row]) + 1e-3
+        assert result.identified[row][0].verdict == "identifiable"
+    missed = [int(descended.top_ids[row, 0, 0]) != prompt[0] for row, prompt in enumerate(PROMPTS)]
+    if family != "flat":
+        assert any(missed), "the descent alone would do: this test proves nothing"
+
+
+def test_joint_finds_three_hidden_tokens() -> None:
+    problem = problem_of(mask="3:", site="block.1", prompts=[[3, 1, 4, 1, 5, 9, 2, 6]])
+    result = joint.solve(problem, JointSolver(descent=AdamSolver(steps=150), beam=8))
+    assert result.top_ids[0, :, 0].tolist() == [3, 1, 4, 1, 5, 9, 2, 6]
+
+
+@pytest.mark.parametrize("family", ["llama", "flat", "expanded", "parallel"])
+@pytest.mark.parametrize("site", ["block.1", "block.2"])
+def test_sequential_is_exact_and_cheaper_than_a_sweep(family: str, site: str) -> None:
+    problem = problem_of(family, site=site)
+    result = sequential.solve(problem, SequentialSolver())
+    for row, prompt in enumerate(PROMPTS):
+        assert result.top_ids[row, : len(prompt), 0].tolist() == prompt
+        assert int(result.evaluations[row]) < VOCABULARY * len(prompt)
+
+
+def test_sequential_falls_back_on_the_whole_vocabulary() -> None:
+    problem = problem_of(site="block.2")
+    result = sequential.solve(problem, SequentialSolver(steps=1))
+    for row, prompt in enumerate(PROMPTS):
+        assert result.top_ids[row, : len(prompt), 0].tolist() == prompt
+        assert int(result.evaluations[row]) >= VOCABULARY
+
+
+def test_sequential_refuses_hidden_positions() -> None:
+    with pytest.raises(SolverError, match="every position visible"):
+        sequential.solve(problem_of(mask="1:"), SequentialSolver())

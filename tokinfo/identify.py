@@ -1,0 +1,116 @@
+"""What the visible activations identify at one position, whoever searched for it.
+
+A sweep gives the distance of every candidate token at a position, the rest of the prompt
+given. The functions here turn it into a rank, a margin, a verdict and a number of bits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Identification:
+    """What one sweep says about one position.
+
+    Attributes:
+        rank: of the true token among all candidates, from 1; ties count against it.
+        true_residual: its distance.
+        wrong_residual: the smallest distance of any other candidate (infinite: there is none).
+        candidates: how many candidates lie within twice the floor.
+        verdict: ``identifiable`` (only the true one does), ``ambiguous`` (it and others do)
+            or ``excluded`` (it does not).
+        bits_low, bits_high: bounds of the information, see `bits`.
+        prior_bits_low, prior_bits_high: the same under the unigram prior; None without one.
+    """
+
+    rank: int
+    true_residual: float
+    wrong_residual: float
+    candidates: int
+    verdict: str
+    bits_low: float
+    bits_high: float
+    prior_bits_low: float | None = None
+    prior_bits_high: float | None = None
+
+    @property
+    def margin(self) -> float:
+        """How much worse the best wrong candidate is than the true one."""
+        return self.wrong_residual - self.true_residual
+
+
+def identify(
+    residuals: Tensor, true: int, floor: float, prior: Tensor | None = None
+) -> Identification:
+    """Judge a sweep.
+
+    A candidate explains the activations when its distance is at most twice the noise floor:
+    the target may lie one floor from the noiseless activations, and the candidate another.
+
+    Args:
+        residuals: [candidate] distances.
+        true: index of the true token among the candidates.
+        floor: noise floor of the prompt, in the residuals' units.
+        prior: [candidate] probabilities before anything is seen; None: uniform only.
+
+    Raises:
+        ValueError: ``true`` is not an index of the candidates.
+    """
+    if not 0 <= true < len(residuals):
+        raise ValueError(f"the true token is not among the {len(residuals)} candidates")
+    residuals = residuals.double()
+    own = float(residuals[true])
+    others = torch.cat([residuals[:true], residuals[true + 1 :]])
+    within = residuals <= 2 * floor
+    count = int(within.sum())
+    if not bool(within[true]):
+        verdict = "excluded"
+    else:
+        verdict = "identifiable" if count == 1 else "ambiguous"
+    low, high = bits(residuals, floor)
+    prior_low, prior_high = (None, None) if prior is None else bits(residuals, floor, prior)
+    return Identification(
+        rank=1 + int((others <= own).sum()),
+        true_residual=own,
+        wrong_residual=float(others.min()) if len(others) else math.inf,
+        candidates=count,
+        verdict=verdict,
+        bits_low=low,
+        bits_high=high,
+        prior_bits_low=prior_low,
+        prior_bits_high=prior_high,
+    )
+
+
+def bits(residuals: Tensor, floor: float, prior: Tensor | None = None) -> tuple[float, float]:
+    """Return lower and upper bounds on the information about a token, in bits.
+
+    The estimator is the log-ratio of the prior mass of all candidates to that of the set S
+    the activations leave open: -log2 P(S), which for a uniform prior is log2 V - log2 |S|.
+    It is the information gained when the posterior is the prior cut to S, as it is for
+    noise of bounded size (Shannon 1948, section 6, for the uniform case). S is taken as the
+    candidates within twice the floor of the best one (the lower bound) and as those exactly as
+    good as the best one (the upper bound). It assumes the rest of the prompt is known, so it
+    is an upper bound on what an observer who knows nothing could gain at this position.
+
+    Args:
+        residuals: [candidate] distances.
+        floor: noise floor in the same units.
+        prior: [candidate] probabilities summing to one; None: uniform.
+    """
+    best = residuals.min()
+    weight = (
+        torch.full_like(residuals, 1 / len(residuals), dtype=torch.float64)
+        if prior is None
+        else prior.double()
+    )
+    found = []
+    for slack in (2 * floor, 0.0):
+        mass = float(weight[residuals <= best + slack].sum())
+        found.append(max(0.0, -math.log2(min(1.0, mass))) if mass > 0 else math.inf)
+    return found[0], found[1]

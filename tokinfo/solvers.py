@@ -1,0 +1,165 @@
+"""How activations are compared and who searches: the settings of metrics and solvers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tokinfo.strict import Integer, Real, Strict
+
+
+class MetricWeights(Strict):
+    """Weights of the `l1+cosine` metric."""
+
+    cosine: Real = Field(1.0, ge=0, description="Weight of 1 - |cos|.")
+    l1: Real = Field(1.0, ge=0, description="Weight of the L1 sum.")
+
+
+class DecodeSettings(Strict):
+    """How a found embedding becomes tokens."""
+
+    method: Literal["pseudo-inverse", "nearest"] = Field(
+        "pseudo-inverse",
+        description="`pseudo-inverse`: largest entry of embedding @ pinv(matrix), as published; "
+        "`nearest`: smallest Euclidean distance.",
+    )
+    restricted_to: str | None = Field(
+        None, min_length=1, description="Only tokens of this text are candidates (null: all)."
+    )
+
+
+class SolverBase(Strict):
+    """Fields of every solver that descends."""
+
+    decode: DecodeSettings = Field(
+        default_factory=lambda: DecodeSettings(), description="How a found embedding is read."
+    )
+
+
+class ChapterSolver(SolverBase):
+    """The published protocol: plain gradient descent from N(0, 1), one start."""
+
+    kind: Literal["chapter"] = Field("chapter", description="The published protocol.")
+    steps: Integer = Field(500, ge=1, description="Descent steps.")
+    learning_rate: Real = Field(
+        0.02, gt=0, description="First learning rate (published: 0.02 mixers, 2 Llama)."
+    )
+    final_share: Real = Field(
+        0.1, gt=0, le=1, description="Last learning rate, as a share of the first (linear)."
+    )
+    start_scale: Real = Field(1.0, gt=0, description="Standard deviation of the start.")
+    reference_noise: Real = Field(
+        0.05,
+        ge=0,
+        description="Noise added to the embedding before the reference tokens are re-decoded, "
+        "as published; only the `published_score` column sees it.",
+    )
+
+
+class AdamSolver(SolverBase):
+    """Adam from the embedding's own mean and scale, several starts at once."""
+
+    kind: Literal["adam"] = Field("adam", description="Adam with restarts and a stopping rule.")
+    steps: Integer = Field(300, ge=1, description="Most descent steps.")
+    learning_rate: Real = Field(
+        0.5,
+        gt=0,
+        description="Step in units of the embedding matrix's own standard deviation "
+        "(vocabulary parametrisation: in units of one logit).",
+    )
+    final_share: Real = Field(
+        0.1, gt=0, le=1, description="Last learning rate, as a share of the first (linear)."
+    )
+    restarts: Integer = Field(
+        1, ge=1, description="Independent starts per prompt; the best is kept."
+    )
+    check_every: Integer = Field(25, ge=1, description="Steps between checks of the stopping rule.")
+    stable_checks: Integer = Field(
+        3, ge=1, description="Checks in a row with the same decoded tokens before a row stops."
+    )
+    tolerance: Real = Field(
+        1e-3,
+        ge=0,
+        description="A row is at the floor when its loss is below this share of its first loss.",
+    )
+
+
+class SequentialSolver(Strict):
+    """Exact search from left to right; every position must be visible."""
+
+    kind: Literal["sequential"] = Field("sequential", description="Exact, left to right.")
+    decode: DecodeSettings = Field(
+        default_factory=lambda: DecodeSettings(), description="How candidates are ordered."
+    )
+    steps: Integer = Field(
+        60,
+        ge=1,
+        description="Most descent steps for one token before the whole vocabulary is tried.",
+    )
+    check_every: Integer = Field(5, ge=1, description="Steps between trials of candidates.")
+    candidates: Integer = Field(5, ge=5, description="Tokens tried at each check, nearest first.")
+    learning_rate: Real = Field(
+        0.5, gt=0, description="Step in units of the embedding's standard deviation."
+    )
+    tolerance: Real = Field(
+        1e-4,
+        gt=0,
+        description="A token is proven when its activations are this near the target's, as a share "
+        "of the distance of the embeddings' mean.",
+    )
+
+
+class SweepSolver(Strict):
+    """Every token at each hidden position, the others known: what is identifiable at best."""
+
+    kind: Literal["sweep"] = Field("sweep", description="Exhaustive, the other tokens known.")
+    decode: DecodeSettings = Field(
+        default_factory=lambda: DecodeSettings(), description="Which tokens are candidates."
+    )
+    positions: Literal["hidden", "all"] = Field(
+        "hidden", description="Which positions are swept; the others keep their true token."
+    )
+    first: Integer | None = Field(
+        None, ge=1, description="Only this many leading positions of those (null: all)."
+    )
+
+
+class JointSolver(Strict):
+    """Nothing known: descent, then search over tokens until the activations match."""
+
+    kind: Literal["joint"] = Field("joint", description="Descent, then search over tokens.")
+    decode: DecodeSettings = Field(
+        default_factory=lambda: DecodeSettings(), description="Which tokens are candidates."
+    )
+    descent: AdamSolver = Field(
+        default_factory=lambda: AdamSolver(), description="The descent that gives the start."
+    )
+    restarts: Integer = Field(1, ge=1, description="Starts; the next is used when one fails.")
+    rounds: Integer = Field(12, ge=1, description="Most dear moves (sweeps and beyond) a start.")
+    gradient_candidates: Integer = Field(
+        64, ge=1, description="Tokens proposed by the gradient at each position."
+    )
+    screen: Integer = Field(
+        128, ge=1, description="Tokens of a sweep that are judged on the whole sequence."
+    )
+    screen_positions: Integer = Field(
+        1, ge=1, description="Visible positions that a sweep is screened on."
+    )
+    beam: Integer = Field(4, ge=1, description="Prompts kept side by side (1: no beam).")
+    pair: Integer = Field(
+        24, ge=1, description="Best tokens of each of two positions tried together (1: none)."
+    )
+    floor_factor: Real = Field(
+        2.0, gt=0, description="The search ends at this many times the noise floor."
+    )
+    sweep_found: bool = Field(
+        True, description="Sweep the hidden positions around the found prompt, for its verdicts."
+    )
+
+
+DescentSolver = ChapterSolver | AdamSolver
+Solver = Annotated[
+    ChapterSolver | AdamSolver | SequentialSolver | SweepSolver | JointSolver,
+    Field(discriminator="kind"),
+]

@@ -1,0 +1,40 @@
+"""What every part of a study is made of: strict models and the types of their fields."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+
+def _number(value: Any) -> Any:
+    """Refuse booleans, which Python counts as 0 and 1: `seed: yes` is a mistake."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("number_type", "Input should be a number, not a boolean")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_number)]
+Real = Annotated[float, BeforeValidator(_number)]
+Name = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z0-9][a-z0-9.-]*$",
+        max_length=64,
+        description="Lower-case letters, digits, dots and hyphens; becomes part of file names.",
+    ),
+]
+Seed = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_number)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+MetricName = Literal["l1", "l2", "cosine", "l1+cosine"]
+Parametrisation = Literal["embedding", "vocabulary"]
+Quantization = Literal["float32", "bfloat16", "float16", "int8", "nf4"]
+Padding = Literal["none", "n_ctx"]
+State = Literal["trained", "untrained"]
+
+
+class Strict(BaseModel):
+    """A part of the study: unknown keys are errors, values do not change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -1,0 +1,327 @@
+"""What each job of the workflow is given: narrow settings, code digests and resources.
+
+Snakemake reruns a job when its parameters change, so a job must be given what it uses and
+nothing more: a setting that leaks into another job's parameters reruns that job for nothing,
+and one that is left out leaves a stale result. Both are decided here, by pure functions of the
+study; the rules only ask.
+
+Snakemake compares the *set* of a job's parameter values, without their names. Everything a job
+uses therefore goes into one dictionary, in which a value cannot change places unnoticed.
+
+This module imports neither torch nor transformers: the Snakefile reads it again in every
+cluster job.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokinfo.masks import Mask
+from tokinfo.provenance import code_digest
+from tokinfo.sites import Site
+from tokinfo.sources import LocalSource, MixerSource, TransformerSource
+from tokinfo.study import CELL_PATH, Cell, Study
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+Settings = dict[str, Any]
+
+CODE: dict[str, tuple[str, ...]] = {
+    "corpus": ("tokinfo.corpus",),
+    "tokenizer": ("tokinfo.tokenizer",),
+    "tokens": ("tokinfo.tokenizer",),
+    "prompts": ("tokinfo.promptcheck",),
+    "train": ("tokinfo.train",),
+    "fetch": ("tokinfo.models.pretrained",),
+    "prepare": ("tokinfo.models.cutting",),
+    "embedding": ("tokinfo.models.cutting", "tokinfo.decode"),
+    "invert": ("tokinfo.cell",),
+    "collect": ("tokinfo.tables",),
+    "summarise": ("tokinfo.tables",),
+    "figure": ("tokinfo.figures",),
+    "training_curves": ("tokinfo.figures",),
+    "strips": ("tokinfo.report.strips",),
+}
+"""The modules whose code, with all they import from this package, makes each rule's outputs."""
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "rules" / "scripts"
+
+FIGURES = (
+    "recovery_by_mask",
+    "hidden_vs_visible",
+    "by_site_depth",
+    "by_metric",
+    "by_solver",
+    "descent_loss",
+)
+"""The figures drawn from the summary (`tokinfo.figures` itself is too heavy to import here)."""
+
+
+class Plan:
+    """A study as the workflow sees it: its jobs, and what each of them is given.
+
+    Attributes:
+        study: the validated study.
+        cells: every cell of the study, by its path below the results directory.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.cells: dict[str, Cell] = {cell.path: cell for cell in study.cells()}
+
+    # --- which jobs there are -------------------------------------------------------------
+
+    @cached_property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models that some cell probes, in the study's order."""
+        probed = {cell.model for cell in self.cells.values()}
+        return tuple(name for name in self.study.models if name in probed)
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the sources that some probed model is made from."""
+        used = {self.study.models[model].source for model in self.models}
+        return tuple(name for name in self.study.sources if name in used)
+
+    @cached_property
+    def trained(self) -> tuple[str, ...]:
+        """Names of the sources that must be trained: some probed model of theirs is trained."""
+        wanted = {
+            self.study.models[model].source
+            for model in self.models
+            if self.study.models[model].state == "trained"
+        }
+        return tuple(name for name in self.sources if name in wanted and self.is_local(name))
+
+    @property
+    def state(self) -> str:
+        """Directory of resume points and download caches, which are nobody's output."""
+        return f"{self.study.results}/.state"
+
+    @cached_property
+    def fetched(self) -> tuple[str, ...]:
+        """Names of the sources whose weights come from elsewhere."""
+        return tuple(name for name in self.sources if not self.is_local(name))
+
+    def is_local(self, source: str) -> bool:
+        """Return whether a source's models are built (and perhaps trained) by this workflow."""
+        return isinstance(self.study.sources[source], MixerSource | TransformerSource)
+
+    def needs_weights(self, model: str) -> bool:
+        """Return whether a model's checkpoint is cut from a trained or fetched model.
+
+        An untrained model of a local source needs only its tokenizer, so it never waits for
+        (or causes) a training run. An untrained twin of a fetched model needs its config.
+        """
+        return self.study.models[model].state == "trained" or not self.is_local(
+            self.study.models[model].source
+        )
+
+    def tokenizer_of(self, source: str) -> str | None:
+        """Return the name of a source's tokenizer; None: it comes with the fetched model."""
+        known = self.study.sources[source]
+        return known.tokenizer if isinstance(known, MixerSource | TransformerSource) else None
+
+    def tokenizer_path(self, source: str) -> str:
+        """Return the directory that holds a source's tokenizer."""
+        own = self.tokenizer_of(source)
+        return f"<results>/sources/{source}" if own is None else f"<results>/tokenizers/{own}"
+
+    def origin(self, model: str) -> str:
+        """Return the directory that a model's checkpoint is made from."""
+        source = self.study.models[model].source
+        if self.needs_weights(model):
+            return f"<results>/sources/{source}"
+        return self.tokenizer_path(source)
+
+    def checkpoint(self, cell: Cell) -> str:
+        """Return the directory of the checkpoint that a cell loads: no block more than it needs."""
+        return f"<results>/checkpoints/{cell.model}/{Site.parse(cell.site).block}"
+
+    def cell(self, wildcards: Mapping[str, str]) -> Cell:
+        """Return the cell that a file name's wildcards stand for."""
+        return self.cells[CELL_PATH.format(**wildcards)]
+
+    def cells_of(self, model: str) -> list[Cell]:
+        """Return the cells of one model."""
+        return [cell for cell in self.cells.values() if cell.model == model]
+
+    def wildcard_patterns(self) -> dict[str, str]:
+        """Return a regular expression for each wildcard, made from the study's own names."""
+        values: dict[str, set[str]] = {}
+        for cell in self.cells.values():
+            for name, value in cell.wildcards.items():
+                values.setdefault(name, set()).add(value)
+        values["blocks"] = {str(Site.parse(cell.site).block) for cell in self.cells.values()}
+        values["blocks"].discard("0")  # the embedding alone is a rule of its own
+        values["source"] = set(self.sources)
+        values["corpus"] = set(self.study.corpora)
+        values["tokenizer"] = set(self.study.tokenizers)
+        return {name: pattern(found) for name, found in values.items()}
+
+    # --- what each job is given -----------------------------------------------------------
+
+    def corpus_settings(self, corpus: str) -> Settings:
+        """Return what writing a corpus depends on."""
+        return canonical(self.study.corpora[corpus].model_dump())
+
+    def corpus_files(self, corpus: str) -> list[str]:
+        """Return the files on this machine that a corpus is read from."""
+        path = getattr(self.study.corpora[corpus], "path", None)
+        return [] if path is None else [path]
+
+    def tokenizer_settings(self, tokenizer: str) -> Settings:
+        """Return what training a tokenizer depends on, besides its corpus."""
+        return canonical({"vocabulary": self.study.tokenizers[tokenizer].vocabulary})
+
+    def training_settings(self, source: str) -> Settings:
+        """Return what training a model depends on, besides its tokenizer and tokens."""
+        return canonical(self.study.sources[source].model_dump())
+
+    def fetch_settings(self, source: str) -> Settings:
+        """Return what fetching a model depends on.
+
+        Its note is a fact for the tables, not for the download.
+        """
+        return canonical(self.study.sources[source].model_dump(exclude={"note"}))
+
+    def fetch_files(self, source: str) -> list[str]:
+        """Return the files of a local directory whose change means a different model.
+
+        A directory's own time does not change when a file inside is rewritten, so the files
+        themselves are the inputs.
+        """
+        known = self.study.sources[source]
+        if not isinstance(known, LocalSource):
+            return []
+        kept = {".json", ".safetensors", ".model", ".txt"}
+        found = sorted(p for p in Path(known.path).glob("*") if p.suffix in kept and p.is_file())
+        # With nothing there yet, name the file that every model has: Snakemake then says what
+        # is missing before anything starts.
+        return [str(p) for p in found] or [str(Path(known.path) / "config.json")]
+
+    def prepare_settings(self, model: str, blocks: int) -> Settings:
+        """Return what cutting a checkpoint of ``blocks`` blocks depends on.
+
+        A trained model's own training enters through the files that the job reads. An untrained
+        one is built from its architecture alone, so its source's training plays no part.
+        """
+        known = self.study.models[model]
+        source = self.study.sources[known.source]
+        unused = {"training"} if isinstance(source, MixerSource | TransformerSource) else {"note"}
+        settings: Settings = {
+            "blocks": blocks,
+            "built": not self.needs_weights(model),
+            "model": known.model_dump(),
+            "source": source.model_dump(exclude=unused),
+            "facts": {"model": model, "source": known.source, "n_ctx": source.n_ctx},
+        }
+        return canonical(settings)
+
+    def prompt_settings(self, source: str) -> Settings:
+        """Return what checking the prompts of a source's models with its tokenizer depends on."""
+        known = self.study.sources[source]
+        uses = {
+            (cell.prompts, Mask(cell.mask).text, cell.padding)
+            for cell in self.cells.values()
+            if self.study.models[cell.model].source == source
+        }
+        return canonical(
+            {
+                "n_ctx": known.n_ctx,
+                "prompts": {name: list(self.study.prompts[name]) for name, _, _ in sorted(uses)},
+                "uses": [list(use) for use in sorted(uses)],
+            }
+        )
+
+    def cell_settings(self, cell: Cell) -> Settings:
+        """Return what solving a cell depends on, besides its checkpoint and decoder.
+
+        The metric's weights are there for the metric that has some, and for no other.
+        """
+        model = self.study.models[cell.model]
+        source = self.study.sources[model.source]
+        weights = self.study.metric_weights.model_dump() if cell.metric == "l1+cosine" else {}
+        return canonical(
+            {
+                "cell": cell.model_dump(),
+                "metric_weights": weights,
+                "prompts": list(self.study.prompts[cell.prompts]),
+                "quantization": model.quantization,
+                "solver": self.study.solvers[cell.solver].model_dump(),
+                "source": model.source,
+                "state": model.state,
+                "weights_note": getattr(source, "note", ""),
+            }
+        )
+
+    def families(self) -> dict[str, str]:
+        """Return the family of every source that is trained, as the tables call it."""
+        found: dict[str, str] = {}
+        for name in self.trained:
+            source = self.study.sources[name]
+            found[name] = f"mixer-{source.form}" if isinstance(source, MixerSource) else "llama"
+        return canonical(found)
+
+    def labels(self) -> Settings:
+        """Return what the report's pages say about the study as a whole."""
+        return canonical({"name": self.study.name, "description": self.study.description})
+
+
+def canonical(settings: Mapping[str, Any]) -> Settings:
+    """Return settings with the keys of all dictionaries sorted, and lists for tuples.
+
+    Snakemake compares parameters by their `repr`, in which the order of keys shows.
+    """
+    return {key: _canonical(settings[key]) for key in sorted(settings)}
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, dict):
+        return canonical(value)
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    return value
+
+
+def pattern(names: Iterable[str]) -> str:
+    r"""Return a regular expression that matches exactly these names (none: nothing at all).
+
+    >>> print(pattern(["block.1", "a"]))
+    a|block\.1
+    """
+    return "|".join(re.escape(name) for name in sorted(names)) or "(?!)"
+
+
+def code(rule: str) -> str:
+    """Return the digest of the code that makes a rule's outputs: its script and the modules.
+
+    Comments do not count, in the script neither. This stands in for Snakemake's own `code`
+    trigger, which reruns a rule for a comment and overlooks the package.
+    """
+    script = ast.parse((SCRIPTS / f"{rule}.py").read_text(encoding="utf-8"))
+    statements = [s for s in script.body if not _is_text(s)]
+    told = "\n".join([code_digest(*CODE[rule]), *map(ast.dump, statements)])
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    """Return whether a statement is a string alone, as a docstring is."""
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
+def lend_package(directory: str) -> None:
+    """Let the jobs import the package from ``directory``, whichever environment they run in.
+
+    A conda environment of the rules holds the package's dependencies, not the package.
+    """
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if directory not in known:
+        os.environ["PYTHONPATH"] = os.pathsep.join([directory, *filter(None, known)])
