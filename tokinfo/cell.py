@@ -248,6 +248,7 @@ def _identification(found: Identification | None, around: str | None) -> dict[st
         "candidates": found.candidates,
         "bits": found.bits_low,
         "bits_high": found.bits_high,
+        "noise_threshold": found.noise_threshold,
     }
 
 

@@ -25,6 +25,8 @@ class Identification:
         verdict: ``identifiable`` (only the true one does), ``ambiguous`` (it and others do)
             or ``excluded`` (it does not).
         bits_low, bits_high: bounds of the information, see `bits`.
+        noise_threshold: noise-to-signal ratio at which the true token stops being the best;
+            None: not measured.
         prior_bits_low, prior_bits_high: the same under the unigram prior; None without one.
     """
 
@@ -35,6 +37,7 @@ class Identification:
     verdict: str
     bits_low: float
     bits_high: float
+    noise_threshold: float | None = None
     prior_bits_low: float | None = None
     prior_bits_high: float | None = None
 

@@ -78,6 +78,10 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
     "candidates": (pl.Int64(), "candidates within twice the noise floor"),
     "bits": (pl.Float64(), "information on the token, lower bound: log2 V - log2 |S|"),
     "bits_high": (pl.Float64(), "its upper bound (only exact ties with the best left open)"),
+    "noise_threshold": (
+        pl.Float64(),
+        "noise-to-signal ratio at which the true token stops being the best (median of draws)",
+    ),
     "restart": (pl.Int64(), "which start was kept, from 0"),
     "restarts": (pl.Int64(), "number of starts"),
     "steps": (pl.Int64(), "steps of the kept start"),

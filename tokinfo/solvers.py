@@ -110,6 +110,21 @@ class SequentialSolver(Strict):
     )
 
 
+class NoiseSettings(Strict):
+    """Gaussian noise on the visible activations: how much of it a hidden token survives."""
+
+    lowest: Real = Field(1e-4, gt=0, description="Smallest noise-to-signal ratio tried.")
+    highest: Real = Field(1e2, gt=0, description="Largest noise-to-signal ratio tried.")
+    levels: Integer = Field(49, ge=2, description="Ratios tried, evenly spaced in their logarithm.")
+    draws: Integer = Field(8, ge=1, description="Independent noises; the median is reported.")
+    candidates: Integer = Field(
+        512,
+        ge=1,
+        description="Competitors of the true token, the nearest without noise; those further "
+        "away are not considered.",
+    )
+
+
 class SweepSolver(Strict):
     """Every token at each hidden position, the others known: what is identifiable at best."""
 
@@ -122,6 +137,9 @@ class SweepSolver(Strict):
     )
     first: Integer | None = Field(
         None, ge=1, description="Only this many leading positions of those (null: all)."
+    )
+    noise: NoiseSettings | None = Field(
+        None, description="Also find the noise at which each token is lost (null: do not)."
     )
 
 

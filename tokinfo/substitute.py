@@ -69,7 +69,27 @@ class Substitution:
         with torch.no_grad():
             return self.batcher.map(score, candidates)
 
+    def activations(self, candidates: Tensor) -> Tensor:
+        """Return the activations [candidate, position, width] with each candidate in place."""
+        with torch.no_grad():
+            return self.batcher.map(lambda part: self._found(part)[0], candidates)
+
     def _score(self, candidates: Tensor) -> Tensor:
+        found, first = self._found(candidates)
+        problem = self.problem
+        return distance(
+            found,
+            problem.target[:, first : self.length],
+            problem.batch.visible[:1, first : self.length],
+            problem.metric,
+            problem.weights,
+        )
+
+    def _found(self, candidates: Tensor) -> tuple[Tensor, int]:
+        """Return activations [candidate, position, width] and the position they begin at.
+
+        They begin at the candidates' own position unless an earlier one is visible.
+        """
         problem = self.problem
         rows = len(candidates)
         first = 0 if self.prefix is None else self.position
@@ -82,10 +102,4 @@ class Substitution:
             known = self.prefix.activations.expand(rows, -1, -1)
             found = torch.cat([known, found], dim=1)
             first = 0
-        return distance(
-            found,
-            problem.target[:, first : self.length],
-            visible[None, first:],
-            problem.metric,
-            problem.weights,
-        )
+        return found, first

@@ -10,7 +10,13 @@ import torch
 from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem
 from tokinfo.invert import adam, joint, sequential, sweep
 from tokinfo.invert.problem import Problem, SolverError
-from tokinfo.solvers import AdamSolver, JointSolver, SequentialSolver, SweepSolver
+from tokinfo.solvers import (
+    AdamSolver,
+    JointSolver,
+    NoiseSettings,
+    SequentialSolver,
+    SweepSolver,
+)
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6, 8], [5, 3, 5, 8, 9, 7]]
 
@@ -116,3 +122,29 @@ def test_sequential_falls_back_on_the_whole_vocabulary() -> None:
 def test_sequential_refuses_hidden_positions() -> None:
     with pytest.raises(SolverError, match="every position visible"):
         sequential.solve(problem_of(mask="1:"), SequentialSolver())
+
+
+@pytest.mark.parametrize("family", ["llama", "flat"])
+def test_the_noise_threshold_is_where_a_brute_force_search_loses_the_token(family: str) -> None:
+    problem = problem_of(family, mask="1:", metric="l2", prompts=PROMPTS[:1])
+    settings = NoiseSettings(draws=1, levels=25)
+    (found,) = sweep.solve(problem, SweepSolver(noise=settings)).identified[0].values()
+    embedding, target = problem.decoder.embedding, problem.target
+    ids = problem.batch.ids.repeat(VOCABULARY, 1)
+    ids[:, 0] = torch.arange(VOCABULARY)
+    every = problem.probe(embedding[ids])[:, 1:].flatten(1)
+    signal = target[:, 1:].square().mean().sqrt()
+    noise = torch.randn(target[0].shape, generator=torch.Generator().manual_seed(0))[1:].flatten()
+    threshold = float("inf")
+    for level in torch.logspace(-4, 2, 25).tolist():
+        noisy = target[0, 1:].flatten() + level * signal * noise
+        if int((every - noisy).norm(dim=1).argmin()) != PROMPTS[0][0]:
+            threshold = level
+            break
+    assert found.noise_threshold == pytest.approx(threshold, rel=1e-5)
+
+
+def test_a_token_that_nothing_shows_has_no_noise_to_lose() -> None:
+    problem = problem_of(mask=":2", prompts=PROMPTS[:1])
+    result = sweep.solve(problem, SweepSolver(noise=NoiseSettings(draws=1, levels=3)))
+    assert [found.noise_threshold for found in result.identified[0].values()] == [0.0] * 3

@@ -7,6 +7,7 @@ prompt it says what an observer without the truth can claim.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from torch import Tensor
 from tokinfo.batches import Batcher
 from tokinfo.identify import Identification, identify
 from tokinfo.invert.problem import Problem, Result
-from tokinfo.solvers import SweepSolver
+from tokinfo.objective import distance
+from tokinfo.solvers import NoiseSettings, SweepSolver
 from tokinfo.substitute import Substitution
 
 
@@ -31,7 +33,7 @@ def solve(problem: Problem, settings: SweepSolver) -> Result:
         if settings.positions == "hidden":
             wanted = wanted & ~one.batch.visible[0]
         positions = wanted.nonzero()[:, 0].tolist()[: settings.first]
-        found, best = sweep(one, one.batch.ids[0], positions, batcher)
+        found, best = sweep(one, one.batch.ids[0], positions, batcher, settings.noise)
         identified.append(found)
         for position, tokens in best.items():
             top[row, position] = tokens
@@ -51,7 +53,11 @@ def solve(problem: Problem, settings: SweepSolver) -> Result:
 
 
 def sweep(
-    problem: Problem, ids: Tensor, positions: Sequence[int], batcher: Batcher
+    problem: Problem,
+    ids: Tensor,
+    positions: Sequence[int],
+    batcher: Batcher,
+    noise: NoiseSettings | None = None,
 ) -> tuple[dict[int, Identification], dict[int, Tensor]]:
     """Try every candidate at each position of one prompt, the other tokens as in ``ids``.
 
@@ -60,6 +66,7 @@ def sweep(
         ids: int64 [position], the prompt around the candidates.
         positions: where to sweep.
         batcher: finds the batch size.
+        noise: also find the noise at which each true token is lost.
 
     Returns:
         what each position's sweep says of the TRUE token, and its five best tokens [5].
@@ -69,10 +76,66 @@ def sweep(
     identified, best = {}, {}
     for position in positions:
         around = problem.decoder.embedding[ids]
-        residuals = Substitution(problem, around, position, batcher).residuals(candidates)
+        moved = Substitution(problem, around, position, batcher)
+        residuals = moved.residuals(candidates)
         top = residuals.topk(min(5, len(residuals)), largest=False).indices
         best[position] = candidates[top[torch.arange(5).clamp_max(len(top) - 1)]]
         true = (candidates == problem.batch.ids[0, position]).nonzero()
         if len(true):
-            identified[position] = identify(residuals, int(true), float(problem.floor[0]))
+            judged = identify(residuals, int(true), float(problem.floor[0]))
+            if noise is not None:
+                level = noise_threshold(moved, residuals, int(true), noise)
+                judged = replace(judged, noise_threshold=level)
+            identified[position] = judged
     return identified, best
+
+
+def noise_threshold(
+    moved: Substitution, residuals: Tensor, true: int, settings: NoiseSettings
+) -> float:
+    """Return the noise-to-signal ratio at which the true token stops being the best.
+
+    The noise is gaussian, independent at every component of the visible activations, and its
+    standard deviation is the ratio times the root mean square of those activations. For each
+    draw the ratio grows until some competitor is nearer to the noisy target than the true
+    token; the median over draws is returned. Above ``highest`` it is infinite, and 0 where the
+    token is not the only best one without noise.
+
+    Args:
+        moved: the substitution that gave ``residuals``.
+        residuals: [candidate] distances without noise.
+        true: index of the true token.
+        settings: ratios, draws and competitors.
+    """
+    problem = moved.problem
+    others = residuals.clone()
+    others[true] = torch.inf
+    if not bool((others > residuals[true]).all()):
+        return 0.0
+    count = min(settings.candidates, len(residuals) - 1)
+    near = others.topk(count, largest=False).indices
+    chosen = torch.cat([near.new_tensor([true]), near])
+    found = moved.activations(problem.decoder.ids[chosen])
+    first = moved.length - found.shape[1]
+    target = problem.target[0, first : moved.length].to(found.dtype)
+    visible = problem.batch.visible[:1, first : moved.length]
+    signal = float(target[visible[0]].double().square().mean().sqrt())
+    levels = torch.logspace(
+        torch.tensor(settings.lowest).log10().item(),
+        torch.tensor(settings.highest).log10().item(),
+        settings.levels,
+        dtype=torch.float64,
+    ).tolist()
+    lost = []
+    for draw in range(settings.draws):
+        generator = torch.Generator().manual_seed(problem.seed * 1_000_003 + draw)
+        noise = torch.randn(target.shape, generator=generator).to(target)
+        lost.append(torch.inf)
+        for level in levels:
+            away = distance(
+                found, target + level * signal * noise, visible, problem.metric, problem.weights
+            )
+            if bool((away[1:] <= away[0]).any()):
+                lost[-1] = level
+                break
+    return float(torch.tensor(lost, dtype=torch.float64).quantile(0.5, interpolation="lower"))

@@ -298,7 +298,7 @@ def load(directory: Path, device: str = "cpu") -> Checkpoint:
     """Load a checkpoint that `prepare` wrote; raises FileNotFoundError when it is not one."""
     path = directory / FACTS
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: not a checkpoint (run the `checkpoint` rule)")
+        raise FileNotFoundError(f"{path}: not a checkpoint (the `prepare` rule writes it)")
     facts = json.loads(path.read_text(encoding="utf-8"))
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     decoder: nn.Module

@@ -1,0 +1,70 @@
+# The front door: the study, its validation, the stages, and what a complete run leaves behind.
+#
+#   snakemake --cores all                                    the study of config.yaml
+#   snakemake --cores all --configfile studies/smoke.yaml    another study, which stands alone
+#   snakemake --cores all --config threads=2 device=cpu      values that override the study's
+#
+# Nothing here may import torch, transformers or polars: every cluster job reads this file again.
+import os
+import sys
+
+# The package beside this file is the one that runs, whatever is installed.
+sys.path.insert(0, str(workflow.basedir))
+
+from tokinfo import resources as needs
+from tokinfo import workflow as plans
+from tokinfo.study import CELL_PATH
+from tokinfo.validate import StudyError, load_study
+
+# `--configfile` names a whole study. Merging it into the default one would mix their models.
+if not workflow.configfiles:
+
+    configfile: f"{workflow.basedir}/config.yaml"
+
+
+try:
+    STUDY = load_study(config, files=map(os.path.relpath, workflow.configfiles))
+except StudyError as error:
+    sys.exit(str(error))
+
+PLAN = plans.Plan(STUDY)
+plans.lend_package(workflow.basedir)
+
+
+pathvars:
+    results=STUDY.results,
+    logs=f"{STUDY.results}/logs",
+    benchmarks=f"{STUDY.results}/benchmarks",
+
+
+wildcard_constraints:
+    **PLAN.wildcard_patterns(),
+
+
+localrules:
+    all,
+
+
+report: "report/workflow.rst"
+
+
+rule all:
+    default_target: True
+    input:
+        expand("<results>/prompts/{source}.json", source=PLAN.sources),
+        "<results>/tables/recovery.parquet",
+        "<results>/tables/recovery.csv",
+        "<results>/tables/summary.parquet",
+        "<results>/tables/summary.csv",
+        expand(
+            "<results>/figures/{figure}.{form}",
+            figure=(*plans.FIGURES, "training_curves"),
+            form=("svg", "png"),
+        ),
+        "<results>/pages/strips.html",
+
+
+include: "rules/corpus.smk"
+include: "rules/models.smk"
+include: "rules/invert.smk"
+include: "rules/report.smk"

@@ -1,0 +1,107 @@
+# From a text to tokens: corpora, the tokenizers trained on them, and the check of the prompts.
+
+
+rule corpus:
+    input:
+        files=lambda w: PLAN.corpus_files(w.corpus),
+    output:
+        train="<results>/corpora/{corpus}.txt",
+        held_out="<results>/corpora/{corpus}.held-out.txt",
+    log:
+        "<logs>/corpus/{corpus}.log",
+    benchmark:
+        "<benchmarks>/corpus/{corpus}.tsv"
+    priority: 60
+    conda:
+        "../envs/tokinfo.yaml"
+    resources:
+        gpu=0,
+        mem_mb=1000,
+        runtime=30,
+    params:
+        settings=lambda w: PLAN.corpus_settings(w.corpus),
+        code=plans.code("corpus"),
+        state=PLAN.state,
+    message:
+        "Writing the corpus {wildcards.corpus}"
+    script:
+        "scripts/corpus.py"
+
+
+rule tokenizer:
+    input:
+        corpus=lambda w: f"<results>/corpora/{STUDY.tokenizers[w.tokenizer].corpus}.txt",
+    output:
+        directory("<results>/tokenizers/{tokenizer}"),
+    log:
+        "<logs>/tokenizer/{tokenizer}.log",
+    benchmark:
+        "<benchmarks>/tokenizer/{tokenizer}.tsv"
+    priority: 60
+    conda:
+        "../envs/tokinfo.yaml"
+    resources:
+        gpu=0,
+        mem_mb=2000,
+        runtime=60,
+    params:
+        settings=lambda w: PLAN.tokenizer_settings(w.tokenizer),
+        code=plans.code("tokenizer"),
+    message:
+        "Training the tokenizer {wildcards.tokenizer}"
+    script:
+        "scripts/tokenizer.py"
+
+
+rule tokens:
+    input:
+        tokenizer="<results>/tokenizers/{tokenizer}",
+        train=lambda w: f"<results>/corpora/{STUDY.tokenizers[w.tokenizer].corpus}.txt",
+        held_out=lambda w: f"<results>/corpora/{STUDY.tokenizers[w.tokenizer].corpus}.held-out.txt",
+    output:
+        "<results>/tokens/{tokenizer}.safetensors",
+    log:
+        "<logs>/tokens/{tokenizer}.log",
+    benchmark:
+        "<benchmarks>/tokens/{tokenizer}.tsv"
+    priority: 60
+    conda:
+        "../envs/tokinfo.yaml"
+    resources:
+        gpu=0,
+        mem_mb=2000,
+        runtime=60,
+    params:
+        code=plans.code("tokens"),
+    message:
+        "Encoding the corpus with the tokenizer {wildcards.tokenizer}"
+    script:
+        "scripts/tokens.py"
+
+
+# Nothing waits for this check in the graph: a training run that did would be repeated whenever
+# a prompt changes. Its priority starts it as soon as the tokenizer exists, before the training
+# and the cells that become ready at the same time; when it fails, nothing further is started.
+rule prompts:
+    input:
+        tokenizer=lambda w: PLAN.tokenizer_path(w.source),
+    output:
+        "<results>/prompts/{source}.json",
+    log:
+        "<logs>/prompts/{source}.log",
+    benchmark:
+        "<benchmarks>/prompts/{source}.tsv"
+    priority: 100
+    conda:
+        "../envs/tokinfo.yaml"
+    resources:
+        gpu=0,
+        mem_mb=500,
+        runtime=10,
+    params:
+        settings=lambda w: PLAN.prompt_settings(w.source),
+        code=plans.code("prompts"),
+    message:
+        "Checking the prompts with the tokenizer of {wildcards.source}"
+    script:
+        "scripts/prompts.py"

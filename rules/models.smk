@@ -1,0 +1,119 @@
+# From a source to what cells load: training or fetching, then the blocks that a site needs.
+# Long chains start first: fetching and training before anything that only one cell waits for.
+
+
+rule train:
+    input:
+        tokenizer=lambda w: PLAN.tokenizer_path(w.source),
+        tokens=lambda w: f"<results>/tokens/{PLAN.tokenizer_of(w.source)}.safetensors",
+    output:
+        model=directory("<results>/sources/{source}"),
+        history="<results>/training/{source}.csv",
+    log:
+        "<logs>/train/{source}.log",
+    benchmark:
+        "<benchmarks>/train/{source}.tsv"
+    wildcard_constraints:
+        source=plans.pattern(PLAN.trained),
+    priority: 50
+    conda:
+        "../envs/tokinfo.yaml"
+    threads: STUDY.threads
+    resources:
+        gpu=needs.gpus(STUDY),
+        mem_mb=lambda w, attempt: needs.training_mb(STUDY, w.source, attempt),
+        runtime=720,
+    params:
+        settings=lambda w: PLAN.training_settings(w.source),
+        code=plans.code("train"),
+        state=PLAN.state,
+    message:
+        "Training {wildcards.source}"
+    script:
+        "scripts/train.py"
+
+
+rule fetch:
+    input:
+        files=lambda w: PLAN.fetch_files(w.source),
+    output:
+        directory("<results>/sources/{source}"),
+    log:
+        "<logs>/fetch/{source}.log",
+    benchmark:
+        "<benchmarks>/fetch/{source}.tsv"
+    wildcard_constraints:
+        source=plans.pattern(PLAN.fetched),
+    priority: 70
+    conda:
+        "../envs/tokinfo.yaml"
+    resources:
+        gpu=0,
+        mem_mb=lambda w, attempt: needs.prepare_mb(STUDY, w.source, attempt),
+        runtime=120,
+    params:
+        settings=lambda w: PLAN.fetch_settings(w.source),
+        code=plans.code("fetch"),
+        state=PLAN.state,
+    message:
+        "Fetching {wildcards.source}"
+    script:
+        "scripts/fetch.py"
+
+
+# One checkpoint for each depth that some cell reads, not one cut at the study's deepest site: a
+# deeper site then adds a checkpoint and leaves alone those that other cells were made from. (One
+# shared checkpoint marked `ancient()` for its cells does not do: as soon as it must be rebuilt,
+# Snakemake 9.27 stops looking for any other reason to run the jobs below it, so that the very
+# cells that asked for more blocks, or whose settings changed too, are left out of that run.)
+# Cells of a shallow site load less for it.
+rule prepare:
+    input:
+        origin=lambda w: PLAN.origin(w.model),
+    output:
+        checkpoint=directory("<results>/checkpoints/{model}/{blocks}"),
+    log:
+        "<logs>/prepare/{model}/{blocks}.log",
+    benchmark:
+        "<benchmarks>/prepare/{model}/{blocks}.tsv"
+    priority: 40
+    conda:
+        "../envs/tokinfo.yaml"
+    resources:
+        gpu=0,
+        mem_mb=lambda w, attempt: needs.prepare_mb(STUDY, STUDY.models[w.model].source, attempt),
+        runtime=60,
+    params:
+        settings=lambda w: PLAN.prepare_settings(w.model, int(w.blocks)),
+        code=plans.code("prepare"),
+    message:
+        "Cutting {wildcards.model} to its embedding and {wildcards.blocks} blocks"
+    script:
+        "scripts/prepare.py"
+
+
+# The embedding alone, and what decoding by its pseudo-inverse needs, once for each model.
+rule embedding:
+    input:
+        origin=lambda w: PLAN.origin(w.model),
+    output:
+        checkpoint=directory("<results>/checkpoints/{model}/0"),
+        decoder="<results>/decoders/{model}.safetensors",
+    log:
+        "<logs>/embedding/{model}.log",
+    benchmark:
+        "<benchmarks>/embedding/{model}.tsv"
+    priority: 40
+    conda:
+        "../envs/tokinfo.yaml"
+    resources:
+        gpu=0,
+        mem_mb=lambda w, attempt: needs.prepare_mb(STUDY, STUDY.models[w.model].source, attempt),
+        runtime=60,
+    params:
+        settings=lambda w: PLAN.prepare_settings(w.model, 0),
+        code=plans.code("embedding"),
+    message:
+        "Taking the embedding of {wildcards.model}"
+    script:
+        "scripts/embedding.py"

@@ -1,0 +1,22 @@
+"""Rule `corpus`: write one corpus as training text and held-out text."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokinfo.jobs import job
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+with job(snakemake.log[0], f"corpus {snakemake.wildcards.corpus}"):
+    from pydantic import TypeAdapter
+
+    from tokinfo.corpus import write_corpus
+    from tokinfo.sources import Corpus
+
+    write_corpus(
+        TypeAdapter(Corpus).validate_python(snakemake.params.settings),
+        Path(snakemake.output.train),
+        Path(snakemake.output.held_out),
+        Path(snakemake.params.state) / "downloads",
+    )

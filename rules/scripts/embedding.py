@@ -1,0 +1,17 @@
+"""Rule `embedding`: a model's embedding alone, and the inverse of its Gram matrix."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokinfo.jobs import job
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+with job(snakemake.log[0], f"embedding of {snakemake.wildcards.model}"):
+    from tokinfo.decode import write_inverse_gram
+    from tokinfo.models.cutting import cut_checkpoint
+
+    checkpoint = Path(snakemake.output.checkpoint)
+    cut_checkpoint(snakemake.params.settings, Path(snakemake.input.origin), checkpoint)
+    write_inverse_gram(checkpoint, Path(snakemake.output.decoder))

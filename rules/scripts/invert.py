@@ -1,0 +1,24 @@
+"""Rule `invert`: solve one cell."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokinfo.jobs import device, job
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+with job(snakemake.log[0], f"invert {snakemake.output[0]}"):
+    from tokinfo.cell import run_cell
+
+    settings = dict(snakemake.params.settings)
+    run_cell(
+        settings.pop("cell"),
+        settings,
+        Path(snakemake.input.checkpoint),
+        Path(snakemake.input.decoder),
+        Path(snakemake.output[0]),
+        device=device(snakemake.config.get("device", "auto"), snakemake.resources.gpu),
+        threads=snakemake.threads,
+        code_digest=snakemake.params.code,
+    )

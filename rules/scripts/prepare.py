@@ -1,0 +1,20 @@
+"""Rule `prepare`: cut a model to its embedding and first blocks, in one precision."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokinfo.jobs import job
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+with job(
+    snakemake.log[0], f"prepare {snakemake.wildcards.model} ({snakemake.wildcards.blocks} blocks)"
+):
+    from tokinfo.models.cutting import cut_checkpoint
+
+    cut_checkpoint(
+        snakemake.params.settings,
+        Path(snakemake.input.origin),
+        Path(snakemake.output.checkpoint),
+    )

@@ -1,0 +1,18 @@
+"""Rule `prompts`: check the prompts of a source's models with its own tokenizer."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokinfo.jobs import job
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+with job(snakemake.log[0], f"prompts for {snakemake.wildcards.source}"):
+    from tokinfo.promptcheck import check_prompts
+
+    check_prompts(
+        snakemake.params.settings,
+        Path(snakemake.input.tokenizer),
+        Path(snakemake.output[0]),
+    )

@@ -1,0 +1,16 @@
+"""Rule `strips`: the page that shows prompts above what came back."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokinfo.jobs import job
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+with job(snakemake.log[0], "strips"):
+    from tokinfo.report.strips import write_strips
+
+    write_strips(
+        Path(snakemake.input.recovery), Path(snakemake.output.page), **snakemake.params.settings
+    )

@@ -1,0 +1,18 @@
+"""Rule `summarise`: shares and intervals from the long table."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokinfo.jobs import job
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+with job(snakemake.log[0], "summarise"):
+    from tokinfo.tables import summarise
+
+    summarise(
+        Path(snakemake.input.recovery),
+        Path(snakemake.output.summary),
+        Path(snakemake.output.summary_csv),
+    )

@@ -1,0 +1,311 @@
+"""A change reruns the jobs that it touches: all of them, and no other."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.workflow.run import RESULTS, name, pending, smoke, snakemake
+from tokinfo.study import Cell, Study
+from tokinfo.workflow import FIGURES
+
+Change = Callable[[dict[str, Any]], None]
+
+FIGURE_JOBS = {f"figure {figure}" for figure in FIGURES}
+AGGREGATE = {"collect", "summarise", "strips", *FIGURE_JOBS}
+FLAT_MIXERS = {"mixer-flat", "mixer-flat-untrained"}
+
+
+def cells(study: dict[str, Any], wanted: Callable[[Cell], bool] = lambda cell: True) -> set[str]:
+    found = Study.model_validate(study).cells()
+    return {name("invert", cell.path) for cell in found if wanted(cell)}
+
+
+def checkpoints(model: str, *blocks: int) -> set[str]:
+    return {f"embedding {model}", *(f"prepare {model} {number}" for number in blocks)}
+
+
+def checks(*sources: str) -> set[str]:
+    return {f"prompts {source}" for source in sources}
+
+
+ALL_SOURCES = ("mixer-flat", "mixer-expanded", "mixer-parallel", "transformer")
+
+
+def test_a_finished_run_has_nothing_left_to_do(finished: Path) -> None:
+    assert pending(finished, smoke()) == set()
+
+
+# --- changes that touch nothing -----------------------------------------------------------
+
+
+def _reorder(study: dict[str, Any]) -> None:
+    study["models"] = dict(reversed(study["models"].items()))
+    study["sources"] = dict(reversed(study["sources"].items()))
+    study["grids"].reverse()
+    for grid in study["grids"]:
+        grid["models"].reverse()
+        grid["masks"].reverse()
+
+
+def _unused(study: dict[str, Any]) -> None:
+    study["solvers"]["other"] = {"kind": "adam", "steps": 7}
+    study["prompts"]["other"] = ["Nobody asks."]
+    study["models"]["other"] = {"source": "transformer", "state": "untrained", "seed": 5}
+    study["metric_weights"] = {"l1": 3.0}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(_reorder, id="models, sources, grids and masks reordered"),
+        pytest.param(lambda study: study.update(threads=2), id="threads"),
+        pytest.param(lambda study: study.update(device="cuda"), id="device"),
+        pytest.param(_unused, id="entries that no grid uses"),
+    ],
+)
+def test_what_no_result_depends_on_reruns_nothing(finished: Path, change: Change) -> None:
+    study = smoke()
+    change(study)
+    assert pending(finished, study) == set()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--resources", "gpu=0"), ("--set-threads", "invert=2"), ("--cores", "1")]
+)
+def test_resources_on_the_command_line_rerun_nothing(
+    finished: Path, arguments: tuple[str, ...]
+) -> None:
+    assert pending(finished, smoke(), *arguments) == set()
+
+
+def test_the_reports_words_rerun_the_page_that_shows_them(finished: Path) -> None:
+    study = smoke() | {"name": "Another title"}
+    assert pending(finished, study) == {"strips"}
+
+
+# --- axes ---------------------------------------------------------------------------------
+
+
+def test_a_mask_added_runs_its_cells(finished: Path) -> None:
+    study = smoke()
+    study["grids"][0]["masks"].append("2:")
+    new = cells(study, lambda cell: cell.mask == "2:")
+    mixers = ("mixer-flat", "mixer-expanded", "mixer-parallel")
+    assert len(new) == 4
+    assert pending(finished, study) == new | AGGREGATE | checks(*mixers)
+
+
+def test_a_mask_removed_reruns_the_aggregate_alone(finished: Path) -> None:
+    study = smoke()
+    study["grids"][0]["masks"].remove(":")
+    mixers = ("mixer-flat", "mixer-expanded", "mixer-parallel")
+    assert pending(finished, study) == AGGREGATE | checks(*mixers)
+
+
+def test_a_metric_added_runs_its_cells(finished: Path) -> None:
+    study = smoke()
+    study["grids"][1]["metrics"].append("l2")
+    new = cells(study, lambda cell: cell.metric == "l2")
+    assert len(new) == 1
+    assert pending(finished, study) == new | AGGREGATE
+
+
+def test_weights_of_the_combined_metric_rerun_its_cells_alone(finished: Path) -> None:
+    study = smoke()
+    study["grids"][1]["metrics"].append("l1+cosine")
+    study["metric_weights"] = {"l1": 0.5}
+    new = cells(study, lambda cell: cell.metric == "l1+cosine")
+    assert len(new) == 1
+    assert pending(finished, study) == new | AGGREGATE
+
+
+def test_a_seed_added_runs_its_cells(finished: Path) -> None:
+    study = smoke()
+    study["grids"][1]["seeds"] = [0, 1]
+    new = cells(study, lambda cell: cell.seed == 1)
+    assert len(new) == 2
+    assert pending(finished, study) == new | AGGREGATE
+
+
+def test_a_deeper_site_leaves_the_models_other_cells_alone(finished: Path) -> None:
+    study = smoke()
+    study["grids"][3]["sites"].append("block.2")
+    new = cells(study, lambda cell: cell.solver == "adam" and cell.site == "block.2")
+    assert len(new) == 2
+    # The transformer's block 2 is there already, for the chapter's solver.
+    assert pending(finished, study) == new | AGGREGATE | {"prepare transformer-int8 2"}
+
+
+def test_a_deeper_site_and_another_change_run_together(finished: Path) -> None:
+    study = smoke()
+    study["grids"][3]["sites"].append("block.2")
+    study["solvers"]["adam"]["steps"] = 41
+    touched = cells(study, lambda cell: cell.solver == "adam")
+    assert pending(finished, study) == touched | AGGREGATE | {"prepare transformer-int8 2"}
+
+
+def test_a_model_added_runs_its_checkpoint_and_cells(finished: Path) -> None:
+    study = smoke()
+    study["models"]["mixer-flat-nf4"] = {"source": "mixer-flat", "quantization": "nf4"}
+    study["grids"][0]["models"].append("mixer-flat-nf4")
+    new = cells(study, lambda cell: cell.model == "mixer-flat-nf4")
+    assert len(new) == 2
+    assert pending(finished, study) == new | AGGREGATE | checkpoints("mixer-flat-nf4", 2)
+
+
+def test_a_model_removed_reruns_the_aggregate_alone(finished: Path) -> None:
+    study = smoke()
+    study["grids"][0]["models"].remove("mixer-parallel-untrained")
+    assert pending(finished, study) == AGGREGATE
+
+
+# --- settings -----------------------------------------------------------------------------
+
+
+def test_prompts_of_one_set_rerun_their_cells(finished: Path) -> None:
+    study = smoke()
+    study["prompts"]["sea"][1] = "She wrote down the sky."
+    assert pending(finished, study) == cells(study) | AGGREGATE | checks(*ALL_SOURCES)
+
+
+def test_prompts_of_a_second_set_leave_the_first_sets_cells_alone(finished: Path) -> None:
+    study = smoke()
+    study["prompts"]["land"] = ["The road was made long ago."]
+    study["grids"][1]["prompts"].append("land")
+    new = cells(study, lambda cell: cell.prompts == "land")
+    assert len(new) == 2
+    assert pending(finished, study) == new | AGGREGATE | checks("mixer-flat")
+
+
+def test_settings_of_one_solver_rerun_its_cells(finished: Path) -> None:
+    study = smoke()
+    study["solvers"]["chapter"]["learning_rate"] = 0.05
+    touched = cells(study, lambda cell: cell.solver == "chapter")
+    assert pending(finished, study) == touched | AGGREGATE
+
+
+def test_training_of_one_model_reruns_what_is_made_from_it(finished: Path) -> None:
+    study = smoke()
+    study["sources"]["mixer-flat"]["training"]["learning_rate"] = 0.002
+    touched = cells(study, lambda cell: cell.model == "mixer-flat")
+    made = checkpoints("mixer-flat", 1, 2) | {"train mixer-flat", "training_curves"}
+    # The untrained twin has the same source and stays.
+    assert pending(finished, study) == touched | made | AGGREGATE
+
+
+def test_quantisation_of_one_model_reruns_its_checkpoint_and_cells(finished: Path) -> None:
+    study = smoke()
+    study["models"]["transformer-int8"]["quantization"] = "nf4"
+    touched = cells(study, lambda cell: cell.model == "transformer-int8")
+    made = checkpoints("transformer-int8", 1)
+    assert pending(finished, study) == touched | made | AGGREGATE
+
+
+def test_seed_of_an_untrained_model_reruns_its_checkpoint_and_cells(finished: Path) -> None:
+    study = smoke()
+    study["models"]["transformer-untrained"]["seed"] = 1
+    touched = cells(study, lambda cell: cell.model == "transformer-untrained")
+    made = checkpoints("transformer-untrained", 2)
+    assert pending(finished, study) == touched | made | AGGREGATE
+
+
+def test_the_vocabulary_reruns_everything_made_with_it(finished: Path) -> None:
+    study = smoke()
+    study["tokenizers"]["small"]["vocabulary"] = 500
+    jobs = pending(finished, study)
+    assert {"tokenizer small", "tokens small", "train mixer-flat"} <= jobs
+    assert cells(study) | AGGREGATE | checks(*ALL_SOURCES) <= jobs
+    assert "corpus harbour" not in jobs
+
+
+# --- code ---------------------------------------------------------------------------------
+
+
+def _edit(file: Path, pattern: str, replacement: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    edited, count = re.subn(pattern, replacement, text, count=1, flags=re.MULTILINE | re.DOTALL)
+    assert count == 1, f"{file.name}: nothing like {pattern}"
+    file.write_text(edited, encoding="utf-8")
+
+
+def test_comments_and_docstrings_rerun_nothing(changed: Path) -> None:
+    for module in (changed / "tokinfo").rglob("*.py"):
+        text = module.read_text(encoding="utf-8")
+        module.write_text(f"{text}\n# Another comment.\n", encoding="utf-8")
+    for script in (changed / "rules" / "scripts").glob("*.py"):
+        text = script.read_text(encoding="utf-8")
+        script.write_text(f"{text}\n# Another comment.\n", encoding="utf-8")
+    _edit(changed / "tokinfo" / "cell.py", r'\A""".*?"""', '"""Another docstring."""')
+    assert pending(changed, smoke()) == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("figures/style.py", FIGURE_JOBS | {"training_curves"}),
+        ("report/template.py", {"strips"}),
+        ("promptcheck.py", checks(*ALL_SOURCES)),
+        ("score.py", cells(smoke()) | AGGREGATE),
+        ("invert/adam.py", cells(smoke()) | AGGREGATE),
+    ],
+)
+def test_logic_in_a_module_reruns_the_stage_that_uses_it(
+    changed: Path, module: str, expected: set[str]
+) -> None:
+    _append_logic(changed / "tokinfo" / module)
+    assert pending(changed, smoke()) == expected
+
+
+def test_logic_of_training_reruns_trained_models_alone(changed: Path) -> None:
+    _append_logic(changed / "tokinfo" / "train.py")
+    trained = {"mixer-flat", "transformer", "transformer-int8"}
+    expected = cells(smoke(), lambda cell: cell.model in trained) | AGGREGATE
+    expected |= {"train mixer-flat", "train transformer", "training_curves"}
+    expected |= checkpoints("mixer-flat", 1, 2) | checkpoints("transformer", 1, 2)
+    expected |= checkpoints("transformer-int8", 1)
+    assert pending(changed, smoke()) == expected
+
+
+def test_a_script_of_a_rule_reruns_that_rule(changed: Path) -> None:
+    _edit(changed / "rules" / "scripts" / "strips.py", r"\Z", "\nDONE = True\n")
+    assert pending(changed, smoke()) == {"strips"}
+
+
+def _append_logic(module: Path) -> None:
+    _edit(module, r"\Z", "\nADDED_BY_A_TEST = 1\n")
+
+
+# --- files --------------------------------------------------------------------------------
+
+
+def test_an_edited_corpus_file_reruns_everything(changed: Path) -> None:
+    _edit(changed / "studies" / "data" / "harbour.txt", "morning", "evening")
+    jobs = pending(changed, smoke())
+    assert {"corpus harbour", "tokenizer small", "tokens small"} <= jobs
+    assert cells(smoke()) | AGGREGATE <= jobs
+
+
+def test_a_deeper_site_really_runs_and_then_rests(changed: Path) -> None:
+    study = smoke()
+    study["grids"][0]["sites"].append("mlp.1")
+    study["grids"] = study["grids"][:1]
+    study["grids"][0]["models"] = ["mixer-flat-untrained"]
+    target = f"{RESULTS}/tables/recovery.parquet"
+    before = pending(changed, study, target)
+    assert before == {
+        *cells(study, lambda cell: cell.site == "mlp.1"),
+        "prepare mixer-flat-untrained 1",
+        "collect",
+    }
+    file = changed / "deeper.json"
+    file.write_text(json.dumps(study), encoding="utf-8")
+    # `--configfile` takes every file that follows it, so the target comes first.
+    done = snakemake(changed, target, "--cores", "2", "--configfile", str(file))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert pending(changed, study, target) == set()
