@@ -58,10 +58,12 @@ rule all:
         "<results>/tables/summary.csv",
         expand(
             "<results>/figures/{figure}.{form}",
-            figure=(*plans.FIGURES, "training_curves"),
+            figure=(*plans.FIGURES, *plans.IDENTIFIABILITY, "training_curves"),
             form=("svg", "png"),
         ),
+        "<results>/tables/noise.csv",
         "<results>/pages/strips.html",
+        "<results>/pages/identifiability.html",
 
 
 include: "rules/corpus.smk"

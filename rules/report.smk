@@ -153,3 +153,96 @@ rule strips:
         "Writing the page of token strips"
     script:
         "scripts/strips.py"
+
+
+rule identifiability_figure:
+    input:
+        recovery="<results>/tables/recovery.parquet",
+    output:
+        svg=report(
+            "<results>/figures/{figure}.svg",
+            caption="../report/identifiability_figures.rst",
+            category="Identifiability",
+            labels={"figure": "{figure}", "format": "SVG"},
+        ),
+        png=report(
+            "<results>/figures/{figure}.png",
+            caption="../report/identifiability_figures.rst",
+            category="Identifiability",
+            labels={"figure": "{figure}", "format": "PNG"},
+        ),
+    log:
+        "<logs>/figures/{figure}.log",
+    benchmark:
+        "<benchmarks>/figures/{figure}.tsv"
+    wildcard_constraints:
+        figure=plans.pattern(plans.IDENTIFIABILITY),
+    conda:
+        "../envs/tokinfo.yaml"
+    resources:
+        gpu=0,
+        mem_mb=1000,
+        runtime=30,
+    params:
+        code=plans.code("identifiability_figure"),
+    message:
+        "Drawing {wildcards.figure}"
+    script:
+        "scripts/identifiability_figure.py"
+
+
+rule noise_table:
+    input:
+        recovery="<results>/tables/recovery.parquet",
+    output:
+        table=report(
+            "<results>/tables/noise.csv",
+            caption="../report/noise.rst",
+            category="Identifiability",
+            labels={"table": "noise that hidden tokens survive"},
+        ),
+    log:
+        "<logs>/noise_table.log",
+    benchmark:
+        "<benchmarks>/noise_table.tsv"
+    conda:
+        "../envs/tokinfo.yaml"
+    resources:
+        gpu=0,
+        mem_mb=1000,
+        runtime=30,
+    params:
+        code=plans.code("noise_table"),
+    message:
+        "Tabulating the noise that hidden tokens survive"
+    script:
+        "scripts/noise_table.py"
+
+
+rule identifiability:
+    input:
+        recovery="<results>/tables/recovery.parquet",
+    output:
+        page=report(
+            "<results>/pages/identifiability.html",
+            caption="../report/identifiability.rst",
+            category="Identifiability",
+            labels={"page": "not found, or not there?"},
+        ),
+    log:
+        "<logs>/identifiability.log",
+    benchmark:
+        "<benchmarks>/identifiability.tsv"
+    conda:
+        "../envs/tokinfo.yaml"
+    resources:
+        gpu=0,
+        mem_mb=1000,
+        runtime=30,
+    params:
+        settings=PLAN.labels(),
+        code=plans.code("identifiability"),
+    message:
+        "Writing the page on what is identifiable"
+    script:
+        "scripts/identifiability.py"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -175,3 +176,83 @@ def write_tables(rows: pl.DataFrame, directory: Path) -> tuple[Path, Path]:
     rows.write_parquet(recovery)
     summarise(recovery, summary, directory / "summary.csv")
     return summary, recovery
+
+
+def swept_rows(
+    model: FakeModel,
+    *,
+    around: str = "true",
+    there: float = 0.9,
+    floor: float = 1e-3,
+    threshold: float | None = 0.1,
+    **cell: Any,
+) -> list[dict[str, Any]]:
+    """Return the rows of one made-up cell of a sweep (``true``) or a joint search (``found``).
+
+    Args:
+        model: the model; a joint search finds ``model.hidden`` of its hidden tokens.
+        around: what was swept around.
+        there: chance that a hidden token is identifiable.
+        floor: noise floor.
+        threshold: about where an identifiable token is lost in noise; None: not measured.
+        **cell: as `cell_rows` takes it.
+    """
+    solver = "sweep" if around == "true" else "joint"
+    told = replace(model, hidden=1.0, visible=1.0) if around == "true" else model
+    rows = cell_rows(told, solver=solver, **cell)
+    chance = random.Random(f"{model.name} {solver} {cell}")
+    last = {row["prompt_id"]: row["position"] for row in rows if row["visible"]}
+    whole: dict[int, bool] = {}
+    for row in rows:
+        whole[row["prompt_id"]] = whole.get(row["prompt_id"], True) and row["correct"]
+    for row in rows:
+        certified = around == "true" or whole[row["prompt_id"]]
+        row |= {"around": around, "noise_floor": floor, "found_loss": 0.0 if certified else 40.0}
+        row["verdict"] = "certified" if certified else "search failure"
+        if around == "true":
+            row["first_loss"] = None
+        if row["visible"]:
+            continue
+        size = model.vocabulary
+        if row["causal"] and row["position"] > last.get(row["prompt_id"], size):
+            row |= {"identified": "ambiguous", "rank": size, "margin": 0.0, "candidates": size}
+            row |= {"bits": 0.0, "bits_high": 0.0, "noise_threshold": 0.0}
+            continue
+        known = certified and chance.random() < there
+        few = chance.randint(2, 40)
+        rank = 1 if known else min(size, chance.randint(1, few))
+        if around == "found" and not row["correct"]:
+            rank = int(size ** chance.uniform(0.2, 0.95))
+        row |= {
+            "identified": "identifiable" if known else "ambiguous" if certified else "excluded",
+            "rank": rank,
+            "margin": floor * 10 ** chance.uniform(1, 5) if known else -floor / 2,
+            "candidates": 1 if known else few if certified else 0,
+            "bits": math.log2(size) - (0 if known else math.log2(few)),
+            "bits_high": math.log2(size),
+        }
+        if threshold is not None and around == "true":
+            drawn = threshold * 10 ** chance.gauss(0, 0.4)
+            row["noise_threshold"] = drawn if known else 0.0
+    return rows
+
+
+def identifiability_study(models: list[FakeModel] | None = None) -> pl.DataFrame:
+    """Return the long table of a study with descents, sweeps, joint searches and controls."""
+    rows: list[dict[str, Any]] = []
+    for number, model in enumerate(models or default_models()):
+        for block in (1, model.depth):
+            for mask in ("1:", "3:", ":2"):
+                cell: dict[str, Any] = {"block": block, "mask": mask}
+                weak = replace(model, hidden=0.0 if mask == ":2" else model.hidden / (block + 1))
+                rows += cell_rows(weak, solver="chapter", **cell)
+                rows += cell_rows(weak, solver="adam", **cell)
+                there = 0.98 - 0.06 * number * (1 if block == 1 else 1.5)
+                floor = {"int8": 2.0}.get(model.quantization, 1e-3 * block)
+                rows += swept_rows(
+                    model, there=there, floor=floor, threshold=2 / (block + 3 * number), **cell
+                )
+                found = 0.0 if mask == ":2" else max(0.1, there - 0.1 * block / model.depth)
+                strong = replace(model, hidden=found, visible=1.0)
+                rows += swept_rows(strong, around="found", there=there, floor=floor, **cell)
+    return frame(rows)

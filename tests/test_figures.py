@@ -11,8 +11,16 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from tests.synthetic_recovery import FakeModel, cell_rows, default_models, frame, write_tables
-from tokinfo.figures import FIGURES, data, draw, style, training_curves
+from tests.synthetic_recovery import (
+    FakeModel,
+    cell_rows,
+    default_models,
+    frame,
+    identifiability_study,
+    swept_rows,
+    write_tables,
+)
+from tokinfo.figures import FIGURES, IDENTIFIABILITY, data, draw, style, training_curves
 from tokinfo.figures.panels import note_weights
 from tokinfo.workflow import FIGURES as PLANNED
 
@@ -46,6 +54,17 @@ def study(kind: str) -> list[dict[str, Any]]:
         return cell_rows(FLAT, loss=0.0) + cell_rows(FLAT, block=2, loss=-1e-9)
     if kind == "few candidates":
         return cell_rows(FLAT, vocabulary=12)
+    if kind == "sweeps alone":
+        return swept_rows(FLAT) + swept_rows(SMOL, block=30, mask="3:")
+    if kind == "joint searches alone":
+        return swept_rows(FLAT, around="found") + swept_rows(SMOL, around="found", mask="-1")
+    if kind == "controls alone":
+        return swept_rows(FLAT, mask=":2") + swept_rows(FLAT, around="found", mask=":2")
+    if kind == "no noise and no floor":
+        return swept_rows(FLAT, floor=0.0, threshold=None) + cell_rows(FLAT)
+    if kind == "thresholds beyond both ends":
+        rows = swept_rows(FLAT, threshold=float("inf")) + swept_rows(SMOL, there=0.0)
+        return rows + swept_rows(FLAT, mask="3:", there=0.5, threshold=float("inf"))
     raise AssertionError(kind)
 
 
@@ -58,6 +77,11 @@ KINDS = (
     "solvers on different cells",
     "loss of zero",
     "few candidates",
+    "sweeps alone",
+    "joint searches alone",
+    "controls alone",
+    "no noise and no floor",
+    "thresholds beyond both ends",
 )
 
 
@@ -103,8 +127,9 @@ def test_a_figure_is_the_same_file_every_time(name: str, small: Path, tmp_path: 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_figure_copes_with_a_study_of(kind: str, tmp_path: Path) -> None:
     summary = tables(study(kind), tmp_path)
-    for name in FIGURES:
-        draw(name, summary, tmp_path / f"{name}.svg", tmp_path / f"{name}.png")
+    for name in (*FIGURES, *IDENTIFIABILITY):
+        table = summary if name in FIGURES else tmp_path / "recovery.parquet"
+        draw(name, table, tmp_path / f"{name}.svg", tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 5_000
 
 
@@ -150,6 +175,45 @@ def test_figures_and_tables_need_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("swept")
+    models = default_models()[:3] + default_models()[8:10]
+    return write_tables(identifiability_study(models), directory)[1]
+
+
+@pytest.mark.parametrize("name", IDENTIFIABILITY)
+def test_a_figure_on_identifiability_is_the_same_file_every_time(
+    name: str, swept: Path, tmp_path: Path
+) -> None:
+    for copy in ("a", "b"):
+        draw(name, swept, tmp_path / f"{copy}.svg", tmp_path / f"{copy}.png")
+    for form in ("svg", "png"):
+        assert (tmp_path / f"a.{form}").read_bytes() == (tmp_path / f"b.{form}").read_bytes()
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.width == 1500
+        assert image.height < 3000
+        assert len(image.convert("RGB").getcolors(1 << 24) or []) > 20
+
+
+@pytest.mark.parametrize("name", IDENTIFIABILITY)
+def test_a_study_without_sweeps_is_told_so(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(style, "message", lambda figure, text: said.append(text))
+    tables(cell_rows(FLAT), tmp_path)
+    draw(name, tmp_path / "recovery.parquet", tmp_path / "f.svg", tmp_path / "f.png")
+    assert len(said) == 1
+    assert "sweep in this study" in said[0]
+
+
+def test_a_sweep_that_was_told_the_truth_is_in_no_figure_of_recovery(tmp_path: Path) -> None:
+    rows = cell_rows(FLAT) + swept_rows(FLAT) + swept_rows(FLAT, around="found")
+    loaded = data.load(tables(rows, tmp_path))
+    assert {row["solver"] for row in loaded} == {"adam", "joint"}
 
 
 # --- what is drawn ------------------------------------------------------------------------

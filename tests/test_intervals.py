@@ -103,3 +103,37 @@ def test_unordered_chance_equals_a_simulation_of_the_score() -> None:
 def test_unordered_chance_of_a_real_vocabulary_is_about_its_size_over_the_vocabulary() -> None:
     assert chance_unordered(list(range(14)), 49152) == pytest.approx(14 / 49152, rel=1e-3)
     assert chance_unordered([], 10) == 0
+
+
+def test_few_prompts_have_no_distribution_free_interval_of_a_median() -> None:
+    assert clustered_median([[float(i)] for i in range(5)]).low is None
+    found = clustered_median([[float(i)] for i in range(6)])
+    assert (found.value, found.low, found.high) == (2.0, 0.0, 5.0)
+
+
+def test_a_median_survives_infinite_values_and_ignores_order() -> None:
+    values = [[0.0, 1.0], [math.inf], [3.0], [math.inf, 2.0], [5.0], [4.0], [math.inf]]
+    found = clustered_median(values)
+    assert found.value == 4.0
+    assert found.high == math.inf
+    assert clustered_median(values[::-1]).value == found.value
+
+
+def test_no_prompts_have_no_median() -> None:
+    for values in ([], [[1.0], []]):
+        with pytest.raises(ValueError, match="each must have values"):
+            clustered_median(values)
+
+
+@pytest.mark.parametrize("prompts", [6, 10, 20])
+def test_the_interval_of_a_median_covers_it(prompts: int) -> None:
+    generator = np.random.default_rng(prompts)
+    hits = 0
+    for _ in range(300):
+        shared = generator.normal(size=(prompts, 1))
+        values = np.exp(shared + generator.normal(size=(prompts, 3)))
+        found = clustered_median(values.tolist())
+        assert found.low is not None
+        assert found.high is not None
+        hits += found.low <= 1.0 <= found.high
+    assert hits / 300 >= 0.92

@@ -9,7 +9,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.synthetic_recovery import FakeModel, cell_rows, default_models, frame, write_tables
+from tests.synthetic_recovery import (
+    FakeModel,
+    cell_rows,
+    default_models,
+    frame,
+    swept_rows,
+    write_tables,
+)
 from tokinfo.intervals import clustered_share
 from tokinfo.schema import CELL_KEYS, RECOVERY_SCHEMA
 from tokinfo.study import Cell
@@ -208,10 +215,39 @@ def test_verdicts_ranks_and_bits_are_summarised_where_they_exist(tmp_path: Path)
     assert visible["identifiable"] is None
 
 
+def test_recovered_needs_all_of_found_certified_and_identifiable(tmp_path: Path) -> None:
+    rows = swept_rows(FLAT, around="found", texts=("a b", "c d", "e f", "g h", "i j"))
+    hidden = [row for row in rows if not row["visible"]]
+    good = {"correct": True, "verdict": "certified", "identified": "identifiable"}
+    lacks = ({}, {"correct": False}, {"verdict": "undecided"}, {"identified": "ambiguous"})
+    for row, change in zip(hidden, (*lacks, {"identified": None}), strict=True):
+        row |= good | change
+    summary, _ = write_tables(frame(rows), tmp_path)
+    shown = {row["visible"]: row for row in pl.read_parquet(summary).to_dicts()}
+    assert shown[False]["recovered"] == 0.25, "one of four; the fifth was not swept"
+    assert shown[False]["recovered_high"] > 0.25
+    assert shown[False]["around"] == "found"
+    assert shown[True]["recovered"] is None
+
+
+def test_a_sweep_that_was_told_the_truth_recovers_nothing(tmp_path: Path) -> None:
+    rows = swept_rows(FLAT, there=1.0, texts=("a b", "c d", "e f"))
+    for row, level in zip([r for r in rows if not r["visible"]], (1.0, 2.0, None), strict=True):
+        row["noise_threshold"] = float("inf") if level is None else level
+    summary, _ = write_tables(frame(rows), tmp_path)
+    hidden = pl.read_parquet(summary).filter(~pl.col("visible")).to_dicts()[0]
+    assert (hidden["around"], hidden["recovered"], hidden["identifiable"]) == ("true", None, 1.0)
+    assert hidden["top1"] == 1.0
+    assert (hidden["bits"], hidden["bits_high"], hidden["noise_threshold"]) == (12.0, 12.0, 2.0)
+
+
 def test_columns_a_solver_does_not_give_are_null(tmp_path: Path) -> None:
     summary, _ = write_tables(frame(cell_rows(FLAT)), tmp_path)
     row = pl.read_parquet(summary).to_dicts()[0]
-    for name in ("published", "certified", "identifiable", "margin", "bits", "noise_floor"):
+    for name in (
+        *("published", "certified", "identifiable", "recovered", "around", "margin"),
+        *("bits", "bits_high", "noise_floor", "noise_threshold"),
+    ):
         assert row[name] is None, name
 
 

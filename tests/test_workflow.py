@@ -137,6 +137,7 @@ def test_what_a_script_imports_is_in_its_digest() -> None:
 
 
 def test_the_figures_are_those_that_can_be_drawn() -> None:
-    from tokinfo.figures import FIGURES
+    from tokinfo.figures import FIGURES, IDENTIFIABILITY
 
     assert tuple(FIGURES) == workflow.FIGURES
+    assert tuple(IDENTIFIABILITY) == workflow.IDENTIFIABILITY

@@ -208,6 +208,8 @@ def make_rows(
             "restart": int(result.restart[number]),
             "steps": int(result.steps[number]),
             "evaluations": int(result.evaluations[number]),
+            # At every position, swept or not: where it is `true` the other tokens were known.
+            "around": result.around,
         }
         swept = result.identified[number] if result.identified is not None else {}
         for position in range(length):
@@ -231,17 +233,16 @@ def make_rows(
                     "reference_id": known,
                     "published_correct": None if known is None else known in top,
                 }
-                | _identification(swept.get(position), result.around)
+                | _identification(swept.get(position))
             )
     return rows
 
 
-def _identification(found: Identification | None, around: str | None) -> dict[str, Any]:
+def _identification(found: Identification | None) -> dict[str, Any]:
     """Return the columns of one position's sweep; none where nothing was swept."""
     if found is None:
         return {}
     return {
-        "around": around,
         "identified": found.verdict,
         "rank": found.rank,
         "margin": found.margin,

@@ -1,4 +1,4 @@
-"""The command line: `tokinfo validate`, `tokinfo cells`, `tokinfo schema`.
+"""The command line: `tokinfo validate`, `cells`, `schema`, `invert` and `sweep`.
 
 Every command imports what it needs when it runs, so that `tokinfo --help` answers at once.
 """
@@ -129,6 +129,89 @@ def schema(
     with new_file(out) as partial:
         partial.write_text(text, encoding="utf-8")
     typer.echo(f"{out}: written")
+
+
+# A mask such as `-1` or `-3:` begins like an option.
+_ONE_PROMPT = {"ignore_unknown_options": True}
+
+ModelName = Annotated[
+    str, typer.Argument(help="A model of the study; with --checkpoint, a name for the output.")
+]
+SiteName = Annotated[
+    str, typer.Argument(help="embedding, attention.K, mlp.K, block.K or block.last.")
+]
+MaskText = Annotated[
+    str, typer.Argument(help="Python slice over the positions that stay visible, such as 1:.")
+]
+Prompt = Annotated[str, typer.Argument(help="The prompt, in quotes.")]
+Metric = Annotated[str, typer.Option(help="l1, l2, cosine or l1+cosine.")]
+SolverName = Annotated[
+    str | None,
+    typer.Option(
+        "--solver",
+        help="A solver of the study, or a kind (chapter, adam, sequential, sweep, joint) with "
+        "its default settings.  [default: the study's first of the command's kind]",
+        show_default=False,
+    ),
+]
+CheckpointPath = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", help="Use this checkpoint directory; no study is needed."),
+]
+
+
+@app.command(context_settings=_ONE_PROMPT)
+def invert(
+    model: ModelName,
+    site: SiteName,
+    mask: MaskText,
+    prompt: Prompt,
+    configfile: ConfigFiles = None,
+    metric: Metric = "l1",
+    solver: SolverName = None,
+    checkpoint: CheckpointPath = None,
+) -> None:
+    """Find one prompt from its visible activations alone, and say what is certain of it."""
+    _one_prompt("joint", model, site, mask, prompt, configfile, metric, solver, checkpoint)
+
+
+@app.command(context_settings=_ONE_PROMPT)
+def sweep(
+    model: ModelName,
+    site: SiteName,
+    mask: MaskText,
+    prompt: Prompt,
+    configfile: ConfigFiles = None,
+    metric: Metric = "l1",
+    solver: SolverName = None,
+    checkpoint: CheckpointPath = None,
+) -> None:
+    """Try every token at each hidden position of one prompt, the other tokens known."""
+    _one_prompt("sweep", model, site, mask, prompt, configfile, metric, solver, checkpoint)
+
+
+def _one_prompt(
+    kind: str,
+    model: str,
+    site: str,
+    mask: str,
+    prompt: str,
+    configfile: list[Path] | None,
+    metric: str,
+    solver: str | None,
+    checkpoint: Path | None,
+) -> None:
+    from tokinfo.cli_prompt import PromptError, Request, answer
+
+    # A checkpoint of one's own needs no study, unless one is named for its solvers.
+    study = read_study(configfile) if checkpoint is None or configfile else None
+    files = [str(path) for path in configfile or []]
+    request = Request(kind, model, site, mask, prompt, metric, solver, checkpoint)
+    try:
+        answer(request, study, files)
+    except PromptError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":

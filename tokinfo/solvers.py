@@ -63,13 +63,18 @@ class AdamSolver(SolverBase):
     kind: Literal["adam"] = Field("adam", description="Adam with restarts and a stopping rule.")
     steps: Integer = Field(300, ge=1, description="Most descent steps.")
     learning_rate: Real = Field(
-        0.5,
+        0.2,
         gt=0,
         description="Step in units of the embedding matrix's own standard deviation "
         "(vocabulary parametrisation: in units of one logit).",
     )
     final_share: Real = Field(
-        0.1, gt=0, le=1, description="Last learning rate, as a share of the first (linear)."
+        0.02, gt=0, le=1, description="Last learning rate, as a share of the first (linear)."
+    )
+    second_moment: Literal["component", "row"] = Field(
+        "component",
+        description="What a step is divided by: the root of each component's own mean square "
+        "gradient (Adam), or of the whole row's, which keeps the gradient's direction.",
     )
     restarts: Integer = Field(
         1, ge=1, description="Independent starts per prompt; the best is kept."

@@ -54,12 +54,32 @@ _PER_PROMPT = (
 )
 """Columns that are constant within a prompt, of which the summary gives medians."""
 
+RECOVERED = (
+    pl.when((pl.col("around") == "found") & ~pl.col("visible") & pl.col("identified").is_not_null())
+    .then(
+        pl.col("correct")
+        & (pl.col("verdict") == "certified").fill_null(False)
+        & (pl.col("identified") == "identifiable")
+    )
+    .otherwise(None)
+)
+"""Recovered in full: found, the prompt certified, and identifiable around the FOUND prompt.
+
+Null at visible positions and wherever nothing was swept around a found prompt: a solver that
+does not say what else would explain the activations has not shown that it recovered anything.
+"""
+
+OTHERS_KNOWN = (pl.col("around") == "true").fill_null(False)
+"""Rows of a sweep around the true prompt. Their `correct` says that the true token is the best
+one when all OTHER tokens are known: an upper bound of any search, and no search's result."""
+
 SHARES: dict[str, str] = {
     "top1": "correct",
     "top5": "in_top5",
     "unordered": "in_prompt",
     "published": "published_correct",
     "identifiable": "identifiable",
+    "recovered": "recovered",
 }
 """Shares of positions, each with `_low` and `_high`, and the column each is a share of."""
 
@@ -201,8 +221,11 @@ def summarise(recovery: Path, summary: Path, summary_csv: Path) -> None:
     Shares come with 95 % intervals over prompts (`tokinfo.intervals.clustered_share`) and with
     what a uniform guess among the candidates would give. `whole` is the share of prompts with
     every position of the row's kind right, `prompt_whole` with every position right. Losses
-    are medians over prompts; `descent` is the median of loss over first loss. What a solver
-    does not give is null.
+    are medians over prompts; `descent` is the median of loss over first loss. `around` says what
+    the cell's sweeps were run around; where it is ``true`` the other tokens were known to the
+    solver, so `top1` is no search's result. `recovered` is the share of hidden positions found,
+    certified and identifiable around the found prompt. `bits` and `bits_high` are means,
+    `margin` and `noise_threshold` medians over positions. What a solver does not give is null.
 
     Raises:
         TableError: the long table cannot be read or has another schema.
@@ -246,6 +269,7 @@ def shares(rows: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
     per_prompt = (
         rows.with_columns(
             identifiable=pl.col("identified") == "identifiable",
+            recovered=RECOVERED,
             judged=verdict.is_in(PROMPT_VERDICTS),
         )
         .group_by(cell, maintain_order=True)
@@ -262,16 +286,22 @@ def shares(rows: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
             ranked=pl.col("rank").count(),
             margins=pl.col("margin").drop_nulls(),
             bits=pl.col("bits").sum(),
+            bits_high=pl.col("bits_high").sum(),
             with_bits=pl.col("bits").count(),
+            with_bits_high=pl.col("bits_high").count(),
+            thresholds=pl.col("noise_threshold").drop_nulls(),
+            around=pl.col("around").max(),
         )
         .collect(engine="streaming")
     )
     # `all` over both kinds of position, joined back to each of them.
     one_prompt = [*CELL_KEYS, "prompt_id"]
     both = per_prompt.group_by(one_prompt).agg(
-        prompt_whole=pl.col("whole").all(), prompt_ids=pl.col("ids").list.explode()
+        prompt_whole=pl.col("whole").all(),
+        prompt_ids=pl.col("ids").list.explode(),
+        around=pl.col("around").max(),
     )
-    per_prompt = per_prompt.join(both, on=one_prompt, maintain_order="left")
+    per_prompt = per_prompt.drop("around").join(both, on=one_prompt, maintain_order="left")
     out = [
         {**dict(zip(group, key, strict=True)), **_summary_row(part, facts)}
         for key, part in per_prompt.group_by(group, maintain_order=True)
@@ -287,19 +317,21 @@ def shares(rows: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
 
 def _summary_schema(group: Sequence[str], facts: Sequence[str]) -> dict[str, pl.DataType]:
     schema: dict[str, pl.DataType] = {name: RECOVERY_SCHEMA[name] for name in (*group, *facts)}
+    schema |= {"around": pl.String()}
     schema |= {"positions": pl.Int64(), "n_prompts": pl.Int64(), "interval": pl.String()}
     for name in _SHARES:
         schema |= {f"{name}{end}": pl.Float64() for end in ("", "_low", "_high")}
     rest = (
         "chance_top1 chance_top5 chance_unordered whole prompt_whole loss first_loss found_loss "
-        "true_loss noise_floor descent rank_first margin bits steps evaluations seconds"
+        "true_loss noise_floor descent rank_first margin bits bits_high noise_threshold steps "
+        "evaluations seconds"
     )
     return schema | {name: pl.Float64() for name in rest.split()}
 
 
 def _summary_row(part: pl.DataFrame, facts: Sequence[str]) -> dict[str, object]:
     """Summarise the prompts of one group: one row of `part` per cell and prompt."""
-    row: dict[str, object] = {name: _only(part[name]) for name in facts}
+    row: dict[str, object] = {name: _only(part[name]) for name in (*facts, "around")}
     clusters = part.group_by("prompts", "prompt_id", maintain_order=True).agg(
         pl.col("positions").sum(), pl.col("^.*_(found|of)$").sum()
     )
@@ -322,6 +354,9 @@ def _summary_row(part: pl.DataFrame, facts: Sequence[str]) -> dict[str, object]:
         "rank_first": _ratio(part["rank_first"], part["ranked"]),
         "margin": part["margins"].explode(empty_as_null=False).median(),
         "bits": _ratio(part["bits"], part["with_bits"]),
+        "bits_high": _ratio(part["bits_high"], part["with_bits_high"]),
+        # The lower of two middle values: a threshold may be infinite, a mean with it says nothing.
+        "noise_threshold": part["thresholds"].explode(empty_as_null=False).quantile(0.5, "lower"),
         "seconds": part["seconds"].mean(),
     }
     for name in _PER_PROMPT:

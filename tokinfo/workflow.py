@@ -47,7 +47,10 @@ CODE: dict[str, tuple[str, ...]] = {
     "summarise": ("tokinfo.tables",),
     "figure": ("tokinfo.figures",),
     "training_curves": ("tokinfo.figures",),
+    "identifiability_figure": ("tokinfo.figures",),
+    "noise_table": ("tokinfo.swept",),
     "strips": ("tokinfo.report.strips",),
+    "identifiability": ("tokinfo.report.identifiability",),
 }
 """The modules whose code, with all they import from this package, makes each rule's outputs."""
 
@@ -62,6 +65,14 @@ FIGURES = (
     "descent_loss",
 )
 """The figures drawn from the summary (`tokinfo.figures` itself is too heavy to import here)."""
+
+IDENTIFIABILITY = (
+    "found_vs_identifiable",
+    "rank_histogram",
+    "margin_by_depth",
+    "noise_threshold",
+)
+"""The figures drawn from the long table, position by position."""
 
 
 class Plan:

@@ -55,7 +55,7 @@ def test_adam_equals_torchs_own_adam(parametrisation: str) -> None:
     optimiser = torch.optim.Adam([free], lr=settings.learning_rate * unit)
     for step in range(20):
         for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate * unit * (1 - 0.9 * step / 19)
+            group["lr"] = settings.learning_rate * unit * (1 - 0.98 * step / 19)
         optimiser.zero_grad()
         problem.loss(problem.embed(free)).sum().backward()
         optimiser.step()

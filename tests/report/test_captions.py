@@ -9,7 +9,7 @@ import jinja2
 import pytest
 from docutils.core import publish_parts
 
-from tokinfo.figures import FIGURES
+from tokinfo.figures import FIGURES, IDENTIFIABILITY
 
 REPORT = Path(__file__).parents[2] / "report"
 
@@ -32,6 +32,14 @@ def test_every_figure_has_a_caption_of_its_own(figure: str) -> None:
     assert "<strong>" in body
     assert "drawn from" not in body
     assert "95 % intervals" in body
+
+
+@pytest.mark.parametrize("figure", IDENTIFIABILITY)
+def test_every_figure_on_identifiability_has_a_caption_of_its_own(figure: str) -> None:
+    body = render("identifiability_figures.rst", figure=figure)
+    assert "<strong>" in body
+    assert "drawn from" not in body
+    assert "95 % interval" in body
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in REPORT.glob("*.rst")))

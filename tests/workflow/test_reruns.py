@@ -12,12 +12,14 @@ import pytest
 
 from tests.workflow.run import RESULTS, name, pending, smoke, snakemake
 from tokinfo.study import Cell, Study
-from tokinfo.workflow import FIGURES
+from tokinfo.workflow import FIGURES, IDENTIFIABILITY
 
 Change = Callable[[dict[str, Any]], None]
 
 FIGURE_JOBS = {f"figure {figure}" for figure in FIGURES}
-AGGREGATE = {"collect", "summarise", "strips", *FIGURE_JOBS}
+FIGURE_JOBS |= {f"identifiability_figure {figure}" for figure in IDENTIFIABILITY}
+PAGES = {"strips", "identifiability"}
+AGGREGATE = {"collect", "summarise", "noise_table", *PAGES, *FIGURE_JOBS}
 FLAT_MIXERS = {"mixer-flat", "mixer-flat-untrained"}
 
 
@@ -84,9 +86,9 @@ def test_resources_on_the_command_line_rerun_nothing(
     assert pending(finished, smoke(), *arguments) == set()
 
 
-def test_the_reports_words_rerun_the_page_that_shows_them(finished: Path) -> None:
+def test_the_reports_words_rerun_the_pages_that_show_them(finished: Path) -> None:
     study = smoke() | {"name": "Another title"}
-    assert pending(finished, study) == {"strips"}
+    assert pending(finished, study) == PAGES
 
 
 # --- axes ---------------------------------------------------------------------------------
@@ -249,7 +251,8 @@ def test_comments_and_docstrings_rerun_nothing(changed: Path) -> None:
     ("module", "expected"),
     [
         ("figures/style.py", FIGURE_JOBS | {"training_curves"}),
-        ("report/template.py", {"strips"}),
+        ("report/template.py", PAGES),
+        ("swept.py", {"identifiability", "noise_table", "training_curves", *FIGURE_JOBS}),
         ("promptcheck.py", checks(*ALL_SOURCES)),
         ("score.py", cells(smoke()) | AGGREGATE),
         ("invert/adam.py", cells(smoke()) | AGGREGATE),

@@ -89,7 +89,7 @@ def test_the_report_needs_no_network(changed: Path) -> None:
             del os.environ[name]
     assert done.returncode == 0, done.stderr[-3000:]
     page = (changed / "results" / "report.html").read_text(encoding="utf-8")
-    for part in ("recovery_by_mask", "training_curves", "strips.html", "summary.csv"):
+    for part in ("recovery_by_mask", "training_curves", "strips.html", "summary.csv", "noise.csv"):
         assert part in page
 
 
@@ -98,7 +98,9 @@ def test_every_rule_writes_a_log_and_a_benchmark(finished: Path) -> None:
         found = {path.parts[0] for path in _files(finished / RESULTS / folder)}
         found = {Path(part).stem for part in found}
         # Nothing is fetched by this study; cells and figures are filed under those words.
-        expected = {*CODE, "figures", "cells"} - {"fetch", "figure", "training_curves", "invert"}
+        expected = {*CODE, "figures", "cells"} - {
+            *("fetch", "figure", "identifiability_figure", "training_curves", "invert")
+        }
         assert expected <= found
     assert (finished / RESULTS / "logs" / "figures" / "training_curves.log").exists()
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from tokinfo.figures.identifiable import found_vs_identifiable, rank_histogram
+from tokinfo.figures.margins import margin_by_depth, noise_threshold
 from tokinfo.figures.recovery import by_site_depth, hidden_vs_visible, recovery_by_mask
 from tokinfo.figures.search import by_metric, by_solver, descent_loss
 from tokinfo.figures.training import training_curves
@@ -23,25 +25,39 @@ FIGURES: dict[str, Callable[[Path, Path, Path], None]] = {
 }
 """Figures made from the summary: `FIGURES[name](summary, svg, png)`."""
 
+IDENTIFIABILITY: dict[str, Callable[[Path, Path, Path], None]] = {
+    "found_vs_identifiable": found_vs_identifiable,
+    "rank_histogram": rank_histogram,
+    "margin_by_depth": margin_by_depth,
+    "noise_threshold": noise_threshold,
+}
+"""Figures made from the long table: `IDENTIFIABILITY[name](recovery, svg, png)`."""
+
 __all__ = [
     "FIGURES",
+    "IDENTIFIABILITY",
     "by_metric",
     "by_site_depth",
     "by_solver",
     "descent_loss",
     "draw",
+    "found_vs_identifiable",
     "hidden_vs_visible",
+    "margin_by_depth",
+    "noise_threshold",
+    "rank_histogram",
     "recovery_by_mask",
     "training_curves",
 ]
 
 
-def draw(name: str, summary: Path, svg: Path, png: Path) -> None:
-    """Draw the figure of this name from the summary table.
+def draw(name: str, table: Path, svg: Path, png: Path) -> None:
+    """Draw the figure of this name from its table: the summary, or the long table.
 
     Raises:
         ValueError: no such figure.
     """
-    if name not in FIGURES:
-        raise ValueError(f"figure {name!r}: allowed: {', '.join(FIGURES)}")
-    FIGURES[name](summary, svg, png)
+    figures = FIGURES | IDENTIFIABILITY
+    if name not in figures:
+        raise ValueError(f"figure {name!r}: allowed: {', '.join(figures)}")
+    figures[name](table, svg, png)

@@ -9,7 +9,7 @@ import polars as pl
 
 from tokinfo.figures.style import mask_order
 from tokinfo.sites import Site
-from tokinfo.tables import display_order
+from tokinfo.tables import OTHERS_KNOWN, display_order
 
 Row = dict[str, Any]
 
@@ -29,12 +29,15 @@ _AVERAGED = (
 def load(summary: Path) -> list[Row]:
     """Read the summary as one dict per cell and kind of position, seeds averaged.
 
+    Sweeps around the true prompt are left out: they are told the other tokens, and their
+    shares beside those of searches would compare a bound with a result.
+
     Adds `label` (the model, and any way in which it was run differently), `place` (the site in
     words that models of different depth share), `share_of_depth` and `n_seeds`. Ends of
     intervals are averaged like the shares: cautious, as seeds share their prompts. Ordered by
     family, depth, source, state and weights.
     """
-    table = pl.read_parquet(summary)
+    table = pl.read_parquet(summary).filter(~OTHERS_KNOWN)
     seeds = [
         name
         for name in table.columns
@@ -50,8 +53,8 @@ def load(summary: Path) -> list[Row]:
     rows = averaged.to_dicts()
     several_sets = table["prompts"].n_unique() > 1
     for row in rows:
-        row["label"] = _label(row, several_sets)
-        row["place"] = _place(row["site"], row["depth"])
+        row["label"] = label_of(row, several_sets)
+        row["place"] = place_of(row["site"], row["depth"])
         row["share_of_depth"] = row["block"] / row["depth"] if row["depth"] else 0.0
     return sorted(rows, key=lambda row: (display_order(row), len(row["label"]), row["label"]))
 
@@ -61,7 +64,8 @@ def _averages(table: pl.DataFrame) -> set[str]:
     return {name for name, dtype in table.schema.items() if dtype == pl.Float64}
 
 
-def _label(row: Row, several_sets: bool) -> str:
+def label_of(row: Row, several_sets: bool) -> str:
+    """Return the name of a model's line: the model, and any way in which it was run differently."""
     variants = [
         words
         for words, present in (
@@ -75,7 +79,8 @@ def _label(row: Row, several_sets: bool) -> str:
     return str(row["model"]) + (f" ({', '.join(variants)})" if variants else "")
 
 
-def _place(site: str, depth: int) -> str:
+def place_of(site: str, depth: int) -> str:
+    """Return a site in words that models of different depth share."""
     parsed = Site.parse(site)
     if parsed.place == "embedding":
         return "embedding"

@@ -41,7 +41,12 @@ def solve(problem: Problem, settings: AdamSolver) -> Result:
             end.first = loss.detach()
         (gradient,) = torch.autograd.grad(loss.sum(), free)
         mean = _BETAS[0] * mean + (1 - _BETAS[0]) * gradient
-        square = _BETAS[1] * square + (1 - _BETAS[1]) * gradient.square()
+        squared = gradient.square()
+        if settings.second_moment == "row":
+            # A hidden position's gradient is far smaller than a visible one's; divided by its
+            # own size it would move as fast, and wander off while the visible ones settle.
+            squared = squared.mean((1, 2), keepdim=True).expand_as(gradient)
+        square = _BETAS[1] * square + (1 - _BETAS[1]) * squared
         first_moment = mean / (1 - _BETAS[0] ** (step + 1))
         second_moment = square / (1 - _BETAS[1] ** (step + 1))
         done = step / max(settings.steps - 1, 1)

@@ -7,7 +7,6 @@ out, and each token is isolated from the writing direction of its neighbours.
 
 from __future__ import annotations
 
-import html
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +18,9 @@ import polars as pl
 
 from tokinfo.atomic import new_file
 from tokinfo.report.template import HEAD, LEGEND
+from tokinfo.report.template import text as _text
 from tokinfo.schema import CELL_KEYS
-from tokinfo.tables import TableError, display_order, scan, shares
+from tokinfo.tables import OTHERS_KNOWN, TableError, display_order, scan, shares
 
 MOST_BYTES = 2_000_000
 """The page's size aimed at; what does not fit is left out and said to be."""
@@ -63,6 +63,9 @@ def write_strips(
 ) -> None:
     """Write the page of token strips from the long table.
 
+    Cells of a sweep around the true prompt are left out, and said to be: they are told the
+    other tokens, so what they show right was not found by searching.
+
     A study that is too large for the page is cut down in this order, each cut stated on the
     page: one seed a cell, one metric a section (never chosen by what was found at hidden
     positions), fewer prompts a section, fewer sections.
@@ -77,10 +80,16 @@ def write_strips(
     Raises:
         TableError: the long table cannot be read or has no rows.
     """
-    rows = scan(recovery)
+    every = scan(recovery)
+    told = every.filter(OTHERS_KNOWN).select(CELL_KEYS).unique().collect(engine="streaming")
+    rows = every.join(told.lazy(), on=list(CELL_KEYS), how="anti")
     by_cell = shares(rows, CELL_KEYS)
     if by_cell.is_empty():
-        raise TableError(f"{recovery}: has no rows")
+        if told.is_empty():
+            raise TableError(f"{recovery}: has no rows")
+        with new_file(page) as partial:
+            partial.write_text(_no_search(name, len(told)), encoding="utf-8")
+        return
     sizes = rows.group_by(*CELL_KEYS, "prompt_id").len().collect(engine="streaming")
     chosen = _choose(by_cell, sizes, most_bytes)
     shown = rows.select(_COLUMNS).join(chosen.cells.lazy(), on=list(CELL_KEYS), how="semi")
@@ -97,10 +106,26 @@ def write_strips(
         out.writelines(_numbers(rows, by_cell))
         out.write(LEGEND)
         out.writelines(_left_out(chosen))
+        if len(told):
+            out.write(_SWEEPS.format(count=len(told)))
         out.writelines(_index(sections, anchors))
         for section, cells in sections.items():
             out.writelines(_section(section, anchors[section], cells, frames))
         out.write("</main></html>\n")
+
+
+_SWEEPS = (
+    "<p class=note>{count:,} cells of sweeps are not on this page and in none of its numbers: a "
+    "sweep is told the other tokens, so it bounds what a search could find and finds nothing "
+    "itself. <code>pages/identifiability.html</code> shows them."
+)
+
+
+def _no_search(name: str, sweeps: int) -> str:
+    """Return the page of a study that holds sweeps alone."""
+    title = _text(f"Token strips: {name}" if name else "Token strips")
+    said = f"<p>No search in this study.{_SWEEPS.format(count=sweeps)}"
+    return f"{HEAD.format(title=title)}<h1>{title}</h1>{said}</main></html>\n"
 
 
 # --- what fits ----------------------------------------------------------------------------
@@ -356,7 +381,3 @@ def show(token: str) -> str:
     if len(token) > _LONGEST:
         parts.append("…")
     return "".join(parts)
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)

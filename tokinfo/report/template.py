@@ -1,6 +1,8 @@
-"""Markup of the strips page that does not depend on the study."""
+"""Markup of the pages that does not depend on the study."""
 
 from __future__ import annotations
+
+import html
 
 HEAD = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
@@ -68,6 +70,12 @@ details:target {{ outline: 3px solid var(--right); }}
 @media print {{ details {{ break-inside: avoid; }} }}
 </style></head><body><main>
 """
+
+
+def text(value: object) -> str:
+    """Return a value as text to be shown, never markup."""
+    return html.escape(str(value), quote=True)
+
 
 LEGEND = """<h2>How to read a strip</h2>
 <p>Each column is one position of the prompt: above the true token, below what the search found

@@ -1,0 +1,134 @@
+"""`sequential` on real text, every position visible: is it exact, and what does it save?
+
+    python benchmarks/exact.py RESULTS TEXT docs/evidence/exact.csv
+
+RESULTS is the results directory of a study with checkpoints of the model at the blocks asked
+for; TEXT a file of real prose. A full sweep of every position is what it is compared with, on
+a subset of prompts and positions in the same run; its evaluations are counted in full.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from common import write
+
+from tokinfo.batches import Batcher
+from tokinfo.cell import make_problem
+from tokinfo.decode import read_inverse_gram
+from tokinfo.invert import sequential
+from tokinfo.invert.problem import Problem
+from tokinfo.models.checkpoint import Checkpoint, load
+from tokinfo.solvers import MetricWeights, SequentialSolver
+from tokinfo.study import Cell
+from tokinfo.substitute import Substitution
+
+
+def passages(text: Path, model: Checkpoint, count: int, tokens: int) -> list[str]:
+    """Return passages of exactly ``tokens`` tokens, spread evenly over a text."""
+    ids = model.tokenizer.encode(text.read_text(encoding="utf-8"), add_special_tokens=False).ids
+    found: list[str] = []
+    for start in torch.linspace(0, len(ids) - 2 * tokens, 4 * count).int().tolist():
+        passage = model.tokenizer.decode(ids[start : start + tokens]).strip()
+        whole = model.tokenizer.encode(passage).ids
+        if len(whole) == tokens and passage not in found and "<|" not in passage:
+            found.append(passage)
+        if len(found) == count:
+            return found
+    raise SystemExit(f"{text}: only {len(found)} of {count} passages of {tokens} tokens")
+
+
+def pose(results: Path, model: str, block: int, prompts: list[str], mask: str = ":") -> Problem:
+    """Return the problem of one model, block and mask, distance l1."""
+    checkpoint = load(results / "checkpoints" / model / str(block))
+    cell = Cell(
+        model=model,
+        site=f"block.{block}",
+        residual=True,
+        causal=True,
+        padding="none",
+        mask=mask,
+        metric="l1",
+        parametrisation="embedding",
+        solver="sequential",
+        prompts="text",
+        seed=0,
+    )
+    gram = read_inverse_gram(results / "decoders" / f"{model}.safetensors")
+    return make_problem(checkpoint, gram, cell, SequentialSolver(), MetricWeights(), prompts)
+
+
+def last_position_sweep(problem: Problem, row: int, batcher: Batcher) -> float:
+    """Return the seconds of one full sweep at the middle position, as a search would do it."""
+    one = problem.rows(torch.tensor([row]))
+    middle = int(one.batch.seen[0]) // 2
+    around = one.decoder.embedding[one.batch.ids[0]]
+    moved = Substitution(one, around, middle, batcher, upto=middle + 1)
+    begun = time.perf_counter()
+    moved.residuals(one.decoder.ids)
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    """Search, compare with full sweeps, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[1, 15, 30])
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--tokens", type=int, default=20)
+    parser.add_argument("--swept", type=int, default=2, help="full sweeps timed per block")
+    asked = parser.parse_args()
+    model = load(asked.results / "checkpoints" / asked.model / str(asked.blocks[0]))
+    prompts = passages(asked.text, model, asked.prompts, asked.tokens)
+    rows = []
+    for block in asked.blocks:
+        problem = pose(asked.results, asked.model, block, prompts)
+        begun = time.perf_counter()
+        result = sequential.solve(problem, SequentialSolver())
+        spent = time.perf_counter() - begun
+        hit = result.top_ids[..., 0] == problem.batch.ids
+        exact = alone_losses(problem, result.top_ids[..., 0])
+        batcher = Batcher()
+        last_position_sweep(problem, 0, batcher)  # finds the batch size
+        one_sweep = sum(
+            last_position_sweep(problem, row, batcher) for row in range(asked.swept)
+        ) / max(asked.swept, 1)
+        positions = int(problem.batch.scored.sum())
+        evaluations = int(result.evaluations.sum())
+        rows.append(
+            {
+                "model": asked.model,
+                "block": block,
+                "prompts": len(prompts),
+                "tokens": positions,
+                "tokens_found": int(hit.sum()),
+                "certified": int((exact <= problem.floor).sum()),
+                "floor_median": float(problem.floor.median()),
+                "evaluations": evaluations,
+                "fewer_evaluations": round(positions * problem.decoder.size / evaluations, 1),
+                "seconds": round(spent, 2),
+                "seconds_per_prompt": round(spent / len(prompts), 3),
+                "seconds_one_sweep": round(one_sweep, 3),
+                "times_faster": round(one_sweep * positions / spent, 1),
+            }
+        )
+        write(asked.out, rows)
+
+
+def alone_losses(problem: Problem, ids: torch.Tensor) -> torch.Tensor:
+    """Return the distance of found prompts, each computed alone as its target was."""
+    from tokinfo.noise import alone
+    from tokinfo.objective import distance
+
+    found = alone(problem.probe, problem.decoder.embedding, ids, problem.batch.seen)
+    return distance(found, problem.target, problem.batch.visible, problem.metric, problem.weights)
+
+
+if __name__ == "__main__":
+    main()

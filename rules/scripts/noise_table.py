@@ -1,0 +1,14 @@
+"""Rule `noise_table`: how much noise hidden tokens survive, with intervals."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokinfo.jobs import job
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+with job(snakemake.log[0], "noise_table"):
+    from tokinfo.swept import write_noise_table
+
+    write_noise_table(Path(snakemake.input.recovery), Path(snakemake.output.table))

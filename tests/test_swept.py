@@ -1,0 +1,157 @@
+"""What is there is told from what was found, and controls enter neither."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tests.synthetic_recovery import FakeModel, cell_rows, default_models, frame, swept_rows
+from tokinfo.intervals import clustered_share
+from tokinfo.swept import (
+    NOISE_SCHEMA,
+    controls,
+    finding,
+    hidden_rows,
+    noise_table,
+    verdicts,
+    write_noise_table,
+)
+
+FLAT, SMOL = default_models()[0], default_models()[8]
+DESCENT = ("chapter", "adam")
+
+
+def read(rows: list[dict[str, Any]], directory: Path) -> pl.DataFrame:
+    frame(rows).write_parquet(directory / "recovery.parquet")
+    return hidden_rows(directory / "recovery.parquet")
+
+
+def test_searches_are_told_apart_by_what_they_say(tmp_path: Path) -> None:
+    rows = cell_rows(FLAT, solver="chapter") + cell_rows(FLAT, solver="mine")
+    rows += swept_rows(FLAT) + swept_rows(FLAT, around="found")
+    table = read(rows, tmp_path)
+    found = dict(table.select("solver", "search").unique().iter_rows())
+    assert found == {"chapter": "chapter", "mine": "adam", "sweep": "sweep", "joint": "joint"}
+    assert not table["visible"].any()
+
+
+@pytest.mark.parametrize(
+    ("mask", "changes", "control"),
+    [
+        ("1:", {}, [False]),
+        (":2", {}, [True, True]),
+        ("1:3", {}, [False, True]),
+        (":2", {"causal": False}, [False, False]),
+        (":2", {"padding": "n_ctx"}, [True, True]),
+        ("2:", {"padding": "n_ctx"}, [False, False]),
+        # Of a padded prompt, the pads after it are visible though they have no rows.
+        ("4:", {"padding": "n_ctx"}, [False] * 4),
+        ("-1", {"padding": "n_ctx"}, [False] * 4),
+    ],
+)
+def test_controls_are_the_positions_that_nothing_visible_depends_on(
+    mask: str, changes: dict[str, Any], control: list[bool], tmp_path: Path
+) -> None:
+    rows = cell_rows(FLAT, mask=mask, texts=("a b c d",), **changes)
+    if mask == "-1":
+        rows = [row | {"visible": False} for row in rows]
+    assert read(rows, tmp_path)["control"].to_list() == control
+
+
+def test_the_finding_compares_the_same_tokens(tmp_path: Path) -> None:
+    rows = cell_rows(FLAT) + cell_rows(SMOL, mask="3:") + swept_rows(FLAT) + swept_rows(FLAT, mask=":2")
+    rows += cell_rows(FLAT, mask=":2")
+    for row in rows:
+        if row["around"if "around" in row else "model"] == "true" and not row["visible"]:
+            if row["mask"] == "1:":
+                row["identified"] = "ambiguous" if row["prompt_id"] < 3 else "identifiable"
+        elif row["solver"] == "adam":
+            row["correct"] = row["prompt_id"] < 2
+    found = finding(read(rows, tmp_path), DESCENT)
+    assert found is not None
+    assert (found.settings, found.positions, found.prompts) == (1, 10, 10)
+    assert found.identifiable == clustered_share([0] * 3 + [1] * 7, [1] * 10)
+    assert found.found == clustered_share([1] * 2 + [0] * 8, [1] * 10)
+    assert (found.certified, found.recovered) == (None, None)
+    assert finding(read(rows, tmp_path), ("joint",)) is None
+
+
+def test_the_finding_takes_the_descent_that_found_most(tmp_path: Path) -> None:
+    rows = swept_rows(FLAT)
+    for metric, most in (("l1", 2), ("cosine", 5), ("l2", 3)):
+        cell = cell_rows(FLAT, metric=metric)
+        rows += [row | {"correct": row["prompt_id"] < most} for row in cell]
+    found = finding(read(rows, tmp_path), DESCENT)
+    assert found is not None
+    assert found.found.value == 0.5
+    assert found.positions == 10, "no token counts twice"
+
+
+def test_a_joint_search_is_judged_by_what_it_recovered(tmp_path: Path) -> None:
+    rows = swept_rows(FLAT, there=1.0) + swept_rows(FLAT, around="found")
+    for row in rows:
+        if row["around"] == "found":
+            row["correct"] = True
+            row["verdict"] = "certified" if row["prompt_id"] < 6 else "search failure"
+            if not row["visible"]:
+                row["identified"] = "identifiable" if row["prompt_id"] < 4 else "ambiguous"
+    found = finding(read(rows, tmp_path), ("joint",))
+    assert found is not None
+    assert (found.found.value, found.identifiable.value) == (1.0, 1.0)
+    assert found.certified is not None
+    assert found.recovered is not None
+    assert (found.certified.value, found.recovered.value) == (0.6, 0.4)
+
+
+def test_a_control_that_comes_out_otherwise_is_not_as_it_must(tmp_path: Path) -> None:
+    rows = swept_rows(FLAT, mask=":2") + swept_rows(SMOL, mask=":2")
+    for row in rows:
+        if row["model"] == SMOL.name and row["position"] == 3 and row["prompt_id"] == 0:
+            row |= {"identified": "identifiable", "bits": 9.0, "bits_high": 9.0, "candidates": 1}
+    table = read(rows, tmp_path)
+    assert {row["model"]: row["as_must"] for row in controls(table)} == {"flat": True, "smollm2": False}
+    assert verdicts(table) == []
+
+
+def test_verdicts_count_positions_and_prompts(tmp_path: Path) -> None:
+    rows = swept_rows(FLAT, around="found", mask="2:", texts=("a b c", "d e f"))
+    for row in rows:
+        row["verdict"] = "certified" if row["prompt_id"] == 0 else "undecided"
+        if not row["visible"]:
+            row |= {"identified": ("identifiable", "ambiguous")[row["position"]], "margin": 3.0}
+            row |= {"noise_floor": 0.0 if row["prompt_id"] else 1.0}
+    (found,) = verdicts(read(rows, tmp_path))
+    names = ("identifiable", "ambiguous", "excluded", "certified", "search failure", "undecided")
+    assert [found[name] for name in names] == [2, 2, 0, 1, 0, 1]
+    assert found["margin_floors"] == 3.0, "an infinite one counts, as the largest"
+
+
+def test_the_noise_table_is_medians_with_intervals_over_prompts(tmp_path: Path) -> None:
+    rows = swept_rows(FLAT) + swept_rows(FLAT, mask=":2") + swept_rows(SMOL, texts=("a b", "c d"))
+    levels = [0.0, 0.5, 1, 2, 3, 4, 5, 6, 7, float("inf")]
+    for row in rows:
+        if not row["visible"] and row["model"] == "flat" and row["mask"] == "1:":
+            row["noise_threshold"] = levels[row["prompt_id"]]
+    table = noise_table(read(rows, tmp_path))
+    flat, smol = table.to_dicts()
+    assert (flat["model"], flat["positions"], flat["n_prompts"]) == ("flat", 10, 10)
+    assert (flat["threshold"], flat["none"], flat["above"]) == (3.0, 1, 1)
+    assert 0 < flat["threshold_low"] < 3 < flat["threshold_high"] < float("inf")
+    assert smol["n_prompts"] == 2
+    assert smol["threshold_low"] is smol["threshold_high"] is None, "two prompts allow none"
+
+
+def test_without_noise_the_table_is_its_header(tmp_path: Path) -> None:
+    frame(cell_rows(FLAT)).write_parquet(tmp_path / "recovery.parquet")
+    write_noise_table(tmp_path / "recovery.parquet", tmp_path / "noise.csv")
+    assert (tmp_path / "noise.csv").read_text() == ",".join(NOISE_SCHEMA) + "\n"
+
+
+def test_a_model_may_have_no_hidden_rows_at_all(tmp_path: Path) -> None:
+    table = read(cell_rows(FakeModel("a", "a", "llama", 2), mask=":"), tmp_path)
+    assert table.is_empty()
+    assert finding(table, DESCENT) is None
+    assert verdicts(table) == controls(table) == []

@@ -1,0 +1,282 @@
+"""The page on identifiability: not found, or not there?
+
+Every number is computed from the long table when the page is written. Like the token strips
+it is one file with no script and nothing fetched, and whatever comes from the study is text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tokinfo.atomic import new_file
+from tokinfo.intervals import Share
+from tokinfo.report.template import HEAD, text
+from tokinfo.schema import POSITION_VERDICTS, PROMPT_VERDICTS
+from tokinfo.swept import SETTING, Finding, controls, finding, hidden_rows, noise_table, verdicts
+
+Row = dict[str, Any]
+
+DESCENT = ("chapter", "adam")
+"""Searches by descent alone, the published one and the better one."""
+
+
+def write_identifiability(
+    recovery: Path, page: Path, *, name: str = "", description: str = ""
+) -> None:
+    """Write the page on what is identifiable beside what was found.
+
+    Args:
+        recovery: the long table.
+        page: HTML file to write.
+        name: title of the study.
+        description: what it is about.
+
+    Raises:
+        TableError: the long table cannot be read or has another schema.
+    """
+    rows = hidden_rows(recovery)
+    title = text(f"Not found, or not there? {name}".strip())
+    with new_file(page) as partial, partial.open("w", encoding="utf-8") as out:
+        out.write(HEAD.format(title=title))
+        out.write(f"<h1>{title}</h1>")
+        if description:
+            out.write(f"<p>{text(description)}")
+        if rows["around"].drop_nulls().is_empty():
+            out.write(
+                "<p class=note>No cell of this study was swept, so nothing here says what the "
+                "visible activations identify. Add a grid with a solver of kind "
+                "<code>sweep</code> (what is there) or <code>joint</code> (what a search can "
+                "find and certify) to the study."
+            )
+        else:
+            out.writelines(_finding(rows))
+            out.write(_WORDS)
+            out.writelines(_controls(controls(rows)))
+            out.writelines(_table(verdicts(rows), noise_table(rows)))
+        out.write("</main></html>\n")
+
+
+# --- the finding --------------------------------------------------------------------------
+
+
+def _finding(rows: pl.DataFrame) -> Iterator[str]:
+    """State in two sentences what was found, what is there, and what was certified."""
+    yield "<h2>The finding</h2>"
+    descent, joint = finding(rows, DESCENT), finding(rows, ("joint",))
+    yield f"<p>{_descent_sentence(descent)} {_joint_sentence(joint)}"
+    yield (
+        "<p class=ci>Each sentence is about the settings (model, site, mask) where both of its "
+        "sides ran; of several cells of one kind in a setting the best one counts, chosen in "
+        "hindsight. Positions that nothing visible can depend on are left out. Intervals are "
+        "95 %, over prompts, not over random weights, training runs or starts; settings that "
+        "share their prompts add none."
+    )
+    models = dict.fromkeys(row["model"] for row in verdicts(rows))
+    if len(models) > 1:
+        yield (
+            "<div class=wide><table><thead><tr><th>model<th>hidden tokens<th>found by descent"
+            "<th>identifiable<th>found by joint search<th>recovered</thead><tbody>"
+        )
+        for model in models:
+            own = rows.filter(model=model)
+            first, second = finding(own, DESCENT), finding(own, ("joint",))
+            either = first or second
+            if either is None:
+                continue
+            yield (
+                f"<tr><th>{text(model)}<td>{either.positions:,}"
+                f"<td>{_share(first.found if first else None)}<td>{_share(either.identifiable)}"
+                f"<td>{_share(second.found if second else None)}"
+                f"<td>{_share(second.recovered if second else None)}"
+            )
+        yield "</tbody></table></div>"
+
+
+def _descent_sentence(found: Finding | None) -> str:
+    if found is None:
+        return (
+            "No setting of this study has both a descent and a sweep, so what descent does not "
+            "find cannot be told from what is not there."
+        )
+    return (
+        f"Of {_tokens(found)} descent found {_share(found.found)}, while "
+        f"{_share(found.identifiable)} are <strong>identifiable</strong>: with the other "
+        "tokens known, no token but the true one explains the visible activations to within "
+        "twice the noise floor."
+    )
+
+
+def _joint_sentence(found: Finding | None) -> str:
+    if found is None:
+        return "No setting of this study has both a joint search and a sweep."
+    certified = "gave no verdicts"
+    if found.certified is not None:
+        certified = f"certified {_share(found.certified)} of its prompts"
+    recovered = ""
+    if found.recovered is not None:
+        recovered = (
+            f", and {_share(found.recovered)} of the tokens are <strong>recovered</strong> in full "
+            "(found, the prompt certified, and identifiable around the found prompt)"
+        )
+    return (
+        f"Of {_tokens(found)}, {_share(found.identifiable)} of them identifiable, a joint search "
+        f"that was told none of them found {_share(found.found)}; it {certified}{recovered}."
+    )
+
+
+def _tokens(found: Finding) -> str:
+    settings = f"{found.settings:,} setting{'s' * (found.settings != 1)}"
+    prompts = f"{found.prompts:,} prompt{'s' * (found.prompts != 1)}"
+    return f"{found.positions:,} hidden tokens ({settings}, {prompts})"
+
+
+def _share(share: Share | None) -> str:
+    if share is None:
+        return "<span class=none>none</span>"
+    return (
+        f"<b>{100 * share.value:.1f} %</b> "
+        f"<span class=ci>({100 * share.low:.1f} to {100 * share.high:.1f})</span>"
+    )
+
+
+_WORDS = """<h2>Words</h2>
+<p><b>Identifiable</b>: in a sweep of every token at one position, only the true one lies within
+twice the noise floor of the visible activations. <b>Ambiguous</b>: it and others do.
+<b>Excluded</b>: it does not, which around the <em>true</em> prompt is a fault until explained, and
+around a <em>found</em> prompt means that the found prompt is wrong elsewhere. A sweep <em>around
+the true prompt</em> knows the other tokens and bounds what anyone could claim; one <em>around the
+found prompt</em> is what an observer without the truth could claim.
+<p><b>Certified</b>: the found prompt's visible activations equal the target's to within the noise
+floor. <b>Search failure</b>: they are further off than the true prompt's by more than the floor,
+so the search is to blame and never the model. <b>Bits</b>: information on a token, between a lower
+and an upper bound, if the other tokens are known. <b>Noise threshold</b>: noise-to-signal ratio on
+the visible activations at which the true token stops being the best.
+"""
+
+
+# --- controls -----------------------------------------------------------------------------
+
+
+def _controls(rows: list[Row]) -> Iterator[str]:
+    yield "<h2>Controls</h2>"
+    if not rows:
+        yield (
+            "<p>None in this study: no swept position lies right of every visible one. A causal "
+            "model with a mask such as <code>:2</code> would give some."
+        )
+        return
+    bad = sum(not row["as_must"] for row in rows)
+    verdict = (
+        "All come out so."
+        if not bad
+        else f"<strong>{bad} of {len(rows)} do not: nothing else on this page may be believed "
+        "before that is explained.</strong>"
+    )
+    yield (
+        "<p>In a causal model nothing visible depends on a token right of every visible position. "
+        "Such positions must come out ambiguous, with the whole vocabulary and 0 bits, and be "
+        f"found by chance alone, even where the prompt is certified. {verdict}"
+        "<div class=wide><table><thead><tr><th>model<th>site<th>mask<th>swept around<th>ambiguous"
+        "<th>whole vocabulary<th>most bits<th>found<th>prompts certified<th>as it must</thead>"
+        "<tbody>"
+    )
+    for row in rows:
+        found, certified = "told", ""
+        if row["around"] == "found":
+            found = f"{row['found']:,} of {row['positions']:,}"
+            certified = f"{row['certified']:,} of {row['n_prompts']:,}"
+        yield (
+            f"<tr>{_names(row)}<td>{text(row['around'])} prompt"
+            f"<td>{row['ambiguous']:,} of {row['swept']:,}<td>{row['whole']:,} of {row['swept']:,}"
+            f"<td>{row['bits']:.2f}<td>{found}<td>{certified}"
+            f"<td>{'yes' if row['as_must'] else '<b>NO</b>'}"
+        )
+    yield "</tbody></table></div>"
+
+
+# --- the table ----------------------------------------------------------------------------
+
+
+def _table(rows: list[Row], noise: pl.DataFrame) -> Iterator[str]:
+    yield (
+        "<h2>Every model, site and mask</h2>"
+        "<p>Counts of hidden positions (identifiable, ambiguous, excluded) and of prompts "
+        "(certified, search failure, undecided). Margin: median of how much further off the best "
+        "wrong token is than the true one, in noise floors. Bits: means of the lower and upper "
+        "bounds, of what knowing the token takes. Noise threshold: median with its interval, where "
+        "six prompts or more allow one; the same in <code>tables/noise.csv</code>."
+    )
+    if not rows:
+        yield "<p>Nothing but controls was swept in this study."
+        return
+    keys = [*SETTING, "metric", "solver"]
+    thresholds = {tuple(row[key] for key in keys): row for row in noise.to_dicts()}
+    heads = (
+        *("model", "site", "mask", "solver, metric", "swept around", *POSITION_VERDICTS),
+        *(*PROMPT_VERDICTS, "margin / floor", "bits", "noise threshold"),
+    )
+    yield "<div class=wide><table><thead><tr>" + "".join(f"<th>{head}" for head in heads)
+    yield "</thead><tbody>"
+    for row in rows:
+        known = row["around"] == "true"
+        yield f"<tr>{_names(row)}<td>{text(row['solver'])}, {text(row['metric'])}"
+        yield f"<td>{text(row['around'])} prompt"
+        yield "".join(f"<td>{row[name]:,}" for name in POSITION_VERDICTS)
+        # Around the true prompt nothing was searched: there is no prompt to judge.
+        yield "".join(f"<td>{'' if known else format(row[name], ',')}" for name in PROMPT_VERDICTS)
+        yield f"<td>{_margin(row['margin_floors'])}<td>{_bits(row)}"
+        yield f"<td>{_threshold(thresholds.get(tuple(row[key] for key in keys)))}\n"
+    yield "</tbody></table></div>"
+
+
+def _names(row: Row) -> str:
+    """Return the cells that name a setting: model (and how it was run), site, mask."""
+    words = [
+        words
+        for words, present in (
+            ("no residual", not row["residual"]),
+            ("acausal", not row["causal"]),
+            ("padded", row["padding"] != "none"),
+        )
+        if present
+    ]
+    run = f" <span class=ci>({', '.join(words)})</span>" if words else ""
+    return (
+        f"<th>{text(row['model'])}{run}<td>{text(row['site'])}<td><code>{text(row['mask'])}</code>"
+    )
+
+
+def _margin(value: float | None) -> str:
+    if value is not None and math.isinf(value):
+        return "no noise at all" if value > 0 else "none"
+    return _number(value)
+
+
+def _bits(row: Row) -> str:
+    if row["bits"] is None:
+        return ""
+    return f"{row['bits']:.1f} to {row['bits_high']:.1f} of {math.log2(row['vocabulary']):.1f}"
+
+
+def _threshold(row: Row | None) -> str:
+    if row is None:
+        return "<span class=none>not measured</span>"
+    words = _number(row["threshold"])
+    if row["threshold_low"] is not None:
+        ends = f"{_number(row['threshold_low'])} to {_number(row['threshold_high'])}"
+        words += f" <span class=ci>({ends})</span>"
+    return words
+
+
+def _number(value: float | None) -> str:
+    """Return a number in three digits; infinite ones in words."""
+    if value is None:
+        return ""
+    if math.isinf(value):
+        return "above all tried"
+    return f"{value:.3g}" if abs(value) < 1e5 else f"{value:.1e}"
