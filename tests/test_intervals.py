@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokinfo.intervals import bootstrap, chance_unordered, clustered_share, wilson
+from tokinfo.intervals import (
+    bootstrap,
+    chance_unordered,
+    clustered_median,
+    clustered_share,
+    wilson,
+)
 from tokinfo.score import found_unordered
 
 CLUSTERS = st.lists(

@@ -62,12 +62,11 @@ def test_controls_are_the_positions_that_nothing_visible_depends_on(
 
 
 def test_the_finding_compares_the_same_tokens(tmp_path: Path) -> None:
-    rows = cell_rows(FLAT) + cell_rows(SMOL, mask="3:") + swept_rows(FLAT) + swept_rows(FLAT, mask=":2")
-    rows += cell_rows(FLAT, mask=":2")
+    rows = cell_rows(FLAT) + cell_rows(FLAT, mask=":2") + cell_rows(SMOL, mask="3:")
+    rows += swept_rows(FLAT) + swept_rows(FLAT, mask=":2")
     for row in rows:
-        if row["around"if "around" in row else "model"] == "true" and not row["visible"]:
-            if row["mask"] == "1:":
-                row["identified"] = "ambiguous" if row["prompt_id"] < 3 else "identifiable"
+        if row["solver"] == "sweep" and row["mask"] == "1:" and not row["visible"]:
+            row["identified"] = "ambiguous" if row["prompt_id"] < 3 else "identifiable"
         elif row["solver"] == "adam":
             row["correct"] = row["prompt_id"] < 2
     found = finding(read(rows, tmp_path), DESCENT)
@@ -112,7 +111,10 @@ def test_a_control_that_comes_out_otherwise_is_not_as_it_must(tmp_path: Path) ->
         if row["model"] == SMOL.name and row["position"] == 3 and row["prompt_id"] == 0:
             row |= {"identified": "identifiable", "bits": 9.0, "bits_high": 9.0, "candidates": 1}
     table = read(rows, tmp_path)
-    assert {row["model"]: row["as_must"] for row in controls(table)} == {"flat": True, "smollm2": False}
+    assert {row["model"]: row["as_must"] for row in controls(table)} == {
+        "flat": True,
+        "smollm2": False,
+    }
     assert verdicts(table) == []
 
 

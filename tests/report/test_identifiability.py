@@ -34,7 +34,13 @@ def test_the_finding_is_computed_from_the_table(tmp_path: Path) -> None:
     descent, joint = finding(table, ("chapter", "adam")), finding(table, ("joint",))
     assert descent is not None
     assert joint is not None
-    for share in (descent.found, descent.identifiable, joint.found, joint.certified, joint.recovered):
+    for share in (
+        descent.found,
+        descent.identifiable,
+        joint.found,
+        joint.certified,
+        joint.recovered,
+    ):
         assert share is not None
         words = f"{100 * share.value:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})"
         assert words in page.text
