@@ -125,7 +125,7 @@ BAD = {
     "model": (["nobody", "block.1", "1:"], "model 'nobody': allowed: flat, llama, smol"),
     "depth": (["llama", "block.9", "1:"], "site block.9"),
     "site": (["llama", "head.1", "1:"], "head.1"),
-    "solver": (["llama", "block.1", "1:", "--solver", "x"], "solver 'x': allowed: chapter, adam"),
+    "solver": (["llama", "block.1", "1:", "--solver", "x"], "solver 'x': allowed: adam, chapter"),
     "kind": (["llama", "block.1", "1:", "--solver", "adam"], "solver 'adam' is of kind adam"),
 }
 

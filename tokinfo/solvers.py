@@ -97,13 +97,12 @@ class SequentialSolver(Strict):
     decode: DecodeSettings = Field(
         default_factory=lambda: DecodeSettings(), description="How candidates are ordered."
     )
-    steps: Integer = Field(
-        60,
-        ge=1,
-        description="Most descent steps for one token before the whole vocabulary is tried.",
+    steps: Integer = Field(40, ge=1, description="Descent steps for one token in one attempt.")
+    attempts: Integer = Field(
+        2, ge=1, description="Descents for one token before the whole vocabulary is tried."
     )
-    check_every: Integer = Field(5, ge=1, description="Steps between trials of candidates.")
-    candidates: Integer = Field(5, ge=5, description="Tokens tried at each check, nearest first.")
+    check_every: Integer = Field(10, ge=1, description="Steps between trials of candidates.")
+    candidates: Integer = Field(16, ge=5, description="Nearest tokens tried at each check.")
     learning_rate: Real = Field(
         0.5, gt=0, description="Step in units of the embedding's standard deviation."
     )
@@ -172,9 +171,6 @@ class JointSolver(Strict):
     beam: Integer = Field(4, ge=1, description="Prompts kept side by side (1: no beam).")
     pair: Integer = Field(
         24, ge=1, description="Best tokens of each of two positions tried together (1: none)."
-    )
-    floor_factor: Real = Field(
-        2.0, gt=0, description="The search ends at this many times the noise floor."
     )
     sweep_found: bool = Field(
         True, description="Sweep the hidden positions around the found prompt, for its verdicts."

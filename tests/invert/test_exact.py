@@ -113,10 +113,10 @@ def test_sequential_is_exact_and_cheaper_than_a_sweep(family: str, site: str) ->
 
 def test_sequential_falls_back_on_the_whole_vocabulary() -> None:
     problem = problem_of(site="block.2")
-    result = sequential.solve(problem, SequentialSolver(steps=1))
+    result = sequential.solve(problem, SequentialSolver(steps=1, check_every=1, attempts=1))
     for row, prompt in enumerate(PROMPTS):
         assert result.top_ids[row, : len(prompt), 0].tolist() == prompt
-        assert int(result.evaluations[row]) >= VOCABULARY
+    assert int(result.evaluations.sum()) >= VOCABULARY
 
 
 def test_sequential_refuses_hidden_positions() -> None:

@@ -43,7 +43,7 @@ def test_the_finding_is_computed_from_the_table(tmp_path: Path) -> None:
     ):
         assert share is not None
         words = f"{100 * share.value:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})"
-        assert words in page.text
+        assert words in page.text.replace("\u00a0", " ")
     assert "Of 10 hidden tokens (1 setting, 10 prompts) descent found" in page.text
 
 

@@ -198,7 +198,8 @@ def rank_histogram(recovery: Path, svg: Path, png: Path) -> None:
         # 1; 2 to 10; 11 to 100; ...: rank 10 still stands in the first decade.
         bin=((pl.col("rank") - 0.5).log10().floor() + 1).clip(0).cast(pl.Int64)
     )
-    bins = list(range(int(table["bin"].max()) + 1))  # type: ignore[arg-type]
+    largest = int(table["vocabulary"].max())  # type: ignore[arg-type]
+    bins = list(range(len(str(max(largest - 1, 1))) + 1))
     drawn = panels.make(
         rows,
         [""],

@@ -98,6 +98,8 @@ def margin_by_depth(recovery: Path, svg: Path, png: Path) -> None:
                         color=colour,
                         linestyle=style.DOTTED,
                         linewidth=1.4,
+                        marker="_",
+                        markersize=9,
                     )
     key = [
         *style.family_key(panels.families(rows), ()),

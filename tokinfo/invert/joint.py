@@ -30,6 +30,8 @@ from tokinfo.identify import Identification
 from tokinfo.invert import adam
 from tokinfo.invert.problem import Problem, Result
 from tokinfo.invert.sweep import sweep
+from tokinfo.noise import alone
+from tokinfo.objective import distance
 from tokinfo.solvers import JointSolver
 from tokinfo.substitute import Substitution
 
@@ -113,8 +115,20 @@ class _Search:
 
     @property
     def certified(self) -> bool:
-        """Whether the tokens found explain the target to within twice the floor."""
-        return self.loss <= self.settings.floor_factor * float(self.problem.floor[0])
+        """Whether the tokens found explain the target to within the noise floor.
+
+        A batch may add as much noise again as the floor allows; a candidate that near is
+        computed once more alone, as the target was.
+        """
+        floor = float(self.problem.floor[0])
+        if self.loss > 2 * floor:
+            return False
+        problem = self.problem
+        found = alone(problem.probe, problem.decoder.embedding, self.ids[None], problem.batch.seen)
+        away = distance(
+            found, problem.target, problem.batch.visible, problem.metric, problem.weights
+        )
+        return float(away[0]) <= floor
 
     def run(self) -> None:
         """Make moves until the prompt is certified or none helps."""

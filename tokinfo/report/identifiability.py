@@ -139,7 +139,7 @@ def _share(share: Share | None) -> str:
     if share is None:
         return "<span class=none>none</span>"
     return (
-        f"<b>{100 * share.value:.1f} %</b> "
+        f"<b>{100 * share.value:.1f}&nbsp;%</b> "
         f"<span class=ci>({100 * share.low:.1f} to {100 * share.high:.1f})</span>"
     )
 

@@ -82,7 +82,7 @@ def write_strips(
     """
     every = scan(recovery)
     told = every.filter(OTHERS_KNOWN).select(CELL_KEYS).unique().collect(engine="streaming")
-    rows = every.join(told.lazy(), on=list(CELL_KEYS), how="anti")
+    rows = every.filter(~OTHERS_KNOWN)
     by_cell = shares(rows, CELL_KEYS)
     if by_cell.is_empty():
         if told.is_empty():
