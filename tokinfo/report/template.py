@@ -36,6 +36,7 @@ a {{ color: var(--right); }}
 .ci, .none {{ color: var(--soft); font-size: .87em; font-weight: normal; }}
 .note {{ border-left: 4px solid var(--line); padding-left: .8rem; }}
 .wide {{ overflow-x: auto; }}
+.wide td {{ white-space: nowrap; }}
 table {{ border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }}
 th, td {{ text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line);
   vertical-align: baseline; }}
