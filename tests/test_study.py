@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from tests.example_study import example, put
-from tokinfo import study as schema
 from tokinfo.masks import Mask
 from tokinfo.sites import Site
+from tokinfo.sources import MixerSource
+from tokinfo.strict import Strict
 from tokinfo.study import CELL_PATH, Cell, Grid, Study
 
 
@@ -22,7 +23,7 @@ def subclasses(base: type[BaseModel]) -> Iterator[type[BaseModel]]:
         yield from subclasses(found)
 
 
-PARTS = sorted({*subclasses(schema.Strict)} - {Cell}, key=lambda part: part.__name__)
+PARTS = sorted({*subclasses(Strict)} - {Cell}, key=lambda part: part.__name__)
 
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
@@ -132,7 +133,7 @@ def test_numbers_in_exponent_form_are_read_as_numbers() -> None:
     """YAML 1.1 reads `1e-3` as text."""
     raw = put(example(), ("sources", "flat", "training", "learning_rate"), "1e-3")
     source = Study.model_validate(raw).sources["flat"]
-    assert isinstance(source, schema.MixerSource)
+    assert isinstance(source, MixerSource)
     assert source.training is not None
     assert source.training.learning_rate == 1e-3
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -124,10 +123,9 @@ def test_the_snakefile_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.skipif(shutil.which("snakefmt") is None, reason="snakefmt is not installed")
 def test_the_rules_are_formatted() -> None:
     done = subprocess.run(
-        ["snakefmt", "--check", "Snakefile", "rules"],
+        [Path(sys.executable).with_name("snakefmt"), "--check", "Snakefile", "rules"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
