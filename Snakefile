@@ -58,7 +58,7 @@ rule all:
         "<results>/tables/summary.csv",
         expand(
             "<results>/figures/{figure}.{form}",
-            figure=(*plans.FIGURES, *plans.IDENTIFIABILITY, "training_curves"),
+            figure=(*plans.FIGURES, *plans.IDENTIFIABILITY, "training_curves", "loss_curves"),
             form=("svg", "png"),
         ),
         "<results>/tables/noise.csv",

@@ -126,6 +126,40 @@ rule training_curves:
         "scripts/training_curves.py"
 
 
+rule loss_curves:
+    input:
+        recovery="<results>/tables/recovery.parquet",
+    output:
+        svg=report(
+            "<results>/figures/loss_curves.svg",
+            caption="../report/loss_curves.rst",
+            category="Figures",
+            labels={"figure": "loss_curves", "format": "SVG"},
+        ),
+        png=report(
+            "<results>/figures/loss_curves.png",
+            caption="../report/loss_curves.rst",
+            category="Figures",
+            labels={"figure": "loss_curves", "format": "PNG"},
+        ),
+    log:
+        "<logs>/figures/loss_curves.log",
+    benchmark:
+        "<benchmarks>/figures/loss_curves.tsv"
+    conda:
+        "../envs/tokinfo.yaml"
+    resources:
+        gpu=0,
+        mem_mb=1000,
+        runtime=30,
+    params:
+        code=plans.code("loss_curves"),
+    message:
+        "Drawing the loss curves of the descents"
+    script:
+        "scripts/loss_curves.py"
+
+
 rule strips:
     input:
         recovery="<results>/tables/recovery.parquet",

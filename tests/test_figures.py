@@ -20,7 +20,15 @@ from tests.synthetic_recovery import (
     swept_rows,
     write_tables,
 )
-from tokinfo.figures import FIGURES, IDENTIFIABILITY, data, draw, style, training_curves
+from tokinfo.figures import (
+    FIGURES,
+    IDENTIFIABILITY,
+    data,
+    draw,
+    loss_curves,
+    style,
+    training_curves,
+)
 from tokinfo.figures.panels import note_weights
 from tokinfo.workflow import FIGURES as PLANNED
 
@@ -346,3 +354,20 @@ def test_a_bad_history_is_one_line_that_names_it(content: str, says: str, tmp_pa
         training_curves([path], tmp_path / "f.svg", tmp_path / "f.png")
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_loss_curves_are_drawn_from_the_long_table(tmp_path: Path) -> None:
+    rows = [row for model in default_models()[:3] for row in cell_rows(model)]
+    for row in rows:
+        row |= {"curve_steps": [0, 100, 300], "curve": [10.0, 1.0, 0.1]}
+    frame(rows).write_parquet(tmp_path / "recovery.parquet")
+    loss_curves(tmp_path / "recovery.parquet", tmp_path / "a.svg", tmp_path / "a.png")
+    svg = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    assert "How far does descent get?" in svg
+    assert "Nothing descends" not in svg
+
+
+def test_loss_curves_say_when_nothing_descends(tmp_path: Path) -> None:
+    frame(cell_rows(default_models()[0])).write_parquet(tmp_path / "recovery.parquet")
+    loss_curves(tmp_path / "recovery.parquet", tmp_path / "a.svg", tmp_path / "a.png")
+    assert "Nothing descends" in (tmp_path / "a.svg").read_text(encoding="utf-8")

@@ -196,6 +196,7 @@ def make_rows(
         found = found_ids[number, :length].tolist()
         unordered = found_unordered(found, true)
         first = float(result.first_loss[number])
+        curve = None if result.curve is None else result.curve[number]
         own = {
             "prompt_id": number,
             "prompt": prompt,
@@ -208,6 +209,8 @@ def make_rows(
             "restart": int(result.restart[number]),
             "steps": int(result.steps[number]),
             "evaluations": int(result.evaluations[number]),
+            "curve_steps": None if curve is None else list(result.curve_steps[: len(curve)]),
+            "curve": curve,
             # At every position, swept or not: where it is `true` the other tokens were known.
             "around": result.around,
         }

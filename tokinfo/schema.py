@@ -85,6 +85,8 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
     "restart": (pl.Int64(), "which start was kept, from 0"),
     "restarts": (pl.Int64(), "number of starts"),
     "steps": (pl.Int64(), "steps of the kept start"),
+    "curve_steps": (pl.List(pl.Int64()), "steps of the descent at which its loss was noted"),
+    "curve": (pl.List(pl.Float64()), "the kept start's loss there; null: nothing descended"),
     "seconds": (pl.Float64(), "solver's wall time of this prompt: its batch's, shared equally"),
     "evaluations": (pl.Int64(), "forward passes spent on this prompt, all starts together"),
     # the run

@@ -47,6 +47,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "summarise": ("tokinfo.tables",),
     "figure": ("tokinfo.figures",),
     "training_curves": ("tokinfo.figures",),
+    "loss_curves": ("tokinfo.figures",),
     "identifiability_figure": ("tokinfo.figures",),
     "noise_table": ("tokinfo.swept",),
     "strips": ("tokinfo.report.strips",),

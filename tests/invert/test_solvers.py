@@ -146,3 +146,15 @@ def test_other_errors_are_not_taken_for_memory() -> None:
 
     with pytest.raises(RuntimeError, match="shape mismatch"):
         run(mixer_problem(), ChapterSolver(), broken)
+
+
+@pytest.mark.parametrize("solve", [chapter.solve, adam.solve])
+def test_the_loss_curve_begins_and_ends_where_the_descent_does(solve: object) -> None:
+    settings = ChapterSolver(steps=50) if solve is chapter.solve else AdamSolver(steps=50)
+    result = solve(mixer_problem(), settings)
+    for row, curve in enumerate(result.curve):
+        assert len(curve) == len(result.curve_steps)
+        assert curve[0] == pytest.approx(float(result.first_loss[row]))
+        assert curve[-1] == pytest.approx(float(result.loss[row]), rel=0.2)
+    assert result.curve_steps[0] == 0
+    assert result.curve_steps[-1] == 50

@@ -103,7 +103,7 @@ def name(rule: str, output: str) -> str:
         return f"embedding {path.parent.name if path.name == '0' else path.stem}"
     if rule in (
         *("collect", "summarise", "noise_table"),
-        *("strips", "identifiability", "training_curves"),
+        *("strips", "identifiability", "training_curves", "loss_curves"),
     ):
         return rule
     return f"{rule} {path.name.split('.')[0]}"

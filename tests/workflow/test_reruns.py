@@ -19,6 +19,7 @@ Change = Callable[[dict[str, Any]], None]
 FIGURE_JOBS = {f"figure {figure}" for figure in FIGURES}
 FIGURE_JOBS |= {f"identifiability_figure {figure}" for figure in IDENTIFIABILITY}
 PAGES = {"strips", "identifiability"}
+FIGURE_JOBS |= {"loss_curves"}
 AGGREGATE = {"collect", "summarise", "noise_table", *PAGES, *FIGURE_JOBS}
 FLAT_MIXERS = {"mixer-flat", "mixer-flat-untrained"}
 

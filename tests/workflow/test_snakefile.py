@@ -98,7 +98,8 @@ def test_every_rule_writes_a_log_and_a_benchmark(finished: Path) -> None:
         found = {Path(part).stem for part in found}
         # Nothing is fetched by this study; cells and figures are filed under those words.
         expected = {*CODE, "figures", "cells"} - {
-            *("fetch", "figure", "identifiability_figure", "training_curves", "invert")
+            *("fetch", "figure", "identifiability_figure", "training_curves", "invert"),
+            "loss_curves",
         }
         assert expected <= found
     assert (finished / RESULTS / "logs" / "figures" / "training_curves.log").exists()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tokinfo.figures.identifiable import found_vs_identifiable, rank_histogram
+from tokinfo.figures.loss import loss_curves
 from tokinfo.figures.margins import margin_by_depth, noise_threshold
 from tokinfo.figures.recovery import by_site_depth, hidden_vs_visible, recovery_by_mask
 from tokinfo.figures.search import by_metric, by_solver, descent_loss
@@ -43,6 +44,7 @@ __all__ = [
     "draw",
     "found_vs_identifiable",
     "hidden_vs_visible",
+    "loss_curves",
     "margin_by_depth",
     "noise_threshold",
     "rank_histogram",

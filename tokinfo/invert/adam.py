@@ -39,6 +39,7 @@ def solve(problem: Problem, settings: AdamSolver) -> Result:
         check_finite(loss.detach(), rows, step)
         if step == 0:
             end.first = loss.detach()
+            end.note(0, active, loss.detach())
         (gradient,) = torch.autograd.grad(loss.sum(), free)
         mean = _BETAS[0] * mean + (1 - _BETAS[0]) * gradient
         squared = gradient.square()
@@ -61,6 +62,7 @@ def solve(problem: Problem, settings: AdamSolver) -> Result:
         same = ((tokens == before) | ~rows.batch.scored.cpu()).all(-1)
         stable = torch.where(same, stable + 1, 0)
         before = tokens
+        end.note(step + 1, active, loss.detach())
         at_floor = (loss.detach() <= settings.tolerance * end.first[active]).cpu()
         stop = (stable >= settings.stable_checks) & at_floor
         if step + 1 == settings.steps:
@@ -99,6 +101,14 @@ class _Ends:
         self.loss = torch.zeros(count, dtype=torch.float32, device=free.device)
         self.steps = torch.zeros(count, dtype=torch.int64)
         self.top = torch.zeros(count, positions, 5, dtype=torch.int64, device=free.device)
+        self.curve: list[list[float]] = [[] for _ in range(count)]
+        self.curve_steps: list[int] = []
+
+    def note(self, step: int, index: Tensor, loss: Tensor) -> None:
+        """Add a point to the loss curves of the rows still in the batch."""
+        self.curve_steps.append(step)
+        for row, value in zip(index.tolist(), loss.tolist(), strict=True):
+            self.curve[row].append(value)
 
     def leave(self, index: Tensor, free: Tensor, rows: Problem, steps: int) -> None:
         with torch.no_grad():
@@ -120,4 +130,6 @@ class _Ends:
             restart=kept.cpu(),
             restarts=restarts,
             evaluations=(self.steps.view(restarts, prompts) + 1).sum(0),
+            curve=[self.curve[index] for index in row.tolist()],
+            curve_steps=tuple(self.curve_steps),
         )

@@ -11,6 +11,8 @@ import torch
 from tokinfo.invert.problem import Problem, Result, check_finite
 from tokinfo.solvers import ChapterSolver
 
+_POINTS = 20  # of the loss curve
+
 
 def solve(problem: Problem, settings: ChapterSolver) -> Result:
     """Descend on a free variable by plain gradient descent, one start a prompt.
@@ -24,12 +26,16 @@ def solve(problem: Problem, settings: ChapterSolver) -> Result:
     """
     free = settings.start_scale * problem.start(restart=0)
     first = torch.empty(0)
+    every = max(1, settings.steps // _POINTS)
+    noted: list[torch.Tensor] = []
     for step in range(settings.steps):
         free.requires_grad_(True)
         loss = problem.loss(problem.embed(free))
         check_finite(loss.detach(), problem, step)
         if step == 0:
             first = loss.detach()
+        if step % every == 0:
+            noted.append(loss.detach())
         (gradient,) = torch.autograd.grad(loss.sum(), free)
         done = step / max(settings.steps - 1, 1)
         rate = settings.learning_rate * (1 - (1 - settings.final_share) * done)
@@ -46,4 +52,6 @@ def solve(problem: Problem, settings: ChapterSolver) -> Result:
         restart=torch.zeros(rows, dtype=torch.int64),
         restarts=1,
         evaluations=torch.full((rows,), settings.steps + 1),
+        curve=torch.stack([*noted, last], dim=1).tolist(),
+        curve_steps=(*range(0, settings.steps, every), settings.steps),
     )

@@ -115,6 +115,9 @@ class Result:
         evaluations: int64 [row] forward passes spent on the row, all starts together.
         identified: for each row, what sweeps say about its positions; None: nothing was swept.
         around: which prompt the sweeps were run around, ``true`` or ``found``.
+        curve: for each row, its loss at the first of ``curve_steps``; a row that stopped early
+            has fewer. None: nothing descended.
+        curve_steps: steps at which losses were noted.
     """
 
     top_ids: Tensor
@@ -126,6 +129,8 @@ class Result:
     evaluations: Tensor
     identified: list[dict[int, Identification]] | None = None
     around: str | None = None
+    curve: list[list[float]] | None = None
+    curve_steps: tuple[int, ...] = ()
 
     @classmethod
     def concatenate(cls, parts: list[Result]) -> Result:
@@ -140,6 +145,12 @@ class Result:
             restarts=parts[0].restarts,
             identified=[row for rows in swept for row in rows] if swept else None,
             around=parts[0].around,
+            curve=(
+                None
+                if any(part.curve is None for part in parts)
+                else [row for part in parts for row in part.curve or []]
+            ),
+            curve_steps=max((part.curve_steps for part in parts), key=len),
         )
 
 
