@@ -9,7 +9,7 @@ import polars as pl
 
 from tokinfo.figures.style import mask_order
 from tokinfo.sites import Site
-from tokinfo.tables import OTHERS_KNOWN, display_order
+from tokinfo.tables import display_order
 
 Row = dict[str, Any]
 
@@ -29,15 +29,16 @@ _AVERAGED = (
 def load(summary: Path) -> list[Row]:
     """Read the summary as one dict per cell and kind of position, seeds averaged.
 
-    Sweeps around the true prompt are left out: they are told the other tokens, and their
-    shares beside those of searches would compare a bound with a result.
+    Descents only. Sweeps around the true prompt are told the other tokens, so theirs is a bound
+    beside results; joint searches answer another question than the published one, and the
+    figures on identifiability set them against descent.
 
     Adds `label` (the model, and any way in which it was run differently), `place` (the site in
     words that models of different depth share), `share_of_depth` and `n_seeds`. Ends of
     intervals are averaged like the shares: cautious, as seeds share their prompts. Ordered by
     family, depth, source, state and weights.
     """
-    table = pl.read_parquet(summary).filter(~OTHERS_KNOWN)
+    table = pl.read_parquet(summary).filter(pl.col("around").is_null())
     seeds = [
         name
         for name in table.columns

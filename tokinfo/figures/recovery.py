@@ -32,7 +32,7 @@ def recovery_by_mask(summary: Path, svg: Path, png: Path) -> None:
         data.places_of(rows),
         masks,
         title=title,
-        subtitle="Share of the tokens at HIDDEN positions that the best of the study's searches "
+        subtitle="Share of the tokens at HIDDEN positions that the best of the study's descents "
         "found exactly, from the activations of the visible positions alone. A long bar means "
         "that their identity passes to other positions. " + unshown + panels.note_weights(rows),
         column_title=_mask_title,
