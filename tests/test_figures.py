@@ -218,10 +218,10 @@ def test_a_study_without_sweeps_is_told_so(
     assert "sweep in this study" in said[0]
 
 
-def test_a_sweep_that_was_told_the_truth_is_in_no_figure_of_recovery(tmp_path: Path) -> None:
+def test_figures_of_recovery_show_descents_alone(tmp_path: Path) -> None:
     rows = cell_rows(FLAT) + swept_rows(FLAT) + swept_rows(FLAT, around="found")
     loaded = data.load(tables(rows, tmp_path))
-    assert {row["solver"] for row in loaded} == {"adam", "joint"}
+    assert {row["solver"] for row in loaded} == {"adam"}
 
 
 # --- what is drawn ------------------------------------------------------------------------
