@@ -53,7 +53,7 @@ class ChapterSolver(SolverBase):
         0.05,
         ge=0,
         description="Noise added to the embedding before the reference tokens are re-decoded, "
-        "as published; only the `published_score` column sees it.",
+        "as published; only the `published_correct` column sees it.",
     )
 
 
@@ -66,7 +66,7 @@ class AdamSolver(SolverBase):
         0.2,
         gt=0,
         description="Step in units of the embedding matrix's own standard deviation "
-        "(vocabulary parametrisation: in units of one logit).",
+        "(vocabulary parametrisation: scaled so that the embedding moves about as far).",
     )
     final_share: Real = Field(
         0.02, gt=0, le=1, description="Last learning rate, as a share of the first (linear)."
