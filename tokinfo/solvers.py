@@ -97,9 +97,12 @@ class SequentialSolver(Strict):
     decode: DecodeSettings = Field(
         default_factory=lambda: DecodeSettings(), description="How candidates are ordered."
     )
-    steps: Integer = Field(40, ge=1, description="Descent steps for one token in one attempt.")
+    steps: Integer = Field(20, ge=1, description="Descent steps for one token in one attempt.")
     attempts: Integer = Field(
-        2, ge=1, description="Descents for one token before the whole vocabulary is tried."
+        3,
+        ge=1,
+        description="Descents for one token before the vocabulary is tried, each from the best "
+        "token of the one before.",
     )
     check_every: Integer = Field(10, ge=1, description="Steps between trials of candidates.")
     candidates: Integer = Field(16, ge=5, description="Nearest tokens tried at each check.")

@@ -4,8 +4,9 @@ In a causal model the activations at position p depend on the tokens up to p alo
 tokens before it known, one token is left to find, and a found one is proven by the forward
 model. The idea is that of SipIt (arXiv 2510.15511, section 4). Here all prompts move together:
 the first position is settled by one sweep of the vocabulary that serves every prompt, each later
-one by a descent of one free embedding, whose nearest tokens are tried as a batch; a sweep of the
-vocabulary is the last resort.
+one by a descent of one free embedding, whose nearest tokens are tried as a batch. A descent that
+has come to rest elsewhere starts again from the best token it tried; a sweep of the vocabulary,
+which ends with the token that proves itself, is the last resort.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from tokinfo.probe import Prefix
 from tokinfo.solvers import SequentialSolver
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-12
+_PART = 2048
+"""Tokens of a sweep between two looks at what is proven."""
 
 
 def solve(problem: Problem, settings: SequentialSolver) -> Result:
@@ -39,7 +42,7 @@ def solve(problem: Problem, settings: SequentialSolver) -> Result:
         rows = (batch.seen > position).nonzero()[:, 0]
         before = top[rows, :position, 0]
         prefix = problem.probe.prefix(embedding[before]) if position else None
-        step = _Step(problem, settings, rows, prefix, position, spent, batcher)
+        step = _Step(problem, settings, rows, before, prefix, spent, batcher)
         # Descent does not find a first token behind many blocks (SmolLM2, block 15: median rank
         # 14,000 and more after 60 steps), and one sweep does it for all prompts at once.
         if position:
@@ -72,6 +75,7 @@ class _Step:
     """The search for one position of every prompt that has one.
 
     Attributes:
+        before: int64 [row, position] tokens already proven.
         open: indices into ``rows`` of the prompts whose token is not yet proven.
         answer: int64 [row, 5] tokens, best first; the first is proven where not open.
     """
@@ -81,14 +85,15 @@ class _Step:
         problem: Problem,
         settings: SequentialSolver,
         rows: Tensor,
+        before: Tensor,
         prefix: Prefix | None,
-        position: int,
         spent: _Spent,
         batcher: Batcher,
     ) -> None:
-        self.problem, self.settings, self.rows = problem, settings, rows
+        self.problem, self.settings, self.rows, self.before = problem, settings, rows, before
         self.prefix, self.spent, self.batcher = prefix, spent, batcher
         self.embedding = problem.decoder.embedding
+        position = before.shape[1]
         self.target = problem.target[rows, position : position + 1]
         self.open = torch.arange(len(rows), device=rows.device)
         self.answer = torch.zeros(len(rows), 5, dtype=torch.int64, device=rows.device)
@@ -131,26 +136,45 @@ class _Step:
                 free, mean, square = free[stay], mean[stay], square[stay]
 
     def sweep(self) -> None:
-        """Try every token on the rows still open; rows with the same prefix share the work."""
+        """Try the vocabulary on the rows still open, until each is proven.
+
+        Rows that begin alike share the work. Tokens are tried in the order of their ids, in
+        which byte-pair tokenizers learned them: frequent ones first.
+        """
         candidates = self.problem.decoder.ids
-        first = self.prefix is None
-        groups = [self.open] if first and len(self.open) else list(self.open[:, None])
-        for group in groups:
-            prefix = None if first else _rows_of(self.prefix, group[:1])
-            targets = self.target[group]
-
-            def away(
-                part: Tensor, prefix: Prefix | None = prefix, targets: Tensor = targets
-            ) -> Tensor:
-                with torch.no_grad():
-                    found = self.problem.probe(self.embedding[part[:, None]], prefix=prefix)
-                    return torch.stack([self._distance(found, t[None]) for t in targets], dim=1)
-
-            losses = self.batcher.map(away, candidates)
-            best = losses.topk(5, dim=0, largest=False).indices.T
-            self.answer[group] = candidates[best]
-            self.spent.evaluations[self.rows[group]] += -(-len(candidates) // len(group))
+        for rows in self._alike():
+            group, prefix = rows, _rows_of(self.prefix, rows[:1])
+            losses = torch.full((len(rows), 5), torch.inf, device=rows.device)
+            tokens = self.answer[rows]
+            for part in candidates.split(_PART):
+                away = self._away(part, prefix, group)
+                share = -(-len(part) // len(group))
+                self.spent.evaluations[self.rows[group]] += share
+                still = torch.isin(rows, group)
+                losses[still], tokens[still] = _merge(losses[still], tokens[still], away, part)
+                self.answer[rows] = tokens
+                group = rows[losses[:, 0] > self.threshold[rows]]
+                if len(group) == 0:
+                    break
         self.open = self.open[:0]
+
+    def _alike(self) -> list[Tensor]:
+        """Return the open rows in groups that have found the same tokens so far."""
+        if len(self.open) == 0 or self.prefix is None:
+            return [self.open] if len(self.open) else []
+        _, group = self.before[self.open].unique(dim=0, return_inverse=True)
+        return [self.open[group == number] for number in range(int(group.max()) + 1)]
+
+    def _away(self, part: Tensor, prefix: Prefix | None, group: Tensor) -> Tensor:
+        """Return the distance [row, candidate] of candidates to the targets of some rows."""
+        targets = self.target[group]
+
+        def away(some: Tensor) -> Tensor:
+            with torch.no_grad():
+                found = self.problem.probe(self.embedding[some[:, None]], prefix=prefix)
+                return torch.stack([self._distance(found, t[None]) for t in targets], dim=1)
+
+        return self.batcher.map(away, part).T
 
     def _verify(self, free: Tensor) -> Tensor:
         """Try each open row's nearest tokens as one batch; return which rows stay open."""
@@ -177,6 +201,14 @@ class _Step:
     def _distance(self, found: Tensor, target: Tensor) -> Tensor:
         shown = torch.ones(found.shape[:2], dtype=torch.bool, device=found.device)
         return distance(found, target, shown, self.problem.metric, self.problem.weights)
+
+
+def _merge(losses: Tensor, tokens: Tensor, away: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the five best losses and tokens [row, 5] of those so far and a new part's."""
+    losses = torch.cat([losses, away.to(losses)], dim=1)
+    tokens = torch.cat([tokens, part.expand(len(away), -1)], dim=1)
+    best = losses.topk(5, dim=1, largest=False)
+    return best.values, tokens.gather(1, best.indices)
 
 
 def _rows_of(prefix: Prefix | None, index: Tensor) -> Prefix | None:
