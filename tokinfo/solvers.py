@@ -76,6 +76,28 @@ class AdamSolver(SolverBase):
         description="What a step is divided by: the root of each component's own mean square "
         "gradient (Adam), or of the whole row's, which keeps the gradient's direction.",
     )
+    nearest_penalty: Real = Field(
+        0.0,
+        ge=0,
+        description="Weight of the mean squared distance of each position to its nearest token "
+        "embedding, in units of the embedding's variance and of the row's first loss (0: none).",
+    )
+    clamp: bool = Field(
+        False,
+        description="After each step, clamp every component to its range over the vocabulary "
+        "(vocabulary parametrisation: to between 0 and 1).",
+    )
+    project: Literal["none", "nearest"] = Field(
+        "none",
+        description="What the model is run on: the free embeddings, or the token embeddings "
+        "nearest to them, the gradient there moving the free ones; the best tokens are kept.",
+    )
+    window: Integer = Field(
+        1,
+        ge=1,
+        description="Decoded tokens a position that the forward model chooses from at the end, "
+        "left to right (1: the first decoded token, unchecked).",
+    )
     restarts: Integer = Field(
         1, ge=1, description="Independent starts per prompt; the best is kept."
     )
@@ -158,20 +180,35 @@ class JointSolver(Strict):
         default_factory=lambda: DecodeSettings(), description="Which tokens are candidates."
     )
     descent: AdamSolver = Field(
-        default_factory=lambda: AdamSolver(), description="The descent that gives the start."
+        default_factory=lambda: AdamSolver(window=64),
+        description="The descent that gives the start.",
     )
     restarts: Integer = Field(1, ge=1, description="Starts; the next is used when one fails.")
-    rounds: Integer = Field(12, ge=1, description="Most dear moves (sweeps and beyond) a start.")
+    rounds: Integer = Field(24, ge=1, description="Most moves a start, on each vocabulary.")
+    leading: Integer | None = Field(
+        8192,
+        ge=1,
+        description="Tokens that the moves try first, those with the lowest ids (frequent ones, in "
+        "byte-pair vocabularies); without a certificate, all of them (null: all at once).",
+    )
     gradient_candidates: Integer = Field(
         64, ge=1, description="Tokens proposed by the gradient at each position."
     )
     screen: Integer = Field(
-        128, ge=1, description="Tokens of a sweep that are judged on the whole sequence."
+        64, ge=1, description="Tokens of a sweep that are judged on the whole sequence."
     )
     screen_positions: Integer = Field(
         1, ge=1, description="Visible positions that a sweep is screened on."
     )
-    beam: Integer = Field(4, ge=1, description="Prompts kept side by side (1: no beam).")
+    beam: Integer = Field(
+        4, ge=1, description="Partial prompts a dive keeps side by side (1: no beam)."
+    )
+    fillings: Integer = Field(
+        16, ge=1, description="Random stand-ins for hidden tokens tried when visible ones are read."
+    )
+    relax_steps: Integer = Field(
+        15, ge=0, description="Descent steps of the open hidden positions in a dive (0: none)."
+    )
     pair: Integer = Field(
         24, ge=1, description="Best tokens of each of two positions tried together (1: none)."
     )
@@ -185,3 +222,6 @@ Solver = Annotated[
     ChapterSolver | AdamSolver | SequentialSolver | SweepSolver | JointSolver,
     Field(discriminator="kind"),
 ]
+
+SWEEPING = ("sweep", "joint")
+"""Kinds of solver that say what the activations identify at a position."""

@@ -3,23 +3,29 @@
 Hidden positions are discrete tokens here from the first move on: a free embedding there
 absorbs any residual, which is why descent alone does not find them. Moves, from cheap to dear:
 
-1. build: the hidden positions one after another by a beam over the whole vocabulary, the
-   visible ones as the descent left them, those not yet built standing at the embedding's mean;
+1. dive: the hidden positions one after another, whichever shows most first: a sweep of every
+   position that is still open, the best tokens of each judged by what the others can still
+   explain as free embeddings (`tokinfo.invert.relax`), the best few kept side by side;
 2. permute: the hidden tokens in every other order (early attention barely tells order apart);
 3. swap: one position, candidates from the descent's lists and from the gradient;
-4. sweep: one position, every token;
-5. pair: two hidden positions at once, the best candidates of each;
-6. another start of the descent.
+4. read: the visible positions from left to right, every token judged by the activations at its
+   own position, the hidden ones standing at whichever of some random tokens explains most;
+   then dive once more, from those stand-ins;
+5. sweep: one position, every token;
+6. pair: two hidden positions at once, the best candidates of each;
+7. the whole vocabulary, then another start of the descent.
 
 A dearer move is made only where the cheaper ones have come to rest above the noise floor, and
 the search ends as soon as the prompt is certified: a match to within the floor proves itself,
-no exhaustive search is needed. Every token is judged by the forward model alone.
+no exhaustive search is needed. That is why the moves may begin with a vocabulary's leading
+tokens: byte-pair tokenizers number them in the order learned, frequent ones first. Every token
+is judged by the forward model alone.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -29,11 +35,20 @@ from tokinfo.batches import Batcher
 from tokinfo.identify import Identification
 from tokinfo.invert import adam
 from tokinfo.invert.problem import Problem, Result
+from tokinfo.invert.relax import relax
 from tokinfo.invert.sweep import sweep
 from tokinfo.noise import alone
 from tokinfo.objective import distance
 from tokinfo.solvers import JointSolver
 from tokinfo.substitute import Substitution
+
+_RELAX_RATE = 0.3
+_AT_ONCE = 3
+"""Open hidden positions that a dive sweeps before it settles one."""
+_SCREENED = 6
+"""Tokens that pass a screen, for each that is wanted in the end."""
+_ORDERS = 5
+"""Most hidden tokens that are tried in every order."""
 
 
 def solve(problem: Problem, settings: JointSolver) -> Result:
@@ -87,6 +102,21 @@ def solve(problem: Problem, settings: JointSolver) -> Result:
     )
 
 
+@dataclass(frozen=True)
+class _Node:
+    """A prompt some of whose hidden positions are settled, the others free embeddings."""
+
+    ids: Tensor  # [position]; meaningless where a hidden position is not settled
+    settled: frozenset[int]
+    context: Tensor  # [position, d]
+
+    def settle(self, position: int, token: int, embedding: Tensor) -> _Node:
+        """Return the node with one more hidden position at a token."""
+        ids, context = self.ids.clone(), self.context.clone()
+        ids[position], context[position] = token, embedding[token]
+        return _Node(ids, self.settled | {position}, context)
+
+
 @dataclass
 class _Search:
     """The search for one prompt: the best tokens so far, and what they have cost."""
@@ -98,9 +128,13 @@ class _Search:
     ids: Tensor = field(init=False)  # [position]
     loss: float = field(init=False)
     evaluations: int = field(init=False, default=0)
+    vocabulary: Tensor = field(init=False)  # [candidate] tokens that sweeps try
+    # Prompts whose hidden tokens are stand-ins, once the visible ones have been read so.
+    readings: list[Tensor] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         batch = self.problem.batch
+        self.vocabulary = self.problem.decoder.ids
         self.length = int(batch.seen[0])
         self.ids = self.lists[:, 0].clone()
         self.ids[self.length :] = batch.ids[0, self.length :]
@@ -132,76 +166,143 @@ class _Search:
 
     def run(self) -> None:
         """Make moves until the prompt is certified or none helps."""
-        # The descent's visible tokens are often right, and a wrong hidden one can make a wrong
-        # visible one look better: hidden positions first, the visible ones when those rest.
         moves: list[Callable[[], None]] = []
         if self.reached:
-            moves += [self._build, self._permute]
-        moves += [self._swap, self._sweep]
+            # Hidden positions before visible ones: a wrong hidden token can make a wrong
+            # visible one look better.
+            moves.append(self._dive)
+        if 1 < len(self.reached) <= _ORDERS:
+            moves.append(self._permute)
+        moves += [self._swap, self._read]
+        if self.reached:
+            moves.append(self._dive)
+        moves.append(self._sweep)
         if len(self.reached) > 1 and self.settings.pair > 1:
             moves.append(self._pairs)
-        level = 0
-        for _ in range(self.settings.rounds):
-            if level == len(moves) or self.certified:
-                return
-            before = self.loss
-            moves[level]()
-            # Any gain makes the cheaper moves worth another try, the first one excepted: it
-            # depends on the visible tokens alone, and starts over from them.
-            gained = self.loss < before * (1 - 1e-6)
-            level = min(level, 1 if self.reached else 0) if gained and level else level + 1
-
-    # --- moves ------------------------------------------------------------------------------
-
-    def _build(self) -> None:
-        embedding = self.problem.decoder.embedding
-        context = embedding[self.ids].clone()
-        context[self.hidden] = embedding.mean(0)
-        beam: list[tuple[float, tuple[int, ...]]] = [(self.loss, ())]
-        for done, position in enumerate(self.reached):
-            grown: list[tuple[float, tuple[int, ...]]] = []
-            for _, tokens in beam:
-                context[self.reached[:done]] = embedding[list(tokens)]
-                count = self.settings.screen if done + 1 == len(self.reached) else None
-                chosen, losses = self._best(context, position, count)
-                width = min(self.settings.beam, len(losses))
-                order = losses.topk(width, largest=False)
-                grown += [
-                    (loss, (*tokens, int(chosen[index])))
-                    for loss, index in zip(
-                        order.values.tolist(), order.indices.tolist(), strict=True
-                    )
-                ]
-            beam = sorted(grown)[: self.settings.beam]
-        for _, tokens in beam:
-            ids = self.ids.clone()
-            ids[self.reached] = torch.tensor(tokens, device=ids.device)
-            self._keep(self._score(ids), ids)
-        self._settle([tokens for _, tokens in beam])
-
-    def _settle(self, prompts: Sequence[tuple[int, ...]]) -> None:
-        """Sweep the hidden positions of each built prompt until it rests; keep the best."""
-        for tokens in prompts:
-            ids = self.ids.clone()
-            ids[self.reached] = torch.tensor(tokens, device=ids.device)
-            loss = float("inf")
-            while len(self.reached) > 1:
-                before = loss
-                for position in self.reached:
-                    chosen, losses = self._best(
-                        self.problem.decoder.embedding[ids], position, self.settings.screen
-                    )
-                    ids[position] = chosen[int(losses.argmin())]
-                    loss = float(losses.min())
-                self._keep(loss, ids.clone())
-                if self.certified or loss >= before * (1 - 1e-6):
+        every = self.problem.decoder.ids
+        for count in sorted({min(self.settings.leading or len(every), len(every)), len(every)}):
+            self.vocabulary = every[:count]
+            self.readings = []
+            level = 0
+            for _ in range(self.settings.rounds):
+                if level == len(moves) or self.certified:
                     break
+                before = self.loss
+                moves[level]()
+                # Any gain makes the cheaper moves worth another try.
+                gained = self.loss < before * (1 - 1e-6)
+                level = 0 if gained and level > 1 else level + 1
             if self.certified:
                 return
 
+    # --- moves ------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        blind = bool(self.reached) and not self.readings
+        if blind:
+            self.readings = self._readings()
+        read = [self._left_to_right(ids) for ids in (self.readings if blind else [self.ids])]
+        losses = [self._score(ids) for ids in read]
+        best = losses.index(min(losses))
+        # Blind readings are a new start for the next dive, even where they explain less.
+        if losses[best] < self.loss or (blind and self.problem.probe.causal):
+            self.ids, self.loss = read[best], losses[best]
+        if blind:
+            self.readings = read
+
+    def _readings(self) -> list[Tensor]:
+        """Return prompts [position] with random hidden tokens and the first visible one read.
+
+        The descent's hidden tokens are as good as none, and so is the embedding's mean, which
+        no model has ever seen; of many real tokens some blur the first visible one little.
+        """
+        drawn = torch.Generator().manual_seed(self.problem.seed)
+        shape = (self.settings.fillings, len(self.reached))
+        fillings = self.vocabulary[torch.randint(len(self.vocabulary), shape, generator=drawn)]
+        first = next((p for p in self.visible if p > self.reached[0]), self.visible[0])
+        found: dict[int, tuple[float, Tensor]] = {}
+        for filling in fillings:
+            ids = self.ids.clone()
+            ids[self.reached] = filling
+            tokens, losses = self._at(ids, first)
+            near = losses.topk(min(self.settings.beam, len(losses)), largest=False)
+            for loss, index in zip(near.values.tolist(), near.indices.tolist(), strict=True):
+                token = int(tokens[index])
+                if loss < found.get(token, (float("inf"),))[0]:
+                    ids = ids.clone()
+                    ids[first] = token
+                    found[token] = (loss, ids)
+        best = sorted(found.values(), key=lambda pair: pair[0])
+        return [ids for _, ids in best[: 2 * self.settings.beam]]
+
+    def _left_to_right(self, ids: Tensor) -> Tensor:
+        """Return a prompt with each visible token but the first read again, given those before."""
+        ids = ids.clone()
+        skipped = self.reached and self.visible[0] > self.reached[0] and bool(self.readings)
+        for position in self.visible[1 if skipped else 0 :]:
+            tokens, losses = self._at(ids, position)
+            ids[position] = tokens[int(losses.argmin())]
+        return ids
+
+    def _at(self, ids: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        """Return tokens for a visible position, judged by the activations up to it."""
+        tokens = torch.cat([self.vocabulary, self.lists[position]])
+        context = self.problem.decoder.embedding[ids]
+        return tokens, self._substitute(context, position, tokens, upto=position + 1)
+
+    def _dive(self) -> None:
+        settings, embedding = self.settings, self.problem.decoder.embedding
+        nodes: list[_Node] = []
+        for ids in self.readings or [self.ids]:
+            context = embedding[ids[: self.length]].clone()
+            if not self.readings:
+                context[self.hidden] = embedding.mean(0)
+            nodes.append(_Node(ids, frozenset(), context))
+        for _ in range(len(self.reached) - 1):
+            nodes = self._relaxed(self._grown(nodes, settings.screen))
+        # The last hidden token is judged where it must show first: the visible tokens further
+        # right are often wrong until it is known, and read again with it.
+        last = self._grown(nodes, settings.screen)
+        first = [p for p in self.visible if p > self.reached[0]][:1] or self.visible[:1]
+        near = sorted(last, key=lambda node: self._unexplained_at(node.ids, first[0]))
+        for node in near[: settings.beam]:
+            self._keep(self._score(node.ids), node.ids)
+            if self.certified:
+                return
+        ids = self._left_to_right(near[0].ids)
+        self._keep(self._score(ids), ids)
+
+    def _grown(self, nodes: list[_Node], width: int) -> list[_Node]:
+        """Return the nodes with one more hidden position settled, at the tokens that fit best."""
+        grown: dict[tuple[int, ...], _Node] = {}
+        for node in nodes:
+            # The nearest to the visible ones, where many are hidden.
+            for position in [p for p in self.reached if p not in node.settled][-_AT_ONCE:]:
+                chosen, losses = self._best(node.context, position, _SCREENED * width)
+                best = losses.topk(min(width, len(losses)), largest=False).indices
+                for token in chosen[best].tolist():
+                    child = node.settle(position, token, self.problem.decoder.embedding)
+                    grown.setdefault((*child.ids.tolist(), *sorted(child.settled)), child)
+        return list(grown.values())
+
+    def _relaxed(self, nodes: list[_Node]) -> list[_Node]:
+        """Return the few nodes whose open positions, as free embeddings, explain most."""
+        contexts = torch.stack([node.context for node in nodes])
+        free = torch.zeros(contexts.shape[:2], dtype=torch.bool, device=contexts.device)
+        for row, node in enumerate(nodes):
+            free[row, [p for p in self.reached if p not in node.settled]] = True
+        steps = self.settings.relax_steps
+        contexts, losses = relax(self.problem, contexts, free, steps, _RELAX_RATE)
+        self.evaluations += len(nodes) * (1 + steps)
+        best = losses.topk(min(self.settings.beam, len(losses)), largest=False).indices.tolist()
+        return [replace(nodes[row], context=contexts[row]) for row in best]
+
+    def _unexplained_at(self, ids: Tensor, position: int) -> float:
+        """Return the distance of a prompt's activations up to a position."""
+        context = self.problem.decoder.embedding[ids]
+        return float(self._substitute(context, position, ids[position, None], position + 1)[0])
+
     def _permute(self) -> None:
-        if not 1 < len(self.reached) <= 5:
-            return
         tokens = self.ids[self.reached].tolist()
         for order in sorted(set(itertools.permutations(tokens))):
             ids = self.ids.clone()
@@ -259,21 +360,22 @@ class _Search:
         moved = Substitution(self.problem, context, position, self.batcher, upto=upto)
         return moved.residuals(tokens)
 
-    def _best(self, context: Tensor, position: int, count: int | None) -> tuple[Tensor, Tensor]:
-        """Return the best tokens of the whole vocabulary at a position, and their losses.
+    def _best(self, context: Tensor, position: int, count: int) -> tuple[Tensor, Tensor]:
+        """Return the best tokens of the vocabulary at a position, and their losses.
 
         They are screened on the sequence cut after the first ``screen_positions`` visible
         positions that the token can change, which costs a fraction of the whole; the
-        ``count`` best are then judged on all of it (None: the screen's losses stand).
+        ``count`` best are then judged on all of it.
         """
-        vocabulary = self.problem.decoder.ids
+        losses = self._screened(context, position)
+        chosen = self.vocabulary[losses.topk(min(count, len(losses)), largest=False).indices]
+        return chosen, self._substitute(context, position, chosen)
+
+    def _screened(self, context: Tensor, position: int) -> Tensor:
+        """Return the losses of the vocabulary on the sequence cut after what shows it first."""
         shown = [p for p in self.visible if p >= position or not self.problem.probe.causal]
         last = shown[: self.settings.screen_positions][-1]
-        losses = self._substitute(context, position, vocabulary, upto=last + 1)
-        if count is None:
-            return vocabulary, losses
-        chosen = vocabulary[losses.topk(min(count, len(losses)), largest=False).indices]
-        return chosen, self._substitute(context, position, chosen)
+        return self._substitute(context, position, self.vocabulary, upto=last + 1)
 
     def _by_gradient(self, position: int) -> Tensor:
         """Return the tokens whose embeddings lie best along the loss's descent direction.

@@ -38,6 +38,8 @@ class Problem:
             there; it is a property of the machine's arithmetic, not of the prompt's tokens.
         numbers: [row] which prompt of the cell each row is; starts depend on it, so that a
             row is the same in any batch.
+        prior: float64 [candidate] probabilities of the decoder's candidates before anything is
+            seen; None: the study names no prior.
     """
 
     probe: Probe
@@ -50,6 +52,7 @@ class Problem:
     seed: int
     floor: Tensor
     numbers: Tensor
+    prior: Tensor | None = None
 
     def rows(self, index: Tensor) -> Problem:
         """Return the problem of these rows only (a row may repeat)."""

@@ -146,7 +146,7 @@ class _Step:
             group, prefix = rows, _rows_of(self.prefix, rows[:1])
             losses = torch.full((len(rows), 5), torch.inf, device=rows.device)
             tokens = self.answer[rows]
-            for part in candidates.split(_PART):
+            for part in torch.split(candidates, _PART):
                 away = self._away(part, prefix, group)
                 share = -(-len(part) // len(group))
                 self.spent.evaluations[self.rows[group]] += share
@@ -162,7 +162,7 @@ class _Step:
         """Return the open rows in groups that have found the same tokens so far."""
         if len(self.open) == 0 or self.prefix is None:
             return [self.open] if len(self.open) else []
-        _, group = self.before[self.open].unique(dim=0, return_inverse=True)
+        _, group = torch.unique(self.before[self.open], dim=0, return_inverse=True)
         return [self.open[group == number] for number in range(int(group.max()) + 1)]
 
     def _away(self, part: Tensor, prefix: Prefix | None, group: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def sweep(
         best[position] = candidates[top[torch.arange(5).clamp_max(len(top) - 1)]]
         true = (candidates == problem.batch.ids[0, position]).nonzero()
         if len(true):
-            judged = identify(residuals, int(true), float(problem.floor[0]))
+            judged = identify(residuals, int(true), float(problem.floor[0]), problem.prior)
             if noise is not None:
                 level = noise_threshold(moved, residuals, int(true), noise)
                 judged = replace(judged, noise_threshold=level)

@@ -1,0 +1,99 @@
+"""What each setting of `adam` finds and costs, alone and together, beside its defaults.
+
+    python benchmarks/adam_settings.py RESULTS TEXT docs/evidence/adam_settings.csv
+
+RESULTS is the results directory of `benchmarks/study.yaml`, TEXT a file of prose. Every setting
+descends on the same problems from the same starts, in one run: `times_baseline` is a ratio
+inside it, of processor time, which other work on the machine disturbs less than wall time.
+Where the decoding is `nearest` that differs from the baseline too, so a row of its own shows
+what that alone does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from common import write
+from exact import alone_losses, passages, pose
+
+from tokinfo.decode import Method
+from tokinfo.invert import adam
+from tokinfo.invert.problem import Problem
+from tokinfo.models.checkpoint import load
+from tokinfo.solvers import AdamSolver
+
+SETTINGS: tuple[tuple[str, Method, AdamSolver], ...] = (
+    ("baseline", "pseudo-inverse", AdamSolver()),
+    ("baseline", "nearest", AdamSolver()),
+    ("nearest_penalty 0.01", "pseudo-inverse", AdamSolver(nearest_penalty=0.01)),
+    ("clamp", "pseudo-inverse", AdamSolver(clamp=True)),
+    ("window 16", "pseudo-inverse", AdamSolver(window=16)),
+    ("window 64", "pseudo-inverse", AdamSolver(window=64)),
+    (
+        "nearest_penalty 0.01, clamp, window 64",
+        "pseudo-inverse",
+        AdamSolver(nearest_penalty=0.01, clamp=True, window=64),
+    ),
+    ("project", "nearest", AdamSolver(project="nearest")),
+    ("project, window 16", "nearest", AdamSolver(project="nearest", window=16)),
+)
+
+
+def measure(problem: Problem, settings: AdamSolver) -> dict[str, float]:
+    """Return what one descent of all prompts found, and what it cost a prompt."""
+    begun = time.process_time()
+    result = adam.solve(problem, settings)
+    spent = time.process_time() - begun
+    batch = problem.batch
+    ids = torch.where(batch.scored, result.top_ids[..., 0], batch.ids)
+    hit = ids == batch.ids
+    hidden = batch.scored & ~batch.visible
+    return {
+        "visible_found": int(hit[batch.visible].sum()),
+        "visible": int(batch.visible.sum()),
+        "hidden_found": int(hit[hidden].sum()),
+        "hidden": int(hidden.sum()),
+        "prompts_certified": int((alone_losses(problem, ids) <= problem.floor).sum()),
+        "evaluations_per_prompt": round(float(result.evaluations.float().mean()), 1),
+        "cpu_seconds_per_prompt": round(spent / len(batch), 3),
+    }
+
+
+def main() -> None:
+    """Measure every setting on every cell and write the table after each cell."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("out", type=Path)
+    cells = ["flat/1", "untrained-256/1", "transformer/1", "smollm2/1"]
+    parser.add_argument("--cells", nargs="+", default=cells, help="model/block")
+    parser.add_argument("--masks", nargs="+", default=[":", "1:"])
+    parser.add_argument("--prompts", type=int, default=12)
+    parser.add_argument("--tokens", type=int, default=8)
+    asked = parser.parse_args()
+    rows: list[dict[str, object]] = []
+    for name in asked.cells:
+        model, block = name.rsplit("/", 1)
+        checkpoint = load(asked.results / "checkpoints" / model / block)
+        prompts = passages(asked.text, checkpoint, asked.prompts, asked.tokens)
+        for mask in asked.masks:
+            posed = pose(asked.results, model, int(block), prompts, mask=mask)
+            adam.solve(posed, AdamSolver(steps=2))  # warm up
+            cell = {"model": model, "block": block, "mask": mask, "prompts": len(prompts)}
+            baseline = 0.0
+            for setting, decode, settings in SETTINGS:
+                problem = replace(posed, decoder=replace(posed.decoder, method=decode))
+                found = measure(problem, settings)
+                baseline = baseline or found["cpu_seconds_per_prompt"]
+                ratio = round(found["cpu_seconds_per_prompt"] / baseline, 2)
+                told = {"setting": setting, "decode": decode}
+                rows.append({**cell, **told, **found, "times_baseline": ratio})
+            write(asked.out, rows)
+
+
+if __name__ == "__main__":
+    main()
