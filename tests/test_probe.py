@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import transformers
 from torch import nn
 
+from tests.families import FAMILIES, tiny
 from tests.tiny import tiny_llama, tiny_mixer
-from tokinfo.models.structure import StructureError
+from tokinfo.models.structure import StructureError, find_block
 from tokinfo.probe import Probe
 from tokinfo.sites import Site
 
@@ -107,12 +111,25 @@ def test_nothing_beyond_the_site_is_computed() -> None:
     assert ran == [1, 2]
 
 
-def test_hooks_are_gone_after_a_call() -> None:
-    mixer = tiny_mixer()
-    Probe(mixer, Site("block", 1), residual=False)(mixer.embed_tokens(IDS))
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("place", ["attention", "mlp", "block"])
+def test_hooks_are_gone_after_a_call(family: str, place: Any) -> None:
+    model = tiny(family).base_model
+    probe = Probe(model, Site(place, 1), residual=False)
+    embeddings = model.get_input_embeddings()(IDS)
+    probe(embeddings, prefix=probe.prefix(embeddings[:1]))
     assert all(
-        not module._forward_hooks and not module._forward_pre_hooks for module in mixer.modules()
+        not module._forward_hooks and not module._forward_pre_hooks for module in model.modules()
     )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_mlp_does_not_run_for_attention_in_front_of_it(family: str) -> None:
+    model = tiny(family).base_model
+    ran: list[nn.Module] = []
+    with find_block(model, 1).mlp.register_forward_hook(lambda mlp, *_: ran.append(mlp)):
+        Probe(model, Site("attention", 1))(model.get_input_embeddings()(IDS))
+    assert ran == []
 
 
 def test_the_gradient_reaches_the_embeddings_only() -> None:
@@ -134,3 +151,69 @@ def test_an_unknown_structure_is_named() -> None:
         Probe(nn.Linear(2, 2), Site("block", 1))
     with pytest.raises(StructureError, match="block 3 asked for, 2 held"):
         Probe(tiny_mixer(), Site("block", 3))
+
+
+# --- families beyond those of docs/families.md --------------------------------------------
+
+SIZES = {"vocab_size": 32, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def other(name: str, **settings: Any) -> nn.Module:
+    """A tiny untrained decoder of a class that needs no row in the document."""
+    kind = getattr(transformers, name)
+    torch.manual_seed(0)
+    found: nn.Module = kind(kind.config_class(**{**SIZES, **settings}))
+    return found.eval().requires_grad_(False)
+
+
+def test_attention_is_read_as_the_block_scales_it() -> None:
+    model = other("GraniteModel", residual_multiplier=0.25, initializer_range=0.2)
+    embeddings, block, seen = torch.randn(2, 5, 32), model.layers[0], []
+    with block.post_attention_layernorm.register_forward_pre_hook(lambda _, x: seen.append(x[0])):
+        model(inputs_embeds=embeddings)
+    found = Probe(model, Site("attention", 1))(embeddings)
+    assert torch.equal(found, seen[0])
+    alone = Probe(model, Site("attention", 1), residual=False)(embeddings)
+    assert relative(alone, found - model.embedding_multiplier * embeddings) <= 1e-5
+
+
+def test_an_attention_that_adds_the_residual_itself_is_read_as_it_is() -> None:
+    model = other("BloomModel", initializer_range=0.2)
+    embeddings, block, seen = torch.randn(2, 5, 32), model.h[1], []
+    with block.post_attention_layernorm.register_forward_pre_hook(lambda _, x: seen.append(x[0])):
+        model(inputs_embeds=embeddings)
+    assert torch.equal(Probe(model, Site("attention", 2))(embeddings), seen[0])
+    entering = Probe(model, Site("block", 1))(embeddings)
+    alone = Probe(model, Site("attention", 2), residual=False)(embeddings)
+    assert relative(alone, seen[0] - entering) <= 1e-4
+
+
+@pytest.mark.parametrize(("name", "mlp"), [("BloomModel", "BloomMLP"), ("MptModel", "MptMLP")])
+def test_an_mlp_that_adds_the_residual_itself_is_refused(name: str, mlp: str) -> None:
+    model = other(name)
+    with pytest.raises(StructureError, match=f"{mlp}: is given the residual stream"):
+        Probe(model, Site("mlp", 1))(torch.randn(1, 4, model.config.hidden_size))
+
+
+def test_a_block_that_keeps_no_keys_and_values_has_no_prefix() -> None:
+    model = other("MambaModel", state_size=4)
+    probe = Probe(model, Site("block", 2))
+    embeddings = torch.randn(1, 6, 32)
+    expected = model(inputs_embeds=embeddings, output_hidden_states=True)
+    assert relative(model.norm_f(probe(embeddings)), expected.last_hidden_state) <= 1e-5
+    with pytest.raises(StructureError, match="MambaModel: its blocks do not keep the keys"):
+        probe.prefix(embeddings[:, :3])
+    with pytest.raises(StructureError, match="0 sub-modules look like self-attention"):
+        Probe(model, Site("attention", 1))
+
+
+def test_a_decoder_that_stays_causal_is_refused_an_acausal_probe() -> None:
+    neo = other(
+        "GPTNeoModel", attention_types=[[["global", "local"], 1]], num_heads=4, num_layers=2
+    )
+    for decoder in (neo, tiny_mixer()):
+        with pytest.raises(StructureError, match="first position does not see the second"):
+            Probe(decoder, Site("block", 1), causal=False)
+        Probe(decoder, Site("block", 1))
+    with pytest.raises(StructureError, match="without a causal mask linear_attention has no"):
+        Probe(other("MambaModel", state_size=4), Site("block", 1), causal=False)

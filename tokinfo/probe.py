@@ -7,7 +7,6 @@ is read is what the model computes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -15,35 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokinfo.models.structure import Block, find_block
+from tokinfo import acausal
+from tokinfo.models.structure import Block, StructureError, find_block
 from tokinfo.sites import Site
-
-
-class _Reached(Exception):
-    """Leaves the decoder's forward at the site, carrying the activations."""
-
-    def __init__(self, activations: Tensor) -> None:
-        super().__init__()
-        self.activations = activations
-
-
-def _first(output: Any) -> Tensor:
-    """Return a sub-layer's hidden states; many return them in a tuple with attention weights."""
-    tensor = output[0] if isinstance(output, tuple) else output
-    assert isinstance(tensor, Tensor)
-    return tensor
-
-
-def _replace_input(args: tuple[Any, ...], kwargs: dict[str, Any], new: Tensor) -> Any:
-    if args:
-        return (new, *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": new}
-
-
-def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    tensor = args[0] if args else kwargs["hidden_states"]
-    assert isinstance(tensor, Tensor)
-    return tensor
+from tokinfo.sublayers import (
+    Reached,
+    drop_residual,
+    stop_after_attention,
+    stop_at,
+    stop_at_mlp,
+)
 
 
 @dataclass(frozen=True)
@@ -60,35 +40,47 @@ class Prefix:
 
 
 def _new_cache(decoder: nn.Module) -> Any:
-    """Return an empty cache: the decoder's own kind, or that of `transformers`."""
+    """Return an empty cache: the decoder's own kind, or that of `transformers`.
+
+    The latter without a configuration, which would make the blocks with a sliding window forget
+    the positions outside it, and with them how many there were; the mask hides those anyway.
+    """
     own = getattr(decoder, "new_cache", None)
     if own is not None:
         return own()
     from transformers import DynamicCache
 
-    return DynamicCache(config=decoder.config)  # type: ignore[arg-type]
+    return DynamicCache()
 
 
 class Probe:
     """Activations of one decoder at one site.
 
-    Sites: ``embedding`` is the input itself; ``attention.K`` the hidden states after the
-    self-attention sub-layer of block K (with its residual; without it, the sub-layer's own
-    output); ``mlp.K`` the MLP's own output, before it is added back; ``block.K`` the output
-    of block K, before any final normalisation.
+    Sites:
+        ``embedding``: the input itself.
+        ``attention.K``: the residual stream of block K once attention has been added to it: the
+            block's input plus attention's output, the latter behind its own norm where a family
+            has one there (Gemma 2 and 3). Before a norm of the sum (OPT-350m). Where attention
+            and MLP run side by side (GPT-J, GPT-NeoX, Falcon) it is the same sum, without the
+            MLP. Without the residual, what attention adds.
+        ``mlp.K``: the output of block K's MLP or mixture of experts itself, before a norm behind
+            it and before it is added.
+        ``block.K``: the output of block K, before any final normalisation.
 
     Args:
         decoder: a decoder called as ``decoder(inputs_embeds=..., attention_mask=...,
             use_cache=False)``, in evaluation mode.
         site: a resolved site (no ``last``).
         residual: False removes the residual connection around the self-attention of the
-            site's own block; its normalisation still sees the block's real input.
-        causal: False lets every position attend to every other. Only for attention models;
-            a mixer is causal by construction.
+            site's own block; its normalisation still sees the block's real input. A block that
+            runs attention and MLP side by side has one residual around both: that one goes.
+        causal: False lets every position attend to later ones as to earlier ones: to all, or
+            within a sliding window to those less than the window away.
         dtype: what the decoder computes in; embeddings of any dtype are cast to it.
 
     Raises:
-        StructureError: the decoder's blocks or sub-layers were not recognised.
+        StructureError: the decoder's blocks or sub-layers were not recognised, or it is causal
+            whatever mask it is given (a mixer is, by construction).
     """
 
     def __init__(
@@ -106,8 +98,16 @@ class Probe:
         self.causal = causal
         self.dtype = dtype
         self._block: Block | None = None
-        if site.place != "embedding":
-            self._block = find_block(decoder, site.block)
+        if site.place == "embedding":
+            return
+        block = self._block = find_block(decoder, site.block)
+        # Asked for now: what is not recognised is refused before anything runs.
+        if site.place == "mlp":
+            _ = block.mlp
+        if site.place == "attention" or not residual:
+            _ = block.attention
+        if not causal:
+            acausal.check(decoder, self)
 
     def __call__(
         self,
@@ -127,7 +127,11 @@ class Probe:
                 `prefix`; causal probes only.
 
         Returns:
-            [batch, position, width], width = d_model at every site of today.
+            [batch, position, width]; width is d_model, at the site `embedding` that of the
+            embedding (OPT-350m projects it up to d_model).
+
+        Raises:
+            StructureError: the block does not do with its sub-layers what the site needs.
         """
         if self._block is None:
             return embeddings
@@ -137,11 +141,11 @@ class Probe:
             try:
                 self.decoder(
                     inputs_embeds=embeddings,
-                    attention_mask=None if self.causal else _see_all(embeddings, lengths),
+                    **self._masked(embeddings, lengths),
                     **self._cached(prefix, len(embeddings)),
                 )
-            except _Reached as reached:
-                return reached.activations
+            except Reached as reached:
+                return _by_row(reached.activations, embeddings)
         raise RuntimeError(f"the forward of {type(self.decoder).__name__} never met {self.site}")
 
     def prefix(self, embeddings: Tensor) -> Prefix:
@@ -153,6 +157,7 @@ class Probe:
 
         Raises:
             ValueError: the probe is not causal, so no position is settled before the last.
+            StructureError: a block keeps something else than keys and values of them.
         """
         if not self.causal:
             raise ValueError("without a causal mask no leading position can be computed once")
@@ -165,12 +170,28 @@ class Probe:
                 self.decoder(
                     inputs_embeds=embeddings.to(self.dtype), past_key_values=cache, use_cache=True
                 )
-            except _Reached as reached:
-                layers = cache.layers[: self.site.block]
+            except Reached as reached:
                 return Prefix(
-                    reached.activations, tuple((layer.keys, layer.values) for layer in layers)
+                    _by_row(reached.activations, embeddings),
+                    self._kept(cache, embeddings.shape[1]),
                 )
+            except IndexError as error:  # what a block of another kind finds in this cache
+                raise self._forgetful() from error
         raise RuntimeError(f"the forward of {type(self.decoder).__name__} never met {self.site}")
+
+    def _kept(self, cache: Any, positions: int) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Return the keys and values of the blocks up to the site's; all positions are in them."""
+        layers = cache.layers[: self.site.block]
+        kept = [layer for layer in layers if getattr(layer, "keys", None) is not None]
+        if len(kept) < self.site.block or any(x.keys.shape[-2] != positions for x in kept):
+            raise self._forgetful()
+        return tuple((layer.keys, layer.values) for layer in kept)
+
+    def _forgetful(self) -> StructureError:
+        return StructureError(
+            f"{type(self.decoder).__name__}: its blocks do not keep the keys and values of "
+            "leading positions, so these cannot be computed once"
+        )
 
     def _cached(self, prefix: Prefix | None, rows: int) -> dict[str, Any]:
         if prefix is None:
@@ -183,63 +204,25 @@ class Probe:
             )
         return {"past_key_values": cache, "use_cache": True}
 
+    def _masked(self, embeddings: Tensor, lengths: Tensor | None) -> dict[str, Any]:
+        if self.causal:
+            return {"attention_mask": None}
+        return acausal.arguments(self.decoder, embeddings, lengths)
+
     def _hook(self, block: Block, hooks: ExitStack) -> None:
-        place = self.site.place
-        if place == "attention":
-            entered: list[Tensor] = []
-
-            def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
-                entered.append(_input(args, kwargs))
-
-            def after_attention(_: nn.Module, __: Any, output: Any) -> None:
-                out = _first(output)
-                raise _Reached(entered[0] + out if self.residual else out)
-
-            _add(hooks, block.module.register_forward_pre_hook(enter, with_kwargs=True))
-            _add(hooks, block.attention.register_forward_hook(after_attention))
-            return
         if not self.residual:
-            _drop_attention_residual(block.module, hooks)
-
-        def reached(_: nn.Module, __: Any, output: Any) -> None:
-            raise _Reached(_first(output))
-
-        _add(hooks, (block.mlp if place == "mlp" else block.module).register_forward_hook(reached))
-
-
-def _add(hooks: ExitStack, handle: Any) -> None:
-    remove: Callable[[], None] = handle.remove
-    hooks.callback(remove)
+            drop_residual(block, hooks)
+        if self.site.place == "attention":
+            stop_after_attention(block, hooks)
+        elif self.site.place == "mlp":
+            stop_at_mlp(block.mlp, hooks)
+        else:
+            stop_at(block.module, hooks)
 
 
-def _drop_attention_residual(block: nn.Module, hooks: ExitStack) -> None:
-    """Make a pre-norm block compute ``attn(norm(x))`` where it computes ``x + attn(norm(x))``.
+def _by_row(activations: Tensor, embeddings: Tensor) -> Tensor:
+    """Return [batch, position, width] of what OPT's MLP returns as [batch * position, width].
 
-    The block is handed zeros, and its first sub-module (the normalisation before attention)
-    the real input: the residual then adds exactly nothing, and no rounding is introduced as
-    it would be by subtracting x afterwards.
+    A block on another GPU leaves them there; they come to where the embeddings are.
     """
-    held: list[Tensor] = []
-
-    def zero(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        held.append(_input(args, kwargs))
-        return _replace_input(args, kwargs, torch.zeros_like(held[0]))
-
-    def restore(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        return _replace_input(args, kwargs, held.pop()) if held else None
-
-    _add(hooks, block.register_forward_pre_hook(zero, with_kwargs=True))
-    for child in block.children():
-        _add(hooks, child.register_forward_pre_hook(restore, with_kwargs=True))
-
-
-def _see_all(embeddings: Tensor, lengths: Tensor | None) -> Tensor:
-    """Return an additive mask [batch, 1, position, position]: every real position is seen."""
-    batch, positions, _ = embeddings.shape
-    mask = torch.zeros(
-        batch, 1, positions, positions, dtype=embeddings.dtype, device=embeddings.device
-    )
-    if lengths is not None:
-        beyond = torch.arange(positions, device=embeddings.device) >= lengths[:, None]
-        mask = mask.masked_fill(beyond[:, None, None, :], torch.finfo(embeddings.dtype).min)
-    return mask
+    return activations.reshape(*embeddings.shape[:2], -1).to(embeddings.device)
