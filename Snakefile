@@ -11,6 +11,7 @@ import sys
 # The package beside this file is the one that runs, whatever is installed.
 sys.path.insert(0, str(workflow.basedir))
 
+from tokinfo import plan as fetching
 from tokinfo import resources as needs
 from tokinfo import workflow as plans
 from tokinfo.study import CELL_PATH
@@ -29,6 +30,10 @@ except StudyError as error:
 
 PLAN = plans.Plan(STUDY)
 plans.lend_package(workflow.basedir)
+
+# Models are large: what will be fetched and held is said first, in a dry run above all.
+if workflow.is_main_process and fetching.total(STUDY):
+    print(fetching.table(STUDY), file=sys.stderr)
 
 
 pathvars:

@@ -33,15 +33,18 @@ rule train:
         "scripts/train.py"
 
 
+# What is read of a model from elsewhere: its configuration and tokenizer, or as many blocks as
+# some cell reads, each in a directory of its own for the reason below. Blocks already fetched for
+# one of them are not fetched again for another.
 rule fetch:
     input:
-        files=lambda w: PLAN.fetch_files(w.source),
+        files=lambda w: PLAN.fetch_files(w.source, w.part),
     output:
-        directory("<results>/sources/{source}"),
+        directory("<results>/sources/{source}/{part}"),
     log:
-        "<logs>/fetch/{source}.log",
+        "<logs>/fetch/{source}/{part}.log",
     benchmark:
-        "<benchmarks>/fetch/{source}.tsv"
+        "<benchmarks>/fetch/{source}/{part}.tsv"
     wildcard_constraints:
         source=plans.pattern(PLAN.fetched),
     priority: 70
@@ -49,14 +52,15 @@ rule fetch:
         "../envs/tokinfo.yaml"
     resources:
         gpu=0,
-        mem_mb=lambda w, attempt: needs.prepare_mb(STUDY, w.source, attempt),
-        runtime=120,
+        mem_mb=lambda w, attempt: needs.fetch_mb(STUDY, w.source, w.part, attempt),
+        disk_mb=lambda w: needs.fetched_mb(STUDY, w.source, w.part),
+        runtime=720,
     params:
-        settings=lambda w: PLAN.fetch_settings(w.source),
+        settings=lambda w: PLAN.fetch_settings(w.source, w.part),
         code=plans.code("fetch"),
         state=PLAN.state,
     message:
-        "Fetching {wildcards.source}"
+        "Fetching {wildcards.source}, {wildcards.part}: {resources.disk_mb} MB"
     script:
         "scripts/fetch.py"
 
@@ -69,7 +73,7 @@ rule fetch:
 # Cells of a shallow site load less for it.
 rule prepare:
     input:
-        origin=lambda w: PLAN.origin(w.model),
+        origin=lambda w: PLAN.origin(w.model, int(w.blocks)),
     output:
         checkpoint=directory("<results>/checkpoints/{model}/{blocks}"),
     log:
@@ -81,7 +85,8 @@ rule prepare:
         "../envs/tokinfo.yaml"
     resources:
         gpu=0,
-        mem_mb=lambda w, attempt: needs.prepare_mb(STUDY, STUDY.models[w.model].source, attempt),
+        mem_mb=lambda w, attempt: needs.prepare_mb(STUDY, w.model, int(w.blocks), attempt),
+        disk_mb=lambda w: needs.held_mb(STUDY, w.model, int(w.blocks)),
         runtime=60,
     params:
         settings=lambda w: PLAN.prepare_settings(w.model, int(w.blocks)),
@@ -95,7 +100,7 @@ rule prepare:
 # The embedding alone, and what decoding by its pseudo-inverse needs, once for each model.
 rule embedding:
     input:
-        origin=lambda w: PLAN.origin(w.model),
+        origin=lambda w: PLAN.origin(w.model, 0),
     output:
         checkpoint=directory("<results>/checkpoints/{model}/0"),
         decoder="<results>/decoders/{model}.safetensors",
@@ -108,7 +113,8 @@ rule embedding:
         "../envs/tokinfo.yaml"
     resources:
         gpu=0,
-        mem_mb=lambda w, attempt: needs.prepare_mb(STUDY, STUDY.models[w.model].source, attempt),
+        mem_mb=lambda w, attempt: needs.prepare_mb(STUDY, w.model, 0, attempt),
+        disk_mb=lambda w: needs.held_mb(STUDY, w.model, 0),
         runtime=60,
     params:
         settings=lambda w: PLAN.prepare_settings(w.model, 0),

@@ -62,7 +62,7 @@ def test_block_sizes_of_transformers_are_right_to_a_few_percent() -> None:
 def test_memory_grows_with_depth_and_attempts() -> None:
     made = study()
     assert weights_mb(made, "transformer", 1) <= weights_mb(made, "transformer")
-    assert prepare_mb(made, "transformer", 2) == 2 * prepare_mb(made, "transformer")
-    assert training_mb(made, "mixer-flat") > prepare_mb(made, "mixer-flat")
+    assert prepare_mb(made, "transformer", 1, 2) == 2 * prepare_mb(made, "transformer", 1)
+    assert training_mb(made, "mixer-flat") > prepare_mb(made, "mixer-flat", 1)
     for cell in made.cells():
         assert cell_mb(made, cell, 2) >= 2 * cell_mb(made, cell) - 2

@@ -2,7 +2,8 @@
 
 None of it is part of what reruns a job. Memory is worked out from the study: the bytes of the
 blocks that a job holds, and the activations of its batch; each further attempt asks for as much
-again. Like `tokinfo.workflow`, this module imports neither torch nor transformers.
+again. Of a model from elsewhere, sizes come from its config.json (`tokinfo.architecture`). Like
+`tokinfo.workflow`, this module imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokinfo.architecture import Architecture, architecture_of, estimate
 from tokinfo.sites import Site
 from tokinfo.solvers import AdamSolver
-from tokinfo.sources import MixerSource, TransformerSource
+from tokinfo.sources import GgufSource, MixerSource, TransformerSource, WheelSource
 from tokinfo.study import Cell, Study
 
 if TYPE_CHECKING:
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "nf4": 0.5}
 # A process that has imported torch and transformers holds this much before it does anything.
 PROCESS_MB = 800
-# Sizes of fetched models are not in the study; this suits models of up to about 200 M parameters.
-FETCHED_MB = 2000
+# What bitsandbytes keeps beside each packed weight: a scale per row, or per block of 64.
+SCALES = {"int8": 0.01, "nf4": 0.0625}
 
 
 def gpus(study: Study) -> int:
@@ -49,12 +51,69 @@ def gpu_visible(environment: Mapping[str, str] | None = None, devices: Path = Pa
 def weights_mb(study: Study, source: str, blocks: int | None = None, bytes_each: float = 4) -> int:
     """Return the size in MB of a source's first ``blocks`` blocks (None: all) in memory."""
     known = study.sources[source]
-    if not isinstance(known, MixerSource | TransformerSource):
-        return FETCHED_MB
-    vocabulary = study.tokenizers[known.tokenizer].vocabulary
     depth = known.blocks if blocks is None else blocks
-    count = vocabulary * known.d_model + depth * block_parameters(known)
+    if isinstance(known, MixerSource | TransformerSource):
+        vocabulary = study.tokenizers[known.tokenizer].vocabulary
+        count = vocabulary * known.d_model + depth * block_parameters(known)
+    else:
+        count = sizes(study, source).weights(depth)
     return int(count * bytes_each / 1e6) + 1
+
+
+def sizes(study: Study, source: str) -> Architecture:
+    """Return the sizes of a pretrained source's model, estimated where nothing is known yet."""
+    known = study.sources[source]
+    assert not isinstance(known, MixerSource | TransformerSource)
+    return architecture_of(known, config_directory(study, source)) or estimate(known)
+
+
+def config_directory(study: Study, source: str) -> Path:
+    """Return where a run of the study puts the config.json of a pretrained source."""
+    return Path(study.results) / "sources" / source / "config"
+
+
+def fetched_mb(study: Study, source: str, part: str) -> int:
+    """Return how many MB a part of a pretrained model brings: blocks, or its config alone.
+
+    A part of a GGUF model is not smaller than that on the disk: it is written dequantised.
+    """
+    if part == "config":
+        return 10  # a tokenizer
+    known, model = study.sources[source], sizes(study, source)
+    packed = isinstance(known, WheelSource | GgufSource)
+    count = model.weights(int(part)) * 4 if packed else model.stored(int(part))
+    return int(count / 1e6) + 10
+
+
+def fetch_mb(study: Study, source: str, part: str, attempt: int = 1) -> int:
+    """Return the memory in MB of a job that fetches.
+
+    Safetensors pass through in small pieces; a part of any other file lies in memory once, that
+    of a GGUF file twice, where its values are put in order.
+    """
+    model = sizes(study, source)
+    packed = isinstance(study.sources[source], WheelSource | GgufSource)
+    if part == "config":
+        held = 0
+    elif packed:
+        held = 2 * 4 * model.weights(int(part))
+    else:
+        held = model.stored_bytes * max(model.embedding, model.block)
+    return attempt * int(PROCESS_MB + 200 + held / 1e6)
+
+
+def held_mb(study: Study, model: str, blocks: int) -> int:
+    """Return the size in MB of a model's checkpoint of ``blocks`` blocks, as a cell holds it.
+
+    bitsandbytes packs the blocks' matrices; the embedding stays in float32.
+    """
+    known = study.models[model]
+    each = BYTES[known.quantization]
+    embedding = weights_mb(study, known.source, 0)
+    inside = weights_mb(study, known.source, blocks) - embedding
+    if known.quantization not in SCALES:
+        return int((embedding + inside) * each / 4) + 1
+    return int(embedding + inside * (each + SCALES[known.quantization]) / 4) + 1
 
 
 def block_parameters(source: MixerSource | TransformerSource) -> int:
@@ -91,9 +150,17 @@ def training_mb(study: Study, source: str, attempt: int = 1) -> int:
     return attempt * int(PROCESS_MB + 4 * weights_mb(study, source) + activations)
 
 
-def prepare_mb(study: Study, source: str, attempt: int = 1) -> int:
-    """Return the memory in MB of a job that holds a whole model, and a copy of a part of it."""
-    return attempt * (PROCESS_MB + 2 * weights_mb(study, source))
+def prepare_mb(study: Study, model: str, blocks: int, attempt: int = 1) -> int:
+    """Return the memory in MB of a job that cuts a model: what it reads, and a copy of a part.
+
+    Random weights are those of the whole model, whatever is kept of it. Of a fetched model only
+    the part is there.
+    """
+    known = study.models[model]
+    built = isinstance(study.sources[known.source], MixerSource | TransformerSource)
+    whole = built or known.state == "untrained"
+    read = weights_mb(study, known.source, None if whole else blocks)
+    return attempt * (PROCESS_MB + read + weights_mb(study, known.source, blocks))
 
 
 def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:
@@ -101,16 +168,22 @@ def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:
     model = study.models[cell.model]
     source = study.sources[model.source]
     blocks = Site.parse(cell.site).block
-    weights = weights_mb(study, model.source, blocks, BYTES[model.quantization])
-    if not isinstance(source, MixerSource | TransformerSource):
-        return attempt * (PROCESS_MB + weights)
+    weights = held_mb(study, cell.model, blocks)
+    if isinstance(source, MixerSource | TransformerSource):
+        d_model, vocabulary = source.d_model, study.tokenizers[source.tokenizer].vocabulary
+    else:
+        d_model, vocabulary = (known := sizes(study, model.source)).width, known.vocabulary
     prompts = study.prompts[cell.prompts]
     solver = study.solvers[cell.solver]
     rows = len(prompts) * (solver.restarts if isinstance(solver, AdamSolver) else 1)
     # A byte-level token is at least one byte, so bytes bound a prompt's tokens from above.
     longest = max(len(prompt.encode()) for prompt in prompts)
     positions = source.n_ctx if cell.padding == "n_ctx" else min(longest, source.n_ctx)
-    width = 24 * source.d_model * max(blocks, 1)
+    width = 24 * d_model * max(blocks, 1)
     if cell.parametrisation == "vocabulary":
-        width += 6 * study.tokenizers[source.tokenizer].vocabulary
-    return attempt * int(PROCESS_MB + 2 * weights + rows * positions * width * 4 / 1e6)
+        width += 6 * vocabulary
+    # Beside the weights: the embedding in float32, and one block's matrices as they multiply.
+    table = vocabulary * d_model * 4 / 1e6
+    block = weights_mb(study, model.source, 1) - weights_mb(study, model.source, 0)
+    activations = rows * positions * width * 4 / 1e6
+    return attempt * int(PROCESS_MB + weights + 2 * table + block + activations)

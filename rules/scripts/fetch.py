@@ -1,4 +1,4 @@
-"""Rule `fetch`: bring one model here, as safetensors with its tokenizer."""
+"""Rule `fetch`: bring a part of one model here, as safetensors with its tokenizer."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,14 +8,16 @@ from tokinfo.jobs import job
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
-with job(snakemake.log[0], f"fetch {snakemake.wildcards.source}"):
+with job(snakemake.log[0], f"fetch {snakemake.wildcards.source} ({snakemake.wildcards.part})"):
     from pydantic import TypeAdapter
 
     from tokinfo.models.pretrained import fetch
-    from tokinfo.sources import Source
+    from tokinfo.sources import Pretrained
 
+    settings = snakemake.params.settings
     fetch(
-        TypeAdapter(Source).validate_python(snakemake.params.settings),
+        TypeAdapter(Pretrained).validate_python(settings["source"]),
+        settings["blocks"],
         Path(snakemake.output[0]),
-        Path(snakemake.params.state) / "downloads",
+        Path(snakemake.params.state),
     )

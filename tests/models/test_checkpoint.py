@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tokinfo.models.build import new_model
-from tokinfo.models.checkpoint import digest, load, prepare, save_model
+from tokinfo.models.checkpoint import digest, load, save_model
+from tokinfo.models.preparing import prepare
 from tokinfo.sources import MixerSource, Model, TransformerSource
 from tokinfo.tokenizer import load_tokenizer, train_tokenizer
 
@@ -116,7 +117,8 @@ def test_untrained_weights_do_not_depend_on_the_cut_or_on_the_kind_of_origin(
 def test_a_reloaded_checkpoint_has_identical_output_and_gradients(
     family: str, quantization: str, full: dict[str, Path], tmp_path: Path
 ) -> None:
-    from tokinfo.models.checkpoint import quantize, read_config, read_decoder, shorter
+    from tests.models.plain import write_whole
+    from tokinfo.models.checkpoint import read_config, read_decoder, shorter
 
     prepare(full[family], Model(source="s", quantization=quantization), 2, tmp_path / "out")  # type: ignore[arg-type]
     checkpoint = load(tmp_path / "out")
@@ -124,7 +126,7 @@ def test_a_reloaded_checkpoint_has_identical_output_and_gradients(
     plain = read_decoder(full[family], config).eval().requires_grad_(False)
     x = torch.randn(2, 7, 64)
     exact, _ = hidden(plain, x)
-    before = quantize(read_decoder(full[family], config), quantization)
+    before: Any = write_whole(full[family], 2, quantization, tmp_path / "whole")
     expected, slope = hidden(before.eval().requires_grad_(False), x.to(checkpoint.dtype))
     found, gradient = hidden(checkpoint.decoder, x.to(checkpoint.dtype))
     assert torch.equal(found, expected)

@@ -1,99 +1,326 @@
-"""Pretrained sources: local directories are copied and checked, pickle is refused."""
+"""Pretrained models on this machine: what is taken of them, and what is refused in one line."""
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from tokinfo.models.build import new_model
-from tokinfo.models.checkpoint import save_model
+from tests.models.hub_models import (
+    BLOCKS,
+    assert_holds,
+    pickle_weights,
+    rewrite_header,
+    write_gguf,
+    write_model,
+)
+from tokinfo.models.checkpoint import load, read_config, read_decoder
+from tokinfo.models.preparing import prepare
 from tokinfo.models.pretrained import check_config, fetch
-from tokinfo.sources import HubSource, LocalSource, TransformerSource, WheelSource
-from tokinfo.tokenizer import train_tokenizer
+from tokinfo.sources import GgufSource, LocalSource, Model, WheelSource
 from tokinfo.wheel import FetchError
+
+Made = tuple[Path, dict[str, Tensor]]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("model")
-    (root / "text.txt").write_text("some words of a text, and then others of it " * 99)
-    train_tokenizer(root / "text.txt", 270, root / "local")
-    source = TransformerSource(d_model=16, blocks=2, heads=2, n_ctx=8, tokenizer="t")
-    save_model(new_model(source, 270, 0), root / "local")
-    return root / "local"
+def model(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    directory = tmp_path_factory.mktemp("local") / "model"
+    return directory, write_model(directory)
 
 
-def test_a_local_model_is_copied_without_other_files(model: Path, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
+@pytest.fixture
+def copy(model: Made, tmp_path: Path) -> Path:
+    """A copy of the model that a test may spoil."""
+    return Path(shutil.copytree(model[0], tmp_path / "copy"))
 
-    (model / "pytorch_model.bin").write_bytes(b"pickle")
-    (model / "modeling_evil.py").write_text("raise SystemExit")
-    source = LocalSource(path=str(model), blocks=2, n_ctx=8)
-    fetch(source, tmp_path / "out", tmp_path / "cache")
+
+def local(directory: Path, **changes: Any) -> LocalSource:
+    return LocalSource(path=str(directory), **{"blocks": BLOCKS, "n_ctx": 32, **changes})
+
+
+def refused(source: LocalSource | GgufSource, tmp_path: Path, blocks: int | None = 1) -> str:
+    """Return the one line that fetching ends with; nothing may be left."""
+    out = tmp_path / "out" / "model"
+    with pytest.raises((FetchError, ValueError)) as caught:
+        fetch(source, blocks, out, tmp_path / "state")
+    assert list(out.parent.iterdir()) == []
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- what is taken ------------------------------------------------------------------------
+
+
+def test_a_part_of_a_local_model_is_a_model_without_other_files(
+    model: Made, copy: Path, tmp_path: Path
+) -> None:
+    (copy / "modeling_evil.py").write_text("raise SystemExit")
+    fetch(local(copy), 2, tmp_path / "out", tmp_path)
+    assert_holds(tmp_path / "out", 2, model[1])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "block-0001.safetensors",
+        "block-0002.safetensors",
         "config.json",
-        "generation_config.json",
-        "model.safetensors",
+        "embedding.safetensors",
+        "model.safetensors.index.json",
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    one = AutoModelForCausalLM.from_pretrained(model, use_safetensors=True).state_dict()
-    other = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+
+
+@pytest.mark.parametrize("quantization", ["float32", "bfloat16", "int8"])
+def test_a_checkpoint_of_a_part_is_that_of_the_whole_and_knows_the_full_depth(
+    model: Made, tmp_path: Path, quantization: str
+) -> None:
+    probed = Model.model_validate({"source": "x", "quantization": quantization})
+    fetch(local(model[0]), 2, tmp_path / "part", tmp_path)
+    prepare(tmp_path / "part", probed, 2, tmp_path / "of-part")
+    prepare(model[0], probed, 2, tmp_path / "of-whole")
+    part, whole = load(tmp_path / "of-part"), load(tmp_path / "of-whole")
+    assert part.facts["depth"] == whole.facts["depth"] == BLOCKS
+    one, other = part.decoder.state_dict(), whole.decoder.state_dict()
+    assert list(one) == list(other)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_what_the_study_says_is_checked(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has 2 blocks, the study says blocks: 3"):
-        fetch(LocalSource(path=str(model), blocks=3, n_ctx=8), tmp_path / "out", tmp_path)
-    with pytest.raises(ValueError, match="takes 8 positions, the study says n_ctx: 2048"):
-        fetch(LocalSource(path=str(model), blocks=2), tmp_path / "out", tmp_path)
-    assert not (tmp_path / "out").exists()
+def test_an_untrained_twin_is_made_from_the_configuration_alone(
+    model: Made, tmp_path: Path
+) -> None:
+    probed = Model(source="x", state="untrained", seed=3)
+    fetch(local(model[0]), None, tmp_path / "config", tmp_path)
+    for origin, out in ((tmp_path / "config", "one"), (model[0], "other")):
+        prepare(origin, probed, 2, tmp_path / out)
+    one, other = load(tmp_path / "one"), load(tmp_path / "other")
+    assert one.facts["depth"] == BLOCKS
+    assert torch.equal(one.embedding, other.embedding)
+    assert not torch.equal(one.embedding, model[1]["embed_tokens.weight"])
 
 
-def test_directories_without_config_or_safetensors_are_refused(tmp_path: Path) -> None:
-    source = LocalSource(path=str(tmp_path), blocks=1)
-    with pytest.raises(FetchError, match=r"no config.json"):
-        fetch(source, tmp_path / "out", tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(FetchError, match="pickled weights are refused"):
-        fetch(source, tmp_path / "out", tmp_path)
+def test_lists_of_layers_are_cut_with_the_blocks(copy: Path, tmp_path: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    kinds = ["full_attention", "sliding_attention"] * 2 + ["full_attention"]
+    config |= {"model_type": "qwen2", "layer_types": kinds, "use_sliding_window": True}
+    (copy / "config.json").write_text(json.dumps(config))
+    fetch(local(copy), None, tmp_path / "whole", tmp_path)
+    assert read_config(tmp_path / "whole").layer_types == kinds
+    fetch(local(copy), 2, tmp_path / "out", tmp_path)
+    assert read_config(tmp_path / "out").layer_types == kinds[:2]
 
 
-def test_a_missing_shard_is_named(model: Path, tmp_path: Path) -> None:
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
-        (tmp_path / name).write_bytes((model / name).read_bytes())
-    (tmp_path / "model.safetensors.index.json").write_text(
-        '{"weight_map": {"x": "model-00002-of-00002.safetensors"}}'
-    )
-    with pytest.raises(FetchError, match=r"names model-00002-of-00002.safetensors"):
-        fetch(LocalSource(path=str(tmp_path), blocks=2), tmp_path / "out", tmp_path)
+def test_pickled_weights_are_read_as_plain_data(model: Made, copy: Path, tmp_path: Path) -> None:
+    pickle_weights(copy)
+    fetch(local(copy), 1, tmp_path / "out", tmp_path)
+    assert_holds(tmp_path / "out", 1, model[1])
 
 
-def test_an_unreachable_hub_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
+def test_shards_without_an_index_are_found(model: Made, copy: Path, tmp_path: Path) -> None:
+    (copy / "model.safetensors.index.json").unlink()
+    fetch(local(copy), 1, tmp_path / "out", tmp_path)
+    assert_holds(tmp_path / "out", 1, model[1])
 
-    asked: dict[str, object] = {}
 
-    def unreachable(repository: str, **options: object) -> str:
-        asked.update(options, repository=repository)
-        raise OSError("no route\nand more")
+def test_a_gguf_file_is_read_to_the_depth_asked_for(model: Made, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", *model)
+    source = GgufSource(path=str(tmp_path / "m.gguf"), blocks=BLOCKS, n_ctx=32)
+    fetch(source, None, tmp_path / "config", tmp_path)
+    assert not list((tmp_path / "config").glob("*.safetensors"))
+    fetch(source, BLOCKS, tmp_path / "all", tmp_path)
+    whole = read_decoder(tmp_path / "all", read_config(tmp_path / "all")).state_dict()
+    for name in ("embed_tokens.weight", "layers.4.mlp.up_proj.weight", "norm.weight"):
+        assert torch.equal(whole[name], model[1][name])
+    for blocks in (0, 2):
+        fetch(source, blocks, tmp_path / str(blocks), tmp_path)
+        config = read_config(tmp_path / str(blocks))
+        assert (config.num_hidden_layers, config.tokinfo_depth) == (blocks, BLOCKS)
+        part = read_decoder(tmp_path / str(blocks), config).state_dict()
+        assert len(part) == 2 + 9 * blocks
+        assert all(torch.equal(part[name], whole[name]) for name in part)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    source = HubSource(repository="some/model", revision="abc", blocks=1)
-    with pytest.raises(
-        FetchError, match=r"some/model@abc on the hub: cannot be fetched: no route$"
-    ):
-        fetch(source, tmp_path / "out", tmp_path)
-    assert asked["revision"] == "abc"
-    patterns = asked["allow_patterns"]
-    assert isinstance(patterns, list)
-    assert "*.safetensors" in patterns
-    assert not any("bin" in pattern or pattern == "*" for pattern in patterns)
+
+# --- what is refused ----------------------------------------------------------------------
+
+
+def test_what_the_study_says_is_checked(model: Made, tmp_path: Path) -> None:
+    said = refused(local(model[0], blocks=3), tmp_path)
+    assert said.endswith("has 5 blocks, the study says blocks: 3")
+    said = refused(local(model[0], n_ctx=2048), tmp_path)
+    assert said.endswith("takes 32 positions, the study says n_ctx: 2048")
 
 
 def test_a_config_without_a_limit_takes_any_n_ctx() -> None:
+    from transformers import PretrainedConfig
+
     source = WheelSource(requirement="a==1", member="m.gguf", sha256="0" * 64, blocks=1, n_ctx=4096)
-    check_config({"num_hidden_layers": 1}, source)
+    check_config(PretrainedConfig(num_hidden_layers=1), source)
+
+
+def test_directories_that_are_no_models_are_refused(copy: Path, tmp_path: Path) -> None:
+    assert refused(local(tmp_path / "nowhere"), tmp_path).endswith("there is no such directory")
+    for path in copy.glob("*.safetensors*"):
+        path.unlink()
+    assert "no weights: neither model.safetensors nor" in refused(local(copy), tmp_path)
+    (copy / "config.json").write_text('{"model_type": "no-such-family"}')
+    assert "its config.json cannot be used: " in refused(local(copy), tmp_path)
+    (copy / "config.json").write_text("{")
+    assert "its config.json cannot be used: " in refused(local(copy), tmp_path)
+    (copy / "config.json").unlink()
+    assert refused(local(copy), tmp_path).endswith("no config.json there")
+
+
+def test_weights_that_are_stored_quantised_are_refused(copy: Path, tmp_path: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (copy / "config.json").write_text(json.dumps(config))
+    assert "its weights are stored quantised (gptq); use" in refused(local(copy), tmp_path)
+
+
+def test_a_model_with_code_of_its_own_is_refused_and_nobody_is_asked(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "configuration_mine.MineConfig"}}
+    (copy / "config.json").write_text(json.dumps(config))
+    trap = f"open({str(tmp_path / 'trap')!r}, 'w')"
+    (copy / "configuration_mine.py").write_text(trap)
+
+    def asked(*_: object) -> str:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr("builtins.input", asked)
+    said = refused(local(copy), tmp_path)
+    assert said.endswith("mine models come with code of their own, which is not run "
+                         "(trust_remote_code)")  # fmt: skip
+    assert not (tmp_path / "trap").exists()
+
+
+def test_a_missing_shard_is_named(copy: Path, tmp_path: Path) -> None:
+    shard = sorted(copy.glob("*.safetensors"))[1]
+    shard.unlink()
+    said = refused(local(copy), tmp_path)
+    assert said.endswith(f"model.safetensors.index.json names {shard.name}, which is missing")
+
+
+def test_an_index_that_names_a_tensor_no_shard_holds_is_refused(copy: Path, tmp_path: Path) -> None:
+    index = copy / "model.safetensors.index.json"
+    named = json.loads(index.read_text())
+    tensor = "model.layers.0.mlp.up_proj.weight"
+    other = next(f for f in named["weight_map"].values() if f != named["weight_map"][tensor])
+    named["weight_map"][tensor] = other
+    index.write_text(json.dumps(named))
+    assert f"says that {other} holds {tensor}; it does not" in refused(local(copy), tmp_path)
+    index.write_text("[]")
+    assert "is not an index of weights" in refused(local(copy), tmp_path)
+
+
+def test_an_index_without_a_tensor_that_the_model_has_is_refused(
+    copy: Path, tmp_path: Path
+) -> None:
+    index = copy / "model.safetensors.index.json"
+    named = json.loads(index.read_text())
+    for name in list(named["weight_map"]):
+        if "layers.3." in name:
+            del named["weight_map"][name]
+    index.write_text(json.dumps(named))
+    assert "no list of 5 blocks among the names" in refused(local(copy), tmp_path)
+
+
+def _longer(header: dict[str, Any]) -> dict[str, Any]:
+    name = next(name for name in header if name != "__metadata__")
+    header[name]["data_offsets"][1] += 1
+    return header
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()[:5]), id="cut short"),
+        pytest.param(lambda path: path.write_bytes(b"\xff" * 64), id="impossible length"),
+        pytest.param(
+            lambda path: path.write_bytes(path.read_bytes()[:8] + b"x" * 4000), id="no JSON"
+        ),
+        pytest.param(lambda path: rewrite_header(path, _longer), id="wrong places"),
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()[:-9]), id="cut at the end"),
+    ],
+)
+def test_a_damaged_header_is_noticed_and_its_file_named(
+    copy: Path, tmp_path: Path, damage: Any
+) -> None:
+    index = json.loads((copy / "model.safetensors.index.json").read_text())
+    shard = copy / index["weight_map"]["model.embed_tokens.weight"]
+    damage(shard)
+    said = refused(local(copy), tmp_path)
+    assert re.search(rf"{shard.name}: (damaged safetensors header|not a safetensors file)", said)
+
+
+def test_a_missing_tokenizer_is_said(copy: Path, tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (copy / name).unlink()
+    assert "no tokenizer.json and no way to make one: " in refused(local(copy), tmp_path, None)
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused(copy: Path, tmp_path: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"vocab_size": 269}))
+    said = refused(local(copy), tmp_path, None)
+    assert said.endswith("the tokenizer has 270 tokens, the embedding 269 rows")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 600 kB; only root may make one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=600k", "tmpfs", str(place)]
+    done = subprocess.run(["mount", *options], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("no right to mount a file system")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    model: Made, small_disk: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(FetchError, match=r"the disk is full; this file takes 0.3 MB"):
+        fetch(local(model[0]), 5, small_disk / "out", tmp_path)
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_while_writing_is_one_line_and_leaves_nothing(
+    model: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.pwrite
+
+    def full(file: int, data: bytes, at: int) -> int:
+        if at > 50_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, data, at)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    assert "the disk is full" in refused(local(model[0]), tmp_path)
+
+
+def test_a_gguf_file_of_an_unknown_architecture_is_refused(model: Made, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", *model, family="palimpsest")
+    said = refused(GgufSource(path=str(tmp_path / "m.gguf"), blocks=BLOCKS, n_ctx=32), tmp_path)
+    assert said.endswith("GGUF model with architecture palimpsest is not supported yet.")
+
+
+def test_what_is_no_gguf_file_is_refused(tmp_path: Path) -> None:
+    source = GgufSource(path=str(tmp_path / "m.gguf"), blocks=1)
+    assert refused(source, tmp_path).endswith("there is no such file")
+    (tmp_path / "m.gguf").write_bytes(b"PK\x03\x04")
+    assert refused(source, tmp_path).endswith("not a GGUF file")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF\x03")
+    assert refused(source, tmp_path)

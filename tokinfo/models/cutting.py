@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from tokinfo.models.checkpoint import prepare
+from tokinfo.models.preparing import prepare
 from tokinfo.sources import MixerSource, Model, TransformerSource
 
 if TYPE_CHECKING:

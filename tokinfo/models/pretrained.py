@@ -1,23 +1,36 @@
-"""Pretrained models: fetched once into a directory of config.json, safetensors and tokenizer."""
+"""Pretrained models: what a study reads of one, in a directory of its own.
+
+A directory holds config.json, the tokenizer and, for a number of blocks, the weights of the
+embedding and of that many blocks: a loadable model, with its depth in config.json changed and
+the full depth kept there as ``tokinfo_depth``.
+"""
+
+# mypy: allow-untyped-calls
+# (transformers leaves many of its functions without types)
 
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from tokinfo.atomic import new_directory
-from tokinfo.models.checkpoint import quiet, read_config, save_model
-from tokinfo.sources import HubSource, LocalSource, WheelSource
+from tokinfo.models.checkpoint import quiet, read_config, shorter
+from tokinfo.models.files import LocalOrigin
+from tokinfo.models.gguf import read_gguf_config, write_gguf_blocks, write_gguf_tokenizer
+from tokinfo.models.hub import HubOrigin
+from tokinfo.models.partial import write_blocks
+from tokinfo.sources import GgufSource, HubSource, LocalSource, Pretrained, WheelSource
 from tokinfo.tokenizer import load_tokenizer
 from tokinfo.wheel import FetchError, extract
 
-# Never pickle (.bin, .pt): opening it runs whatever code is inside.
-MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
+if TYPE_CHECKING:
+    from transformers.configuration_utils import PretrainedConfig
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -29,131 +42,146 @@ TOKENIZER_FILES = (
 )
 
 
-def fetch(source: WheelSource | HubSource | LocalSource, out: Path, cache: Path) -> None:
-    """Write a pretrained model and its tokenizer to ``out`` as `save_pretrained` would.
+def fetch(source: Pretrained, blocks: int | None, out: Path, state: Path) -> None:
+    """Write the first ``blocks`` blocks of a pretrained model and its tokenizer to ``out``.
 
-    ``cache`` keeps downloaded wheels; hub downloads live in the hub library's own cache
-    (HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are respected). Raises FetchError when the model
-    cannot be had, and ValueError when it is not what the study says.
+    Args:
+        source: where the model comes from.
+        blocks: how many, beside the embedding; None: configuration and tokenizer alone.
+        out: directory to write, as a whole or not at all.
+        state: what is kept between jobs: wheels, and parts of hub repositories.
+
+    Raises:
+        FetchError: the model cannot be had, or is damaged.
+        ValueError: it is not what the study says.
     """
     with new_directory(out) as directory:
         match source:
-            case WheelSource():
-                _from_gguf(source, directory, cache)
-            case HubSource():
-                _copy(_snapshot(source), directory, describe(source))
-            case LocalSource():
-                _copy(Path(source.path).expanduser(), directory, describe(source))
-        check(directory, source)
+            case WheelSource() | GgufSource():
+                with _gguf_file(source, state) as file:
+                    name = describe(source)
+                    config = read_gguf_config(file, name)
+                    check_config(config, source)
+                    write_gguf_tokenizer(file, directory, name)
+                    _check_vocabulary(directory, config, name)
+                    if blocks is not None:
+                        write_gguf_blocks(file, config, blocks, directory)
+            case HubSource() | LocalSource():
+                origin = _origin(source, state)
+                config = _read_config(origin, directory)
+                check_config(config, source)
+                _copy_tokenizer(origin, directory)
+                _check_vocabulary(directory, config, origin.name)
+                if isinstance(origin, HubOrigin):
+                    config.tokinfo_commit = origin.commit
+                if blocks is not None:
+                    write_blocks(origin, config, blocks, directory)
+        _write_config(config, blocks, directory)
 
 
-def describe(source: WheelSource | HubSource | LocalSource) -> str:
+def describe(source: Pretrained) -> str:
     """Name a source in one phrase, for messages."""
     match source:
         case WheelSource():
             return f"model {source.member} of {source.requirement}"
         case HubSource():
             return f"model {source.repository}@{source.revision} on the hub"
-        case LocalSource():
+        case LocalSource() | GgufSource():
             return f"model {source.path}"
 
 
-def check(directory: Path, source: WheelSource | HubSource | LocalSource) -> None:
-    """Compare a fetched model with what the study says of it; raises ValueError."""
-    check_config(read_config(directory).to_dict(), source)
-    load_tokenizer(directory)
-
-
-def check_config(config: dict[str, Any], source: WheelSource | HubSource | LocalSource) -> None:
-    """Compare the contents of a config.json with the study; raises ValueError."""
-    depth = config.get("num_hidden_layers")
+def check_config(config: PretrainedConfig, source: Pretrained) -> None:
+    """Compare a model's configuration with the study; raises ValueError or FetchError."""
+    depth = getattr(config, "num_hidden_layers", None)
     if depth != source.blocks:
         raise ValueError(
             f"{describe(source)}: has {depth} blocks, the study says blocks: {source.blocks}"
         )
-    limit = config.get("max_position_embeddings") or config.get("n_ctx")
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_ctx", None)
     if limit is not None and source.n_ctx > limit:
         raise ValueError(
             f"{describe(source)}: takes {limit} positions, the study says n_ctx: {source.n_ctx}"
         )
-
-
-def _from_gguf(source: WheelSource, directory: Path, cache: Path) -> None:
-    """Dequantise a GGUF model into float32 safetensors and convert its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as scratch, quiet():
-        extract(source, Path(scratch) / "model.gguf", cache)
-        where: dict[str, Any] = {
-            "pretrained_model_name_or_path": scratch,
-            "gguf_file": "model.gguf",
-        }
-        loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-        # save_pretrained refuses a model that came from a GGUF file, so the weights move into a
-        # fresh one of the same class whose configuration knows nothing of the file.
-        values = loaded.config.to_dict()
-        check_config(values, source)
-        values.pop("quantization_config", None)
-        with torch.device("meta"):
-            model = type(loaded)(type(loaded.config).from_dict(values))
-        model.load_state_dict(loaded.state_dict(), assign=True)
-        model.tie_weights()
-        save_model(model, directory)
-        AutoTokenizer.from_pretrained(**where).save_pretrained(directory)
-
-
-def _snapshot(source: HubSource) -> Path:
-    # Imported here: only this kind of source pays for it.
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                source.repository,
-                revision=source.revision,
-                allow_patterns=[*MODEL_FILES, *TOKENIZER_FILES],
-                ignore_patterns=["*/*"],  # other formats of the same weights lie in folders
-            )
+    if (packed := getattr(config, "quantization_config", None)) is not None:
+        method = packed.get("quant_method") if isinstance(packed, dict) else None
+        raise FetchError(
+            f"{describe(source)}: its weights are stored quantised ({method or 'unknown'}); "
+            "use the repository of the original weights"
         )
-    except Exception as error:
-        # The library's errors have many types and lines; the first line names the cause.
+
+
+def _origin(source: HubSource | LocalSource, state: Path) -> HubOrigin | LocalOrigin:
+    if source.path is not None:
+        return LocalOrigin(Path(source.path).expanduser())
+    assert isinstance(source, HubSource)
+    return HubOrigin(source.repository, source.revision, state)
+
+
+def _read_config(origin: HubOrigin | LocalOrigin, directory: Path) -> PretrainedConfig:
+    from transformers import CONFIG_MAPPING
+
+    if "config.json" not in origin.files():
+        raise FetchError(f"{origin.name}: no config.json there")
+    shutil.copyfile(origin.whole("config.json"), directory / "config.json")
+    try:
+        values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        # Asked here, because transformers would ask whoever sits at the terminal.
+        if "auto_map" in values and values.get("model_type") not in CONFIG_MAPPING:
+            raise FetchError(
+                f"{origin.name}: {values.get('model_type')} models come with code of their own, "
+                "which is not run (trust_remote_code)"
+            )
+        return read_config(directory)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FetchError(f"{describe(source)}: cannot be fetched: {reason}") from error
+        raise FetchError(f"{origin.name}: its config.json cannot be used: {reason}") from None
 
 
-def _copy(origin: Path, directory: Path, name: str) -> None:
-    """Copy configuration, safetensors and tokenizer files; raises FetchError where they lack."""
-    if not (origin / "config.json").is_file():
-        raise FetchError(f"{name}: no config.json in this directory")
-    if not any(origin.glob("*.safetensors")):
-        raise FetchError(f"{name}: no safetensors in this directory (pickled weights are refused)")
-    for pattern in (*MODEL_FILES, *TOKENIZER_FILES):
-        for path in sorted(origin.glob(pattern)):
-            shutil.copyfile(path, directory / path.name)
-    _check_index(directory, name)
-    if not (directory / "tokenizer.json").is_file():
-        _convert_tokenizer(origin, directory, name)
-
-
-def _check_index(directory: Path, name: str) -> None:
-    """Raise FetchError when an index names weight files that are not there."""
-    for index in directory.glob("*.safetensors.index.json"):
-        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        missing = sorted(file for file in wanted if not (directory / file).is_file())
-        if missing:
-            raise FetchError(f"{name}: {index.name} names {missing[0]}, which is missing")
-
-
-def _convert_tokenizer(origin: Path, directory: Path, name: str) -> None:
-    """Write tokenizer.json for a model that only has an older form of it."""
+def _copy_tokenizer(origin: HubOrigin | LocalOrigin, directory: Path) -> None:
+    """Copy the tokenizer's files, and write tokenizer.json where only an older form is there."""
+    there = origin.files()
+    for file in TOKENIZER_FILES:
+        if file in there:
+            shutil.copyfile(origin.whole(file), directory / file)
+    if "tokenizer.json" in there:
+        return
     from transformers import AutoTokenizer
 
     try:
         with quiet():
-            AutoTokenizer.from_pretrained(origin).save_pretrained(directory)
+            AutoTokenizer.from_pretrained(directory).save_pretrained(directory)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FetchError(f"{name}: no tokenizer.json and no way to make one: {reason}") from error
+        raise FetchError(
+            f"{origin.name}: no tokenizer.json and no way to make one: {reason}"
+        ) from None
     if not (directory / "tokenizer.json").is_file():
-        raise FetchError(f"{name}: no tokenizer.json and no fast form of its tokenizer")
+        raise FetchError(f"{origin.name}: no tokenizer.json and no fast form of its tokenizer")
+
+
+def _check_vocabulary(directory: Path, config: PretrainedConfig, name: str) -> None:
+    """Raise ValueError where the tokenizer has tokens that the embedding has no row for."""
+    tokens = load_tokenizer(directory).get_vocab_size()
+    if tokens > config.vocab_size:
+        raise ValueError(
+            f"{name}: the tokenizer has {tokens} tokens, the embedding {config.vocab_size} rows"
+        )
+
+
+def _write_config(config: PretrainedConfig, blocks: int | None, directory: Path) -> None:
+    kept = config if blocks is None else shorter(config, blocks)
+    kept.tokinfo_depth = config.num_hidden_layers
+    kept.save_pretrained(directory)
+
+
+@contextmanager
+def _gguf_file(source: WheelSource | GgufSource, state: Path) -> Iterator[Path]:
+    if isinstance(source, GgufSource):
+        yield Path(source.path).expanduser()
+        return
+    cache = state / "downloads"
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        file = Path(scratch) / "model.gguf"
+        extract(source, file, cache)
+        yield file

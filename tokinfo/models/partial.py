@@ -1,0 +1,242 @@
+"""A model's embedding and first blocks, taken out of a repository or a directory.
+
+Only the bytes of the tensors needed are read, from wherever they are. Parts of hub repositories
+are kept: a study that needs more blocks later fetches what is missing, and a depth's directory
+is made of links to its parts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from tokinfo.atomic import new_file
+from tokinfo.models import ranges
+from tokinfo.models.files import exclusive
+from tokinfo.models.headers import LENGTH, Tensor, header_length, make_file, read_header
+from tokinfo.models.parts import sort_tensors
+from tokinfo.wheel import FetchError
+
+if TYPE_CHECKING:
+    from transformers.configuration_utils import PretrainedConfig
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+PICKLED = "pytorch_model.bin"
+log = logging.getLogger(__name__)
+
+
+class Origin(Protocol):
+    """Where the files of a full model are."""
+
+    name: str
+
+    @property
+    def cache(self) -> Path | None:
+        """Directory where parts are kept; None: they are cheap to make again."""
+
+    def files(self) -> dict[str, int]:
+        """Return the sizes of the files, by name."""
+
+    def whole(self, file: str) -> Path:
+        """Return the path of a whole file; raises FetchError."""
+
+    def prepare(self, file: str) -> None:
+        """Do what makes `stream` cheap for a file."""
+
+    def stream(self, file: str, start: int, end: int) -> Iterator[bytes]:
+        """Yield bytes of a file; raises FetchError and CutError."""
+
+
+def write_blocks(origin: Origin, config: PretrainedConfig, blocks: int, out: Path) -> None:
+    """Write the embedding and the first ``blocks`` blocks of a model's weights to ``out``.
+
+    That is one safetensors file for each of them, and an index. ``config`` is the full model's.
+
+    Raises:
+        FetchError: weights are missing, damaged, or cannot be had.
+    """
+    where, pickled = _where(origin)
+    parts = sort_tensors(config, where, origin.name).upto(blocks)
+    headers: dict[str, dict[str, Tensor]] = {}
+    for file, names in parts.items():
+        target = (origin.cache or out) / file
+        with nullcontext() if origin.cache is None else exclusive(target):
+            if _holds(target, names):
+                pass
+            elif pickled:
+                _unpickle(origin, {name: (where[old], old) for name, old in names.items()}, target)
+            else:
+                _copy(origin, where, names, headers, target)
+        if origin.cache is not None:
+            link(target, out / file)
+    _write_index(out, list(parts))
+
+
+def _where(origin: Origin) -> tuple[dict[str, str], bool]:
+    """Return the file that holds each tensor, and whether the files are pickled."""
+    there = origin.files()
+    for index, single, pickled in ((INDEX, SINGLE, False), (PICKLED_INDEX, PICKLED, True)):
+        if index in there:
+            return _index(origin, index, there), pickled
+        if single in there:
+            if pickled:
+                return dict.fromkeys(_load_pickled(origin, single), single), True
+            return dict.fromkeys(_header(origin, single), single), False
+    safe = [name for name in there if name.endswith(".safetensors")]
+    if safe:
+        # Shards without an index say themselves what they hold.
+        return {tensor: file for file in safe for tensor in _header(origin, file)}, False
+    raise FetchError(f"{origin.name}: no weights: neither {SINGLE} nor {INDEX}")
+
+
+def _index(origin: Origin, index: str, there: dict[str, int]) -> dict[str, str]:
+    try:
+        text = origin.whole(index).read_text(encoding="utf-8")
+        named: dict[str, str] = dict(json.loads(text)["weight_map"])
+    except (ValueError, KeyError, TypeError):
+        raise FetchError(f"{origin.name}: {index} is not an index of weights") from None
+    missing = sorted(set(named.values()) - set(there))
+    if missing:
+        raise FetchError(f"{origin.name}: {index} names {missing[0]}, which is missing")
+    return named
+
+
+def _header(origin: Origin, file: str) -> dict[str, Tensor]:
+    size = origin.files()[file]
+    try:
+        return read_header(file, _header_text(origin, file, size), size)
+    except ranges.CutError as error:
+        raise FetchError(f"{origin.name}: {file}: the connection broke off: {error}") from error
+    except FetchError as error:
+        known = str(error).startswith(origin.name)
+        raise FetchError(str(error) if known else f"{origin.name}: {error}") from None
+
+
+def _header_text(origin: Origin, file: str, size: int) -> bytes:
+    """Return the JSON of a header; a repository's are kept, so that offline they are at hand."""
+    if origin.cache is None:
+        return _read_header_text(origin, file, size)
+    kept = origin.cache / "headers" / f"{file}.json"
+    with exclusive(kept):
+        if not kept.is_file():
+            text = _read_header_text(origin, file, size)
+            read_header(file, text, size)
+            with new_file(kept) as partial:
+                partial.write_bytes(text)
+        return kept.read_bytes()
+
+
+def _read_header_text(origin: Origin, file: str, size: int) -> bytes:
+    origin.prepare(file)
+    length = header_length(file, _bytes(origin, file, 0, LENGTH), size)
+    return _bytes(origin, file, LENGTH, LENGTH + length)
+
+
+def _bytes(origin: Origin, file: str, start: int, end: int) -> bytes:
+    found = b""
+    for _ in range(ranges.ATTEMPTS):
+        try:
+            for chunk in origin.stream(file, start + len(found), end):
+                found += chunk
+                if start + len(found) >= end:
+                    break
+            return found[: end - start]
+        except ranges.CutError as error:
+            cut = error
+    raise cut
+
+
+def _holds(target: Path, names: dict[str, str]) -> bool:
+    """Return whether a part is there already, with all of these tensors."""
+    if not target.is_file():
+        return False
+    # Files get their names when they are complete and checked.
+    with target.open("rb") as file:
+        length = int.from_bytes(file.read(LENGTH), "little")
+        return set(names) <= set(json.loads(file.read(length)))
+
+
+def _copy(
+    origin: Origin,
+    where: dict[str, str],
+    names: dict[str, str],
+    headers: dict[str, dict[str, Tensor]],
+    target: Path,
+) -> None:
+    chosen = {}
+    for name, old in names.items():
+        file = where[old]
+        if file not in headers:
+            headers[file] = _header(origin, file)
+        if old not in headers[file]:
+            raise FetchError(f"{origin.name}: the index says that {file} holds {old}; it does not")
+        chosen[name] = headers[file][old]
+    head, pieces = make_file(chosen)
+    ranges.fill(target, origin, pieces, head=head)
+
+
+def _load_pickled(origin: Origin, file: str) -> dict[str, object]:
+    import torch
+
+    try:
+        found = torch.load(origin.whole(file), map_location="cpu", mmap=True, weights_only=True)
+    except FetchError:
+        raise
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FetchError(f"{origin.name}: {file} is not a plain file of weights: {first}") from None
+    if not isinstance(found, dict):
+        raise FetchError(f"{origin.name}: {file} is not a plain file of weights")
+    return found
+
+
+def _unpickle(origin: Origin, names: dict[str, tuple[str, str]], target: Path) -> None:
+    """Write tensors of `torch.save` files as safetensors; only whole files can be had of those."""
+    import torch
+    from safetensors.torch import save_file
+
+    files = sorted({file for file, _ in names.values()})
+    log.warning("%s: no safetensors; reading whole files: %s", origin.name, ", ".join(files))
+    chosen = {}
+    for file in files:
+        held = _load_pickled(origin, file)
+        for name, (holder, old) in names.items():
+            if holder != file:
+                continue
+            tensor = held.get(old)
+            if not isinstance(tensor, torch.Tensor):
+                raise FetchError(
+                    f"{origin.name}: the index says that {file} holds {old}; it does not"
+                )
+            chosen[name] = tensor.clone().contiguous()
+    with new_file(target) as partial:
+        save_file(chosen, partial, metadata={"format": "pt"})
+
+
+def link(origin: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where that cannot be (another device)."""
+    try:
+        os.link(origin, target)
+    except OSError:
+        shutil.copyfile(origin, target)
+
+
+def _write_index(out: Path, files: list[str]) -> None:
+    named: dict[str, str] = {}
+    total = 0
+    for file in files:
+        with (out / file).open("rb") as stream:
+            length = int.from_bytes(stream.read(LENGTH), "little")
+            held = json.loads(stream.read(length))
+        named |= {name: file for name in held if name != "__metadata__"}
+        total += (out / file).stat().st_size - LENGTH - length
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(named.items()))}
+    (out / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,149 @@
+"""Preparing checkpoints: a full model, or random weights, cut after the deepest block needed."""
+
+# mypy: allow-untyped-calls
+# (transformers leaves many of its functions without types)
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tokenizers
+
+from tokinfo.atomic import new_directory
+from tokinfo.models.checkpoint import FACTS, digest, family, read_config, shorter
+from tokinfo.models.streaming import write_decoder
+from tokinfo.models.weights import weights_in, weights_of
+from tokinfo.sources import MixerSource, Model, TransformerSource
+from tokinfo.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers.configuration_utils import PretrainedConfig
+    from transformers.modeling_utils import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+
+def prepare(
+    origin: Path | MixerSource | TransformerSource,
+    model: Model,
+    blocks: int,
+    out: Path,
+    *,
+    tokenizer: Path | None = None,
+    facts: dict[str, Any] | None = None,
+) -> None:
+    """Write the checkpoint of a model: embedding and first ``blocks`` blocks, quantised.
+
+    ``origin`` is the directory of a full model, or (untrained only) a source to build one from;
+    then ``tokenizer`` names the directory of its tokenizer. A full model is read block by block;
+    random weights are those of the full model with ``model.seed``, made as a whole and cut: they
+    do not depend on ``blocks``. The language-model head is dropped: no site lies behind it.
+    ``facts`` go into tokinfo.json as they are, beside what is measured here; an ``n_ctx`` among
+    them is kept where the model's own limit allows it.
+
+    Raises:
+        ValueError: a combination that cannot be, or a model that is damaged or incomplete.
+        OSError: the disk is full.
+    """
+    words = tokenizer if tokenizer is not None else origin
+    if not isinstance(words, Path):
+        raise ValueError(f"{out.name}: building from a source needs the tokenizer's directory")
+    vocabulary = load_tokenizer(words)
+    config = read_config(origin) if isinstance(origin, Path) else None
+    if model.state == "untrained":
+        full = _random(origin, config, vocabulary.get_vocab_size(), model.seed)
+        config = full.config
+        depth = _check_depth(config, blocks, out.name)
+        weights = weights_of(full, blocks)
+        del full  # its head goes; the decoder's tensors live on in `weights`
+    elif config is not None and isinstance(origin, Path):
+        depth = _check_depth(config, blocks, out.name)
+        weights = weights_in(origin, config, blocks)
+    else:
+        raise ValueError(f"{out.name}: a trained model needs the directory of its weights")
+    rows = int(config.vocab_size)
+    if vocabulary.get_vocab_size() > rows:
+        raise ValueError(
+            f"{out.name}: the tokenizer has {vocabulary.get_vocab_size()} tokens, "
+            f"the embedding {rows} rows"
+        )
+    limit = getattr(config, "max_position_embeddings", None)
+    limits = [n for n in (limit, (facts or {}).get("n_ctx")) if n is not None]
+    kept = shorter(config, blocks)
+    kept.tokinfo_depth = depth
+    with new_directory(out) as directory:
+        unquantised = write_decoder(weights, kept, model, directory)
+        if unquantised:
+            log.warning(
+                "%s: %s leaves these in %s: %s",
+                *(out.name, model.quantization, model.activations, ", ".join(unquantised)),
+            )
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            if (words / name).is_file():
+                shutil.copyfile(words / name, directory / name)
+        found = {
+            **(facts or {}),
+            "family": family(config),
+            "state": model.state,
+            "seed": model.seed if model.state == "untrained" else None,
+            "quantization": model.quantization,
+            # What activations are computed in; bitsandbytes replaces the linear layers only.
+            "dtype": model.activations,
+            "outlier_threshold": model.outlier_threshold if model.quantization == "int8" else None,
+            "unquantised": list(unquantised),
+            "blocks_kept": blocks,
+            "depth": depth,
+            "n_ctx": min(limits) if limits else None,
+            "vocabulary": rows,
+            "d_model": config.hidden_size,
+            "pad_id": pad_id(words, vocabulary, config),
+            "digest": digest(directory),
+        }
+        (directory / FACTS).write_text(
+            json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+
+
+def pad_id(directory: Path, tokenizer: tokenizers.Tokenizer, config: PretrainedConfig) -> int:
+    """Return the pad token's id: the tokenizer's own, else the model's, else the end of text's."""
+    path = directory / "tokenizer_config.json"
+    names = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    eos = config.eos_token_id if hasattr(config, "eos_token_id") else None
+    for candidate in (
+        names.get("pad_token"),
+        getattr(config, "pad_token_id", None),
+        names.get("eos_token"),
+        eos[0] if isinstance(eos, list) else eos,
+    ):
+        # A token is written as its text or as an object holding it.
+        text = candidate.get("content") if isinstance(candidate, dict) else candidate
+        found = tokenizer.token_to_id(text) if isinstance(text, str) else text
+        if found is not None:
+            return int(found)
+    return 0
+
+
+def _random(
+    origin: Path | MixerSource | TransformerSource,
+    config: PretrainedConfig | None,
+    vocabulary: int,
+    seed: int,
+) -> PreTrainedModel:
+    from tokinfo.models.build import new_model, random_model
+
+    if config is not None:
+        return random_model(config, seed)
+    assert not isinstance(origin, Path)
+    return new_model(origin, vocabulary, seed)
+
+
+def _check_depth(config: PretrainedConfig, blocks: int, name: str) -> int:
+    held = int(config.num_hidden_layers)
+    if not 0 <= blocks <= held:
+        raise ValueError(f"{name}: {blocks} blocks asked for, the model has {held}")
+    # A model of which only a part was fetched keeps its full depth beside that of the part.
+    return int(getattr(config, "tokinfo_depth", held))

@@ -1,0 +1,147 @@
+"""Where the weights of a decoder are, part by part: in files, or in a model in memory."""
+
+# mypy: allow-untyped-calls
+# (transformers leaves many of its functions without types)
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tokinfo.models.checkpoint import empty_decoder, family, shorter
+from tokinfo.models.parts import EMBEDDING, block_file, sort_tensors
+from tokinfo.models.structure import blocks_path
+
+if TYPE_CHECKING:
+    from transformers.configuration_utils import PretrainedConfig
+    from transformers.modeling_utils import PreTrainedModel
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+Part = Mapping[str, tuple[Path, str] | Tensor]
+"""Tensors by name: each in a file, under the name it has there, or in memory."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors that a decoder of some blocks is made from, part by part.
+
+    Attributes:
+        name: what messages call the model.
+        parts: the blocks' in their order, last the one with all that lies outside them.
+        stored: whether they are named as in files, so that transformers may have to convert them.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    stored: bool
+
+
+def weights_in(directory: Path, config: PretrainedConfig, blocks: int) -> Weights:
+    """Return the weights of the first ``blocks`` blocks of a model in a directory; reads headers.
+
+    ``config`` is that of the model as it lies there.
+
+    Raises:
+        ValueError: there are no safetensors, or they are damaged or incomplete.
+        FetchError: no list of blocks is found among the names of their tensors.
+    """
+    where = _locate(directory)
+    if config.num_hidden_layers:
+        sorted_ = sort_tensors(config, where, str(directory)).upto(blocks)
+        parts = [sorted_[block_file(number + 1)] for number in range(blocks)]
+        parts.append(sorted_[EMBEDDING])
+    else:
+        parts = [{name: name for name in where}]
+    placed = ({new: (where[old], old) for new, old in part.items()} for part in parts)
+    return Weights(str(directory), tuple(placed), stored=True)
+
+
+def weights_of(full: PreTrainedModel, blocks: int) -> Weights:
+    """Return the weights of the first ``blocks`` blocks of a model in memory, which is not copied.
+
+    Raises ValueError when a decoder of that depth has tensors that the full model lacks.
+    """
+    state: dict[str, Tensor] = full.base_model.state_dict()
+    wanted = empty_decoder(shorter(full.config, blocks)).state_dict()
+    if missing := sorted(set(wanted) - set(state)):
+        raise ValueError(f"{family(full.config)}: cannot be cut after block {blocks}: {missing[0]}")
+    path = blocks_path(full.base_model)
+    parts = [
+        {name: state[name] for name in wanted if name.startswith(f"{path}.{number}.")}
+        for number in range(blocks)
+    ]
+    parts.append({name: state[name] for name in wanted if not name.startswith(f"{path}.")})
+    return Weights(family(full.config), tuple(parts), stored=False)
+
+
+def _locate(directory: Path) -> dict[str, Path]:
+    """Return the file that holds each tensor, by the index or by the files' own headers."""
+    index = directory / INDEX
+    if not index.is_file():
+        return {name: directory / SINGLE for name in _names(directory / SINGLE)}
+    try:
+        named: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{index}: not an index of weights") from None
+    held = {file: _names(directory / file) for file in sorted(set(named.values()))}
+    for name, file in named.items():
+        if name not in held[file]:
+            raise ValueError(
+                f"{directory / file}: the index says that it holds {name}; it does not"
+            )
+    return {name: directory / file for name, file in named.items()}
+
+
+def _names(file: Path) -> set[str]:
+    with ExitStack() as opened:
+        return set(_opened(file, opened).keys())
+
+
+def _opened(file: Path, opened: ExitStack) -> Any:
+    if not file.is_file():
+        raise ValueError(f"{file}: is missing")
+    try:
+        return opened.enter_context(safe_open(file, framework="pt"))
+    except SafetensorError as error:
+        raise ValueError(f"{file}: damaged or cut short: {error}") from None
+
+
+def open_part(part: Part, opened: ExitStack) -> dict[str, Any]:
+    """Return tensors, or slices of files that read a tensor when they are asked for it."""
+    files: dict[Path, Any] = {}
+    found: dict[str, Any] = {}
+    for name, place in part.items():
+        if isinstance(place, Tensor):
+            found[name] = place
+            continue
+        file, old = place
+        if file not in files:
+            files[file] = _opened(file, opened)
+        found[name] = files[file].get_slice(old)
+    return found
+
+
+def check_shapes(part: Part, shapes: Mapping[str, torch.Size], prefix: str) -> None:
+    """Raise ValueError for a tensor in a file that has another shape than config.json asks for.
+
+    Those that are converted first have names or shapes of their own; converting them checks.
+    """
+    stored = {name: place for name, place in part.items() if not isinstance(place, Tensor)}
+    with ExitStack() as opened:
+        for name, tensor in open_part(stored, opened).items():
+            shape, held = shapes.get(name.removeprefix(f"{prefix}.")), tensor.get_shape()
+            if shape is not None and list(shape) != held:
+                file, old = stored[name]
+                raise ValueError(
+                    f"{file}: {old} has the shape {held}, config.json makes it {list(shape)}"
+                )
