@@ -17,11 +17,11 @@ import torch
 from common import write
 
 from tokinfo.batches import Batcher
-from tokinfo.cell import make_problem
 from tokinfo.decode import read_inverse_gram
 from tokinfo.invert import sequential
 from tokinfo.invert.problem import Problem
 from tokinfo.models.checkpoint import Checkpoint, load
+from tokinfo.pose import make_problem
 from tokinfo.solvers import MetricWeights, SequentialSolver
 from tokinfo.study import Cell
 from tokinfo.substitute import Substitution

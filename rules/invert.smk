@@ -1,10 +1,40 @@
 # One job for each cell: all its prompts and restarts, solved as one batch.
 
 
+# How often each of a model's tokens occurs in the study's prior, for the cells that count bits.
+rule unigram:
+    input:
+        checkpoint="<results>/checkpoints/{model}/0",
+        text=f"<results>/corpora/{STUDY.prior}.txt",
+    output:
+        "<results>/unigrams/{model}.safetensors",
+    log:
+        "<logs>/unigram/{model}.log",
+    benchmark:
+        "<benchmarks>/unigram/{model}.tsv"
+    priority: 30
+    conda:
+        "../envs/tokinfo.yaml"
+    resources:
+        gpu=0,
+        mem_mb=2000,
+        runtime=60,
+    params:
+        code=plans.code("unigram"),
+    message:
+        "Counting the tokens of {wildcards.model} in the prior"
+    script:
+        "scripts/unigram.py"
+
+
+# `target` and `prior` are there for the cells that need them (a control's other model, a solver
+# that counts bits), so that a control or a prior added to a study leaves the other cells alone.
 rule invert:
     input:
         checkpoint=lambda w: PLAN.checkpoint(PLAN.cell(w)),
         decoder="<results>/decoders/{model}.safetensors",
+        target=lambda w: PLAN.target(PLAN.cell(w)),
+        prior=lambda w: PLAN.prior(PLAN.cell(w)),
     output:
         f"<results>/{CELL_PATH}",
     log:

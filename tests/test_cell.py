@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tokinfo.cell import CellError, run_cell
 from tokinfo.decode import write_inverse_gram
-from tokinfo.models.checkpoint import prepare
+from tokinfo.models.checkpoint import FACTS, Checkpoint, load
+from tokinfo.models.preparing import prepare
+from tokinfo.probe import Probe
 from tokinfo.schema import RECOVERY_SCHEMA
+from tokinfo.sites import Site
 from tokinfo.sources import MixerSource, Model, TransformerSource
+from tokinfo.targets import derangement
 from tokinfo.tokenizer import load_tokenizer, train_tokenizer
 
 V = 300
@@ -21,6 +28,7 @@ SOURCES = {
     "flat": MixerSource(form="flat", d_model=32, blocks=2, n_ctx=12, tokenizer="t"),
     "llama": TransformerSource(d_model=32, blocks=2, heads=4, n_ctx=12, tokenizer="t"),
 }
+WIDE = MixerSource(form="flat", d_model=64, blocks=2, n_ctx=12, tokenizer="t")
 PROMPTS = ["some words and others", "others and some"]
 
 
@@ -37,6 +45,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             facts = {"source": name, "n_ctx": 12}
             prepare(source, model, 1, root / label, tokenizer=root / "words", facts=facts)
             write_inverse_gram(root / label, root / f"{label}.safetensors")
+    for name, source in (("other", SOURCES["flat"]), ("wide", WIDE)):
+        model = Model(source=name, state="untrained", seed=1)
+        facts = {"source": name, "n_ctx": 12}
+        prepare(source, model, 1, root / name, tokenizer=root / "words", facts=facts)
+    (root / "bytes.txt").write_text("\n".join(f"{i} {i}" for i in range(99)))
+    train_tokenizer(root / "bytes.txt", V, root / "bytes")
+    prepare(SOURCES["flat"], model, 1, root / "reader", tokenizer=root / "bytes", facts=facts)
     return root
 
 
@@ -63,12 +78,14 @@ def run(made: Path, out: Path, label: str = "flat-float32", **changed: Any) -> p
         "state": "untrained",
         "quantization": quantization,
     }
+    files = {name: changed.pop(f"{name}_file", None) for name in ("target", "prior")}
     run_cell(
         cell | changed,
         settings,
         made / label,
         made / f"{label}.safetensors",
         out,
+        **files,
         device="cpu",
         code_digest="abc",
     )
@@ -131,8 +148,145 @@ def test_columns_that_a_solver_gives_are_there_and_others_null(
     hidden = frame.filter(~pl.col("visible"))
     assert hidden["rank"].is_null().all() == (kind == "chapter")
     assert frame.filter(pl.col("visible"))["rank"].is_null().all()
+    assert frame["kind"].unique().to_list() == [kind]
     assert frame["published_correct"].is_null().all() == (kind != "chapter")
     assert hidden["around"].to_list() == [{"sweep": "true", "joint": "found"}.get(kind)] * 2
+
+
+# --- controls -----------------------------------------------------------------------------
+
+JOINT = {"kind": "joint", "descent": {"steps": 60}}
+
+
+def test_the_search_that_certifies_its_own_prompts_certifies_no_control(
+    made: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "cell.parquet"
+    own = run(made, out, with_solver=JOINT)
+    assert own["verdict"].unique().to_list() == ["certified"]
+    assert own["target"].unique().to_list() == ["own"]
+    for target, file in (("shuffled", None), ("of:other", made / "other")):
+        control = run(made, out, with_solver=JOINT, target=target, target_file=file)
+        assert control["verdict"].unique().to_list() == ["unexplained"]
+        assert control["target"].unique().to_list() == [target]
+        assert (control["found_loss"] > 1000 * control["noise_floor"]).all()
+        # What is hidden, what is asked for and how exactly it can be told stay this model's own.
+        same = ("true_id", "visible", "noise_floor", "model_digest")
+        assert control.select(same).equals(own.select(same))
+
+
+def block_output(model: Checkpoint, prompt: str) -> torch.Tensor:
+    """Activations [position, width] after the first block, by the model itself."""
+    ids = torch.tensor(model.tokenizer.encode(prompt).ids)
+    found = Probe(model.decoder, Site("block", 1))(model.embedding[ids][None])
+    return found[0].double()
+
+
+def test_a_shuffled_targets_true_loss_is_the_distance_of_the_permuted_activations(
+    made: Path, tmp_path: Path
+) -> None:
+    """Position by position, with nothing of the cell's own code."""
+    model = load(made / "flat-float32")
+    frame = run(made, tmp_path / "cell.parquet", target="shuffled", mask="2:")
+    for number, prompt in enumerate(PROMPTS):
+        states = block_output(model, prompt)
+        order = derangement(len(states))
+        expected = sum(
+            float((states[place] - states[order[place]]).abs().sum())
+            for place in range(2, len(states))
+        )
+        (told,) = frame.filter(pl.col("prompt_id") == number)["true_loss"].unique()
+        assert told == pytest.approx(expected, rel=1e-4)
+
+
+def test_another_models_true_loss_is_the_distance_of_two_models(made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cell.parquet"
+    there = run(made, out, target="of:other", target_file=made / "other", mask=":")
+    told = json.loads(pl.read_parquet_metadata(out)["tokinfo"])
+    digest = json.loads((made / "other" / FACTS).read_text())["digest"]
+    assert told["settings"]["target_digest"] == digest
+    assert there["model_digest"].unique().to_list() != [digest]
+    losses = there.group_by("prompt_id").agg(pl.col("true_loss").first()).sort("prompt_id")
+    for prompt, loss in zip(PROMPTS, losses["true_loss"], strict=True):
+        mine, theirs = (
+            block_output(load(made / name), prompt) for name in ("flat-float32", "other")
+        )
+        assert loss == pytest.approx(float((mine - theirs).abs().sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"target": "of:wide"}, "target of:wide: its activations are 64 wide, this model's 32"),
+        (
+            {"target": "of:reader", "texts": ["some and"]},
+            "target of:reader: its tokenizer reads the prompts as other tokens",
+        ),
+        ({"target": "shuffled", "mask": "-1"}, "prompt 0: shows 1 of its .* needs two"),
+    ],
+)
+def test_a_target_that_does_not_suit_is_told_in_one_line(
+    changes: dict[str, Any], says: str, made: Path, tmp_path: Path
+) -> None:
+    other = changes["target"].removeprefix("of:")
+    file = made / other if (made / other).is_dir() else None
+    with pytest.raises(CellError, match=says):
+        run(made, tmp_path / "cell.parquet", target_file=file, **changes)
+
+
+def test_a_prompt_that_explains_its_shuffled_activations_is_refused(
+    made: Path, tmp_path: Path
+) -> None:
+    """Attention over one repeated token gives the same at every position."""
+    texts = [PROMPTS[0], "aaaa"]
+    with pytest.raises(CellError, match="prompt 1: itself explains target 'shuffled'"):
+        run(made, tmp_path / "c.parquet", "llama-float32", target="shuffled", texts=texts)
+
+
+# --- the prior ----------------------------------------------------------------------------
+
+
+def write_prior(path: Path, size: int = V) -> tuple[Path, list[float]]:
+    weights = [1.0 + (7 * token) % 11 for token in range(size)]
+    probability = torch.tensor(weights, dtype=torch.float64)
+    save_file({"probability": probability / probability.sum()}, path)
+    return path, weights
+
+
+@pytest.mark.parametrize("restricted", [None, "some words and others\nothers some"])
+@pytest.mark.parametrize("solver", [{"kind": "sweep"}, JOINT], ids=["sweep", "joint"])
+def test_bits_under_a_prior_are_the_surprise_of_an_identified_token(
+    solver: dict[str, Any], restricted: str | None, made: Path, tmp_path: Path
+) -> None:
+    prior, weights = write_prior(tmp_path / "prior.safetensors")
+    words = load_tokenizer(made / "words")
+    candidates = list(range(V)) if restricted is None else sorted({*words.encode(restricted).ids})
+    frame = run(
+        made,
+        tmp_path / "cell.parquet",
+        with_solver={**solver, "decode": {"restricted_to": restricted}},
+        prior_file=prior,
+    )
+    total = sum(weights[token] for token in candidates)
+    chances = [weights[token] / total for token in candidates]
+    average = -sum(chance * math.log2(chance) for chance in chances)
+    assert frame["prior_entropy"].to_list() == pytest.approx([average] * len(frame))
+    hidden = frame.filter(pl.col("identified") == "identifiable")
+    assert len(hidden) == len(PROMPTS)
+    for token, low, high in hidden.select("true_id", "prior_bits", "prior_bits_high").iter_rows():
+        assert low == high == pytest.approx(-math.log2(weights[token] / total))
+
+
+def test_without_a_prior_there_are_no_prior_bits(made: Path, tmp_path: Path) -> None:
+    frame = run(made, tmp_path / "cell.parquet", with_solver={"kind": "sweep"})
+    for name in ("prior_bits", "prior_bits_high", "prior_entropy"):
+        assert frame[name].is_null().all()
+
+
+def test_a_prior_of_another_vocabulary_is_refused(made: Path, tmp_path: Path) -> None:
+    prior, _ = write_prior(tmp_path / "prior.safetensors", V - 1)
+    with pytest.raises(CellError, match=f"the prior has {V - 1} tokens, the embedding {V} rows"):
+        run(made, tmp_path / "c.parquet", with_solver={"kind": "sweep"}, prior_file=prior)
 
 
 def test_a_failing_cell_is_named_and_leaves_no_file(made: Path, tmp_path: Path) -> None:

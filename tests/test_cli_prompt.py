@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from tests.example_study import example
 from tokinfo.cli import app
 from tokinfo.models.build import new_model
-from tokinfo.models.checkpoint import prepare, save_model
+from tokinfo.models.checkpoint import save_model
+from tokinfo.models.preparing import prepare
 from tokinfo.sources import Model, TransformerSource
 from tokinfo.tokenizer import train_tokenizer
 

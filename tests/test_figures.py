@@ -68,6 +68,8 @@ def study(kind: str) -> list[dict[str, Any]]:
         return swept_rows(FLAT, around="found") + swept_rows(SMOL, around="found", mask="-1")
     if kind == "controls alone":
         return swept_rows(FLAT, mask=":2") + swept_rows(FLAT, around="found", mask=":2")
+    if kind == "targets that nothing explains alone":
+        return [row | {"target": "shuffled"} for row in cell_rows(FLAT) + swept_rows(FLAT)]
     if kind == "no noise and no floor":
         return swept_rows(FLAT, floor=0.0, threshold=None) + cell_rows(FLAT)
     if kind == "thresholds beyond both ends":
@@ -88,6 +90,7 @@ KINDS = (
     "sweeps alone",
     "joint searches alone",
     "controls alone",
+    "targets that nothing explains alone",
     "no noise and no floor",
     "thresholds beyond both ends",
 )
@@ -220,8 +223,28 @@ def test_a_study_without_sweeps_is_told_so(
 
 def test_figures_of_recovery_show_descents_alone(tmp_path: Path) -> None:
     rows = cell_rows(FLAT) + swept_rows(FLAT) + swept_rows(FLAT, around="found")
+    # A joint search that swept nothing is none either.
+    rows += cell_rows(FLAT, solver="joint", mask="3:")
     loaded = data.load(tables(rows, tmp_path))
     assert {row["solver"] for row in loaded} == {"adam"}
+
+
+def test_controls_change_no_figure(tmp_path: Path) -> None:
+    rows = cell_rows(FLAT) + swept_rows(FLAT) + swept_rows(FLAT, around="found")
+    rows = [row | {"curve_steps": [0, 9], "curve": [5.0, 0.5]} for row in rows]
+    changes = {"target": "of:other", "correct": True, "curve": [5.0, 4.0], "identified": None}
+    drawn = []
+    for name, extra in (("without", []), ("with", [row | changes for row in rows])):
+        directory = tmp_path / name
+        directory.mkdir()
+        summary = tables(rows + extra, directory)
+        for figure in (*FIGURES, *IDENTIFIABILITY):
+            table = summary if figure in FIGURES else directory / "recovery.parquet"
+            draw(figure, table, directory / f"{figure}.svg", directory / f"{figure}.png")
+        loss_curves(directory / "recovery.parquet", directory / "l.svg", directory / "l.png")
+        drawn.append({path.name: path.read_bytes() for path in directory.glob("*.svg")})
+    assert len(drawn[0]) == len(FIGURES) + len(IDENTIFIABILITY) + 1
+    assert drawn[0] == drawn[1]
 
 
 # --- what is drawn ------------------------------------------------------------------------

@@ -58,6 +58,31 @@ def test_bits_under_a_prior_are_its_surprise() -> None:
     assert high == pytest.approx(-math.log2(0.1))
 
 
+@given(st.data(), st.floats(0, 50))
+def test_prior_bits_are_those_of_a_brute_force_count(data: st.DataObject, floor: float) -> None:
+    """Summed candidate by candidate in plain Python, from what the definition says."""
+    values = data.draw(RESIDUALS)
+    counts = [data.draw(st.integers(0, 1000)) for _ in values]
+    prior = [(count + 1) / (sum(counts) + len(counts)) for count in counts]
+    true = data.draw(st.integers(0, len(values) - 1))
+    found = identify(
+        torch.tensor(values, dtype=torch.float64), true, floor, torch.tensor(prior).double()
+    )
+    for slack, claimed in ((2 * floor, found.prior_bits_low), (0.0, found.prior_bits_high)):
+        mass = 0.0
+        for value, probability in zip(values, prior, strict=True):
+            if value <= min(values) + slack:
+                mass += probability
+        assert claimed == pytest.approx(max(0.0, -math.log2(mass)), abs=1e-5)
+
+
+def test_a_uniform_prior_gives_the_same_bits_as_none() -> None:
+    residuals = torch.tensor([0.0, 0.1, 3.0, 9.0])
+    found = identify(residuals, 0, 0.1, torch.full((4,), 0.25, dtype=torch.float64))
+    assert (found.prior_bits_low, found.prior_bits_high) == (found.bits_low, found.bits_high)
+    assert identify(residuals, 0, 0.1).prior_bits_low is None
+
+
 def test_activations_that_say_nothing_carry_no_bits() -> None:
     assert bits(torch.zeros(4096), 0.0) == (0.0, 0.0)
 

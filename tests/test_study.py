@@ -48,7 +48,9 @@ grids = st.builds(
     residual=axis([True, False]),
     causal=axis([True, False]),
     padding=axis(["none", "n_ctx"]),
+    targets=axis(["own", "shuffled", "of:other", "of:shuffled"]),
     seeds=axis([0, 1, 10]),
+    identify=st.lists(st.sampled_from(["sweep", "joint"]), max_size=2, unique=True),
 )
 
 
@@ -59,22 +61,25 @@ def with_grids(chosen: list[Grid]) -> Study:
 
 def meaning(study: Study, grid: Grid) -> set[tuple[Any, ...]]:
     """What a grid stands for, written down independently of `Study.cells`."""
+    asked = {
+        (v, p, o, g, e)
+        for v in grid.metrics
+        for p in grid.parametrisations
+        for o in grid.solvers
+        for g in grid.targets
+        for e in grid.seeds
+    }
+    asked |= {(grid.metrics[0], "embedding", o, "own", grid.seeds[0]) for o in grid.identify}
     return {
-        (m, str(Site.parse(s).resolve(study.source_of(m).blocks)), Mask(k).text, *rest)
+        (m, str(Site.parse(s).resolve(study.source_of(m).blocks)), Mask(k).text, *how, r, c, a, t)
         for m in grid.models
         for s in grid.sites
         for k in grid.masks
-        for rest in (
-            (v, p, o, r, c, a, t, e)
-            for v in grid.metrics
-            for p in grid.parametrisations
-            for o in grid.solvers
-            for r in grid.residual
-            for c in grid.causal
-            for a in grid.padding
-            for t in grid.prompts
-            for e in grid.seeds
-        )
+        for r in grid.residual
+        for c in grid.causal
+        for a in grid.padding
+        for t in grid.prompts
+        for how in asked
     }
 
 
@@ -85,8 +90,8 @@ def test_cells_are_the_union_of_the_grids_without_duplicates(chosen: list[Grid])
     cells = study.cells()
     assert len(set(cells)) == len(cells)
     found = {
-        (c.model, c.site, c.mask, c.metric, c.parametrisation, c.solver, c.residual, c.causal,
-         c.padding, c.prompts, c.seed)
+        (c.model, c.site, c.mask, c.metric, c.parametrisation, c.solver, c.target, c.seed,
+         c.residual, c.causal, c.padding, c.prompts)
         for c in cells
     }  # fmt: skip
     assert found == set().union(*(meaning(study, grid) for grid in chosen))
@@ -111,6 +116,29 @@ def test_cells_keep_the_order_in_which_grids_name_models() -> None:
     assert list(dict.fromkeys(models)) == ["flat", "llama", "smol"]
 
 
+def test_the_files_of_cells_that_explain_their_own_prompts_say_nothing_of_targets() -> None:
+    (cell, *_) = Study.model_validate(example()).cells()
+    assert cell.path == "cells/flat/block.1/all/l1_embedding_adam_sky_s0.parquet"
+    shuffled = cell.model_copy(update={"target": "shuffled"})
+    assert shuffled.path == cell.path.replace("block.1", "block.1+shuffled")
+    other = cell.model_copy(update={"target": "of:flat-b", "residual": False})
+    assert other.path == cell.path.replace("block.1", "block.1+noresidual+of-flat-b")
+    assert (cell.models, other.models) == (("flat",), ("flat", "flat-b"))
+
+
+def test_identify_asks_once_in_each_setting_and_repeats_no_cell() -> None:
+    raw = put(example(), ("solvers", "sweep"), {"kind": "sweep"})
+    plain = raw["grids"][0] | {"models": ["flat"], "sites": ["block.1"], "masks": ["1:"]}
+    wide = plain | {"metrics": ["cosine", "l1"], "seeds": [3, 4], "targets": ["own", "shuffled"]}
+    study = Study.model_validate(raw | {"grids": [wide | {"identify": ["sweep"]}]})
+    assert len(study.cells()) == 8 + 1
+    (sweep,) = (cell for cell in study.cells() if cell.solver == "sweep")
+    assert (sweep.metric, sweep.seed, sweep.target) == ("cosine", 3, "own")
+    named = plain | {"metrics": ["cosine"], "seeds": [3], "solvers": ["sweep"]}
+    both = Study.model_validate(raw | {"grids": [wide | {"identify": ["sweep"]}, named]})
+    assert both.cells() == study.cells()
+
+
 def test_depth_needed_is_that_of_the_deepest_site_of_the_model() -> None:
     raw = put(example(), ("grids", 0, "sites"), ["embedding", "mlp.1"])
     raw["grids"].append({**raw["grids"][0], "models": ["smol"], "sites": ["block.7"]})
@@ -118,6 +146,9 @@ def test_depth_needed_is_that_of_the_deepest_site_of_the_model() -> None:
     assert [study.depth_needed(name) for name in ("flat", "llama", "smol")] == [1, 1, 7]
     last = Study.model_validate(example())
     assert [last.depth_needed(name) for name in ("flat", "llama", "smol")] == [2, 4, 30]
+    other = put(example(), ("models", "other"), {"source": "llama", "state": "untrained"})
+    other["grids"][1] |= {"targets": ["of:other"]}
+    assert Study.model_validate(other).depth_needed("other") == 1, "a control reads it there"
     unused = put(example(), ("models", "idle"), {"source": "smol"})
     assert Study.model_validate(unused).depth_needed("idle") == 0
 

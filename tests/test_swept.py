@@ -12,10 +12,11 @@ from tests.synthetic_recovery import FakeModel, cell_rows, default_models, frame
 from tokinfo.intervals import clustered_share
 from tokinfo.swept import (
     NOISE_SCHEMA,
-    controls,
     finding,
     hidden_rows,
     noise_table,
+    unexplained,
+    unseen,
     verdicts,
     write_noise_table,
 )
@@ -29,12 +30,13 @@ def read(rows: list[dict[str, Any]], directory: Path) -> pl.DataFrame:
     return hidden_rows(directory / "recovery.parquet")
 
 
-def test_searches_are_told_apart_by_what_they_say(tmp_path: Path) -> None:
-    rows = cell_rows(FLAT, solver="chapter") + cell_rows(FLAT, solver="mine")
-    rows += swept_rows(FLAT) + swept_rows(FLAT, around="found")
+def test_hidden_rows_are_of_hidden_positions_and_own_targets(tmp_path: Path) -> None:
+    # A joint search that sweeps nothing says as much about positions as a descent does.
+    rows = cell_rows(FLAT, solver="joint") + cell_rows(FLAT, solver="mine")
+    rows += cell_rows(FLAT, solver="other", target="shuffled")
     table = read(rows, tmp_path)
-    found = dict(table.select("solver", "search").unique().iter_rows())
-    assert found == {"chapter": "chapter", "mine": "adam", "sweep": "sweep", "joint": "joint"}
+    found = dict(table.select("solver", "kind").unique().iter_rows())
+    assert found == {"joint": "joint", "mine": "adam"}
     assert not table["visible"].any()
 
 
@@ -111,11 +113,58 @@ def test_a_control_that_comes_out_otherwise_is_not_as_it_must(tmp_path: Path) ->
         if row["model"] == SMOL.name and row["position"] == 3 and row["prompt_id"] == 0:
             row |= {"identified": "identifiable", "bits": 9.0, "bits_high": 9.0, "candidates": 1}
     table = read(rows, tmp_path)
-    assert {row["model"]: row["as_must"] for row in controls(table)} == {
+    assert {row["model"]: row["as_must"] for row in unseen(table)} == {
         "flat": True,
         "smollm2": False,
     }
     assert verdicts(table) == []
+
+
+def test_a_target_that_nothing_explains_must_give_no_certificate(tmp_path: Path) -> None:
+    rows = []
+    for target in ("shuffled", "of:other"):
+        control = swept_rows(FLAT, around="found", mask="2:", texts=("a b c", "d e f", "g h i"))
+        rows += [row | {"target": target, "verdict": "unexplained"} for row in control]
+    for row in rows:
+        if not row["visible"]:
+            row |= {"identified": "excluded", "correct": row["prompt_id"] == 1}
+    read(rows, tmp_path)
+    recovery = tmp_path / "recovery.parquet"
+    for row in unexplained(recovery):
+        assert (row["n_prompts"], row["certified"], row["as_must"]) == (3, 0, True)
+        assert (row["positions"], row["swept"], row["found"]) == (6, 6, 2)
+        assert row["identifiable"] == 0
+    first, second = rows[0], next(row for row in rows if row["target"] == "of:other")
+    changes = ({"verdict": "certified"}, {"identified": "identifiable"})
+    for spoilt, change in zip((first, second), changes, strict=True):
+        before = dict(spoilt)
+        spoilt |= change
+        read(rows, tmp_path)
+        bad = {row["target"] for row in unexplained(recovery) if not row["as_must"]}
+        assert bad == {spoilt["target"]}
+        spoilt |= before
+
+
+def test_controls_change_no_share_no_table_and_no_finding(tmp_path: Path) -> None:
+    rows = swept_rows(FLAT) + swept_rows(FLAT, around="found") + cell_rows(FLAT)
+    alone = read(rows, tmp_path)
+    controls = [
+        row | {"target": "shuffled", "correct": True, "identified": "identifiable"}
+        for row in (*swept_rows(FLAT), *swept_rows(FLAT, around="found"), *cell_rows(FLAT))
+    ]
+    both = read(rows + controls, tmp_path)
+    assert both.equals(alone)
+    assert len(unexplained(tmp_path / "recovery.parquet")) == 3
+
+
+def test_verdicts_give_mean_bits_beside_prior_bits(tmp_path: Path) -> None:
+    rows = swept_rows(FLAT, texts=("a b", "c d"))
+    for row in rows:
+        if not row["visible"]:
+            known = 4.0 + 2 * row["prompt_id"]
+            row |= {"prior_bits": known, "prior_bits_high": known + 1, "prior_entropy": 9.5}
+    (found,) = verdicts(read(rows, tmp_path))
+    assert (found["prior_bits"], found["prior_bits_high"]) == (5.0, 6.0)
 
 
 def test_verdicts_count_positions_and_prompts(tmp_path: Path) -> None:
@@ -156,4 +205,4 @@ def test_a_model_may_have_no_hidden_rows_at_all(tmp_path: Path) -> None:
     table = read(cell_rows(FakeModel("a", "a", "llama", 2), mask=":"), tmp_path)
     assert table.is_empty()
     assert finding(table, DESCENT) is None
-    assert verdicts(table) == controls(table) == []
+    assert verdicts(table) == unseen(table) == []

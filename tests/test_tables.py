@@ -286,3 +286,38 @@ def test_summarise_names_a_table_it_cannot_read(tmp_path: Path) -> None:
     pl.DataFrame({"model": ["a"]}).write_parquet(path)
     with pytest.raises(TableError, match=r"recovery\.parquet: not a recovery table: missing"):
         summarise(path, tmp_path / "s.parquet", tmp_path / "s.csv")
+
+
+def test_controls_are_in_the_long_table_and_in_no_summary(tmp_path: Path) -> None:
+    own = cell_rows(FLAT)
+    control = [row | {"target": "of:other", "correct": True} for row in own]
+    cells = [
+        write_cell(tmp_path / f"{number}.parquet", rows)
+        for number, rows in enumerate((own, control))
+    ]
+    table = gather(cells, tmp_path)
+    assert table["target"].unique().sort().to_list() == ["of:other", "own"]
+    recovery = tmp_path / "recovery.parquet"
+    assert len(scan(recovery).collect()) == len(scan(recovery, controls=True).collect()) == len(own)
+    for name, rows in (("with", table), ("without", frame(own))):
+        rows.write_parquet(recovery)
+        summarise(recovery, tmp_path / f"{name}.parquet", tmp_path / f"{name}.csv")
+    assert (tmp_path / "with.csv").read_bytes() == (tmp_path / "without.csv").read_bytes()
+
+
+def test_a_study_of_controls_alone_has_an_empty_summary(tmp_path: Path) -> None:
+    recovery = tmp_path / "recovery.parquet"
+    frame([row | {"target": "shuffled"} for row in cell_rows(FLAT)]).write_parquet(recovery)
+    summarise(recovery, tmp_path / "summary.parquet", tmp_path / "summary.csv")
+    assert pl.read_parquet(tmp_path / "summary.parquet").is_empty()
+
+
+def test_the_summary_gives_mean_prior_bits(tmp_path: Path) -> None:
+    rows = swept_rows(FLAT, texts=("a b", "c d"))
+    for row in rows:
+        if not row["visible"]:
+            row |= {"prior_bits": 3.0 + row["prompt_id"], "prior_bits_high": 9.0}
+    _, recovery = write_tables(frame(rows), tmp_path)
+    hidden, visible = shares(scan(recovery), CELL_KEYS).to_dicts()
+    assert (hidden["prior_bits"], hidden["prior_bits_high"]) == (3.5, 9.0)
+    assert visible["prior_bits"] is None

@@ -114,7 +114,23 @@ SENSE = [
     ((*FLAT, "training", "warmup"), 11, "sources.flat.training.warmup = 11: is more than train"),
     (("models", "llama"), {"source": "llama"}, "models.llama.state = 'trained': source `llama` "
      "has no training"),
+    (("models", "flat", "compute_dtype"), "float16", "models.flat.compute_dtype = 'float16': "
+     "weights in float32 would be rounded once more to compute in float16; allowed: null, float32"),
+    (("models", "flat", "outlier_threshold"), 5.0, "models.flat.outlier_threshold = 5.0: has no "
+     "meaning for quantization 'float32'; allowed: only with quantization int8"),
     (("models", "flat", "seed"), 3, "models.flat.seed = 3: a trained model has no random weigh"),
+    (("prior",), "bibel", "prior = 'bibel': unknown corpus (did you mean `bible`?); allow"),
+    (("grids", 0, "identify"), ["sgd"], "grids[0].identify[0] = 'sgd': unknown solver; allowed:"),
+    (("grids", 0, "identify"), ["adam"], "grids[0].identify[0] = 'adam': is of kind adam, which "
+     "does not say what is identifiable; allowed: solvers of kind sweep, joint: none here"),
+    (("grids", 0, "solvers"), [], "grids[0].solvers = []: is empty, and `identify` names no solv"),
+    (("grids", 0, "targets"), [], "grids[0].targets = []: is empty"),
+    (("grids", 0, "targets"), ["mine"], "grids[0].targets[0] = 'mine': is not a target; allowed: "
+     "own, shuffled or of:MODEL (another model of the study)"),
+    (("grids", 0, "targets"), ["own", "own"], "grids[0].targets[1] = 'own': repeats grids[0].ta"),
+    (("grids", 1, "targets"), ["of:smoll"], "grids[1].targets[0] = 'smoll': unknown model (did y"),
+    (("grids", 1, "targets"), ["of:llama"], "grids[1].targets[0] = 'of:llama': has the same weig"),
+    (("grids", 1, "targets"), ["of:smol"], "grids[1].targets[0] = 'of:smol': has another tokeni"),
     (("results",), "../out", "results = '../out': must be a relative path"),
     (("results",), "/tmp/out", "results = '/tmp/out': must be a relative path"),
     (("results",), "a//b", "results = 'a//b': must be a relative path"),
@@ -146,8 +162,9 @@ def test_a_missing_value_is_named_with_what_it_should_be() -> None:
     assert lines(raw) == [
         "sources.flat.d_model: is missing; allowed: a whole number at least 2 "
         "(Width of an embedding)",
-        "sources.smol.kind: is missing; allowed: hub, local, mixer, transformer, wheel",
-        "grids[0].solvers: is missing; allowed: a list of 1 or more (Names of solvers)",
+        "sources.smol.kind: is missing; allowed: gguf, hub, local, mixer, transformer, wheel",
+        "grids[0].solvers = []: is empty, and `identify` names no solver either; allowed: chapter, "
+        "adam",
     ]
 
 
@@ -248,6 +265,93 @@ def test_no_configuration_ends_in_a_traceback(changes: list[tuple[tuple[Any, ...
         assert load_study(raw).cells()
 
 
+# --- targets ------------------------------------------------------------------------------
+
+
+def controlled(target: str, grid: dict[str, Any] | None = None, **sources: Any) -> list[str]:
+    """What is wrong with a control of the untrained `llama`; ``sources`` change other sources."""
+    raw = example()
+    raw["sources"]["twin"] = {**raw["sources"]["llama"], **sources}
+    raw["models"]["twin"] = {"source": "twin", "state": "untrained", "seed": 1}
+    raw["models"]["other"] = {"source": "llama", "state": "untrained", "seed": 2}
+    raw["models"]["bf16"] = {**raw["models"]["llama"], "quantization": "bfloat16"}
+    raw["tokenizers"]["small"] = {"corpus": "bible", "vocabulary": 300}
+    raw["solvers"]["sweep"] = {"kind": "sweep"}
+    raw["grids"][1] |= {"targets": ["own", target], "residual": [True], **(grid or {})}
+    return [line.removeprefix("grids[1].targets[1] = ") for line in lines(raw)]
+
+
+def test_another_seed_and_an_equal_source_make_a_control() -> None:
+    assert controlled("of:other") == controlled("of:twin") == controlled("shuffled") == []
+
+
+@pytest.mark.parametrize(
+    ("target", "changes", "says"),
+    [
+        ("of:bf16", {}, "'of:bf16': has the same weights, so the true prompt may explain it (for "),
+        ("of:twin", {"d_model": 64}, "'of:twin': is 64 wide, not 32 (for model `llama`)"),
+        ("of:twin", {"tokenizer": "small"}, "'of:twin': has another tokenizer, `small` for `bpe`"),
+        ("of:twin", {"n_ctx": 15}, "'of:twin': holds 15 positions, not 16"),
+        (
+            "of:twin",
+            {"grid": {"sites": ["block.last"]}, "blocks": 3},
+            "'of:twin': has 3 blocks, and",
+        ),
+        (
+            "of:flat",
+            {"grid": {"causal": [False]}},
+            "'of:flat': its model is a mixer, which is causa",
+        ),
+        (
+            "shuffled",
+            {"grid": {"sites": ["block.1", "embedding"]}},
+            "'shuffled': at the site embedd",
+        ),
+        (
+            "shuffled",
+            {"grid": {"masks": ["1:", "-1"]}},
+            "'shuffled': needs two visible positions, ",
+        ),
+        (
+            "of:other",
+            {"grid": {"solvers": [], "identify": ["sweep"]}},
+            "grids[1].targets = ['own', ",
+        ),
+    ],
+)
+def test_what_some_prompt_could_explain_is_no_control(
+    target: str, changes: dict[str, Any], says: str
+) -> None:
+    (line,) = controlled(target, **changes)
+    assert line.startswith(says), line
+
+
+def test_identify_takes_solvers_that_sweep_and_may_stand_alone() -> None:
+    raw = put(example(), ("solvers", "sweep"), {"kind": "sweep"})
+    raw["solvers"]["joint"] = {"kind": "joint"}
+    raw["grids"][0] |= {"identify": ["sweep", "joint"]}
+    assert lines(raw) == []
+    assert lines(put(raw, ("grids", 0, "solvers"), [])) == []
+    (line,) = lines(put(raw, ("grids", 0, "identify", 1), "chapter"))
+    assert line.endswith("allowed: solvers of kind sweep, joint: sweep, joint")
+
+
+def test_identify_counts_once_for_each_setting() -> None:
+    raw = put(example(), ("solvers", "sweep"), {"kind": "sweep"})
+    raw["grids"][0] |= {"identify": ["sweep"], "solvers": [], "seeds": list(range(200_000))}
+    assert lines(raw) == []
+
+
+def test_the_file_of_a_prior_is_looked_for_where_some_cell_uses_it() -> None:
+    raw = put(example(), ("corpora", "text"), {"kind": "file", "path": "no.txt"}) | {
+        "prior": "text"
+    }
+    assert lines(raw) == []
+    raw["solvers"]["sweep"] = {"kind": "sweep"}
+    raw["grids"][0]["identify"] = ["sweep"]
+    assert [line.split(":")[0] for line in lines(raw)] == ["corpora.text.path = 'no.txt'"]
+
+
 # --- prompts and lengths ------------------------------------------------------------------
 
 
@@ -310,7 +414,7 @@ def test_a_tokenizer_of_another_size_is_a_leftover_and_not_used(empty_directory:
 
 
 def test_a_file_that_is_no_tokenizer_is_not_used(empty_directory: Path) -> None:
-    directory = empty_directory / "results/sources/smol"
+    directory = empty_directory / "results/sources/smol/config"
     directory.mkdir(parents=True)
     (directory / "tokenizer.json").write_text("{}")
     assert lines(example()) == []
@@ -482,3 +586,27 @@ def test_a_file_that_contains_itself_ends_in_one_line(tmp_path: Path) -> None:
 def test_an_empty_file_misses_everything(tmp_path: Path) -> None:
     path = write(tmp_path / "study.yaml", "# nothing yet\n")
     assert f"{path}: models: is missing" in "\n".join(failure(path))
+
+
+@pytest.mark.parametrize(
+    ("held", "computed"),
+    [
+        *(("int8", dtype) for dtype in ("float32", "bfloat16", "float16")),
+        *(("nf4", dtype) for dtype in ("float32", "bfloat16", "float16")),
+        ("float32", "float32"),
+        ("bfloat16", "bfloat16"),
+        ("bfloat16", "float32"),
+        ("float16", "float32"),
+    ],
+)
+def test_what_may_be_computed_in_is_what_does_not_round_the_weights_again(
+    held: str, computed: str
+) -> None:
+    precision = {"source": "smol", "quantization": held, "compute_dtype": computed}
+    assert spoilt((("models", "smol"), precision)) == []
+
+
+def test_an_outlier_threshold_goes_with_int8() -> None:
+    assert spoilt((("models", "smol", "outlier_threshold"), 3.5)) == []
+    (line,) = spoilt((("models", "smol", "outlier_threshold"), 0))
+    assert line.startswith("models.smol.outlier_threshold = 0: should be greater than 0")

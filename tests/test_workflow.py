@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,29 +43,58 @@ def test_models_and_sources_that_no_grid_probes_are_left_alone() -> None:
 
 def test_an_untrained_model_is_made_from_its_tokenizer_and_a_trained_one_from_its_weights() -> None:
     made = plan()
-    assert made.origin("mixer-flat") == "<results>/sources/mixer-flat"
-    assert made.origin("mixer-flat-untrained") == "<results>/tokenizers/small"
+    assert made.origin("mixer-flat", 1) == "<results>/sources/mixer-flat"
+    assert made.origin("mixer-flat-untrained", 1) == "<results>/tokenizers/small"
     assert made.prepare_settings("mixer-flat", 1)["built"] is False
     assert made.prepare_settings("mixer-flat-untrained", 1)["built"] is True
 
 
-def test_a_fetched_models_twin_is_made_from_the_fetched_config() -> None:
-    source = {"kind": "local", "path": "somewhere", "blocks": 3}
-    models = {"twin": {"source": "real", "state": "untrained"}}
-    grid = {
-        "models": ["twin"],
-        "sites": ["block.last"],
-        "masks": [":"],
-        "solvers": ["adam"],
-        "prompts": ["sea"],
-    }
-    made = plan(sources={"real": source}, models=models, grids=[grid])
+def fetched_plan(source: dict[str, Any]) -> Plan:
+    grid = {"masks": [":"], "solvers": ["adam"], "prompts": ["sea"]}
+    return plan(
+        sources={"real": source},
+        models={"real": {"source": "real"}, "twin": {"source": "real", "state": "untrained"}},
+        grids=[
+            {"models": ["real"], "sites": ["block.1", "block.last"], **grid},
+            {"models": ["twin"], "sites": ["block.last"], **grid},
+        ],
+    )
+
+
+def test_a_fetched_model_comes_by_depth_and_its_twin_is_made_from_the_config() -> None:
+    made = fetched_plan({"kind": "local", "path": "somewhere", "blocks": 3})
     assert made.fetched == ("real",)
     assert made.trained == ()
-    assert made.origin("twin") == "<results>/sources/real"
-    assert made.tokenizer_path("real") == "<results>/sources/real"
+    assert made.origin("real", 1) == "<results>/sources/real/1"
+    assert made.origin("twin", 3) == "<results>/sources/real/config"
+    assert made.tokenizer_path("real") == "<results>/sources/real/config"
     assert made.prepare_settings("twin", 3)["built"] is False
-    assert made.fetch_files("real") == ["somewhere/config.json"]
+    assert made.wildcard_patterns()["part"] == "0|1|3|config"
+
+
+def test_a_local_models_files_are_inputs_and_its_weights_not_of_the_config(
+    tmp_path: Path,
+) -> None:
+    source = {"kind": "hub", "repository": "a/b", "path": str(tmp_path), "blocks": 3}
+    assert fetched_plan(source).fetch_files("real", "1") == [str(tmp_path / "config.json")]
+    for name in ("config.json", "model.safetensors", "README.md"):
+        (tmp_path / name).write_text("{}")
+    made = fetched_plan(source)
+    config, weights = str(tmp_path / "config.json"), str(tmp_path / "model.safetensors")
+    assert made.fetch_files("real", "1") == [config, weights]
+    assert made.fetch_files("real", "config") == [config]
+    assert fetched_plan(source | {"path": None}).fetch_files("real", "1") == []
+    gguf = {"kind": "gguf", "path": "m.gguf", "blocks": 3}
+    assert fetched_plan(gguf).fetch_files("real", "config") == ["m.gguf"]
+
+
+def test_what_is_said_of_a_fetched_model_reruns_nothing() -> None:
+    source = {"kind": "hub", "repository": "a/b", "blocks": 3}
+    bare = fetched_plan(source)
+    told = fetched_plan(source | {"note": "a note", "config": {"hidden_size": 8}})
+    assert bare.fetch_settings("real", "1") == told.fetch_settings("real", "1")
+    assert bare.prepare_settings("real", 1) == told.prepare_settings("real", 1)
+    assert bare.fetch_settings("real", "1") != bare.fetch_settings("real", "3")
 
 
 def test_each_cell_loads_a_checkpoint_of_its_own_depth() -> None:
@@ -83,6 +113,39 @@ def test_settings_of_a_cell_hold_its_own_slice_of_the_study() -> None:
     assert settings["prompts"] == smoke()["prompts"]["sea"]
     assert settings["metric_weights"] == {}
     assert not {"device", "threads", "results", "name"} & set(settings)
+
+
+def test_a_prior_is_given_to_the_cells_that_count_bits_and_to_no_other() -> None:
+    without, other = plan(prior=None), plan()
+    for path, cell in other.cells.items():
+        counts = smoke()["solvers"][cell.solver]["kind"] in ("sweep", "joint")
+        file = f"<results>/unigrams/{cell.model}.safetensors"
+        assert other.prior(cell) == ([file] if counts else [])
+        assert without.prior(cell) == []
+        same = other.cell_settings(cell) == without.cell_settings(without.cells[path])
+        assert same != counts
+
+
+def test_a_control_loads_the_model_that_it_explains_and_other_cells_one_model() -> None:
+    made = plan()
+    for cell in made.cells.values():
+        block = cell.site.removeprefix("block.")
+        other = cell.target == "of:transformer-other"
+        expected = [f"<results>/checkpoints/transformer-other/{block}"] if other else []
+        assert made.target(cell) == expected
+        assert ("target_models" in made.cell_settings(cell)) == other
+    assert "transformer-other" in made.models
+    assert "transformer-other" in made.wildcard_patterns()["model"].replace("\\", "")
+
+
+def test_prompts_are_checked_for_the_models_that_are_explained_too() -> None:
+    study = smoke()
+    study["sources"]["twin"] = study["sources"]["transformer"] | {"training": None}
+    study["models"]["twin"] = {"source": "twin", "state": "untrained"}
+    grid = study["grids"][-1] | {"targets": ["of:twin"]}
+    made = Plan(Study.model_validate(study | {"grids": [grid]}))
+    assert made.sources == ("transformer", "twin")
+    assert made.prompt_settings("twin") == made.prompt_settings("transformer")
 
 
 def test_a_cells_wildcards_lead_back_to_it() -> None:

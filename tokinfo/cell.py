@@ -14,21 +14,21 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from tokinfo.atomic import new_file
-from tokinfo.decode import Decoder, read_inverse_gram
+from tokinfo.decode import read_inverse_gram
 from tokinfo.identify import Identification
 from tokinfo.invert.problem import Problem, Result, SolverError
 from tokinfo.invert.run import run
-from tokinfo.masks import Mask
 from tokinfo.models.checkpoint import Checkpoint, load
-from tokinfo.noise import alone, floor
+from tokinfo.noise import alone
 from tokinfo.objective import distance
-from tokinfo.probe import Probe
-from tokinfo.prompts import encode, make_batch
+from tokinfo.pose import activations, make_problem
 from tokinfo.provenance import versions
 from tokinfo.score import found_unordered, published_reference, verdict
 from tokinfo.sites import Site
 from tokinfo.solvers import ChapterSolver, MetricWeights, Solver
 from tokinfo.study import Cell
+from tokinfo.targets import OWN
+from tokinfo.unigram import entropy, read_unigrams
 
 log = logging.getLogger(__name__)
 
@@ -46,61 +46,6 @@ def pick_device(wanted: str) -> str:
     return wanted
 
 
-def make_problem(
-    checkpoint: Checkpoint,
-    inverse_gram: Tensor,
-    cell: Cell,
-    solver: Solver,
-    weights: MetricWeights,
-    prompts: list[str],
-) -> Problem:
-    """Return the problem that a cell poses: targets of all its prompts, each computed alone.
-
-    Raises:
-        ValueError: a prompt does not suit the mask or the model's number of positions.
-    """
-    embedding = checkpoint.embedding
-    restricted = solver.decode.restricted_to
-    candidates = (
-        torch.tensor(sorted(set(encode(checkpoint.tokenizer, [restricted])[0])))
-        if restricted
-        else None
-    )
-    decoder = Decoder(
-        embedding,
-        inverse_gram.to(embedding.device),
-        solver.decode.method,
-        None if candidates is None else candidates.to(embedding.device),
-    )
-    probe = Probe(
-        checkpoint.decoder,
-        Site.parse(cell.site),
-        residual=cell.residual,
-        causal=cell.causal,
-        dtype=checkpoint.dtype,
-    )
-    batch = make_batch(
-        encode(checkpoint.tokenizer, prompts),
-        Mask(cell.mask),
-        pad_id=checkpoint.pad_id,
-        pad_to=int(checkpoint.facts["n_ctx"]) if cell.padding == "n_ctx" else None,
-    )
-    batch = batch.to(embedding.device)
-    target = alone(probe, embedding, batch.ids, batch.seen)
-    return Problem(
-        probe=probe,
-        decoder=decoder,
-        batch=batch,
-        target=target,
-        floor=floor(probe, embedding, batch, target, cell.metric, weights),
-        metric=cell.metric,
-        weights=weights,
-        parametrisation=cell.parametrisation,
-        seed=cell.seed,
-        numbers=torch.arange(len(prompts)),
-    )
-
-
 def run_cell(
     cell: dict[str, Any],
     settings: dict[str, Any],
@@ -108,6 +53,8 @@ def run_cell(
     decoder: Path,
     out: Path,
     *,
+    target: Path | None = None,
+    prior: Path | None = None,
     device: str = "auto",
     threads: int = 1,
     code_digest: str = "",
@@ -117,10 +64,14 @@ def run_cell(
     Args:
         cell: the fields of a `Cell`.
         settings: ``solver`` (settings), ``metric_weights``, ``prompts`` (texts), ``source``
-            (name), ``state``, ``quantization`` and ``weights_note``.
+            (name), ``state``, ``quantization`` and ``weights_note``. What else is there
+            (``prior``, ``target_models``) goes into the file's metadata as it is.
         checkpoint: directory of the model's checkpoint.
         decoder: the model's inverse Gram matrix.
         out: parquet file to write.
+        target: checkpoint of the model whose activations are to be explained, where the cell's
+            target names one.
+        prior: unigram probabilities of the model's tokens, where the study names a prior.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: CPU threads.
         code_digest: digest of the code that makes a cell.
@@ -133,9 +84,18 @@ def run_cell(
     solver = _SOLVER.validate_python(settings["solver"])
     weights = MetricWeights.model_validate(settings.get("metric_weights") or {})
     try:
+        other, told = None, {}
+        if target is not None:
+            # Before the cell's own model is loaded: memory need not hold both.
+            another = load(target, pick_device(device))
+            other = activations(another, point, settings["prompts"])
+            told = {"target_digest": another.facts["digest"]}
+            del another
         model = load(checkpoint, pick_device(device))
         problem = make_problem(
-            model, read_inverse_gram(decoder), point, solver, weights, settings["prompts"]
+            *(model, read_inverse_gram(decoder), point, solver, weights, settings["prompts"]),
+            other=other,
+            prior=None if prior is None else read_unigrams(prior),
         )
         begun = time.perf_counter()
         result = run(problem, solver)
@@ -144,7 +104,7 @@ def run_cell(
     except (SolverError, ValueError, OSError) as error:
         raise CellError(f"cell {point.path}: {error}") from error
     constants = {"seconds": seconds / len(settings["prompts"]), "code_digest": code_digest}
-    write(out, [row | constants for row in rows], cell, settings)
+    write(out, [row | constants for row in rows], cell, settings | told)
 
 
 def make_rows(
@@ -184,7 +144,9 @@ def make_rows(
         "depth": int(facts["depth"]),
         "device": _device_name(embedding.device),
         "dtype": str(model.dtype).removeprefix("torch."),
+        "kind": solver.kind,
         "vocabulary": problem.decoder.size,
+        "prior_entropy": None if problem.prior is None else entropy(problem.prior),
         "restarts": result.restarts,
         "model_digest": facts["digest"],
     }
@@ -205,7 +167,9 @@ def make_rows(
             "found_loss": residual[number],
             "true_loss": true_loss[number],
             "noise_floor": noise[number],
-            "verdict": verdict(residual[number], true_loss[number], noise[number]),
+            "verdict": verdict(
+                residual[number], true_loss[number], noise[number], explained=cell.target == OWN
+            ),
             "restart": int(result.restart[number]),
             "steps": int(result.steps[number]),
             "evaluations": int(result.evaluations[number]),
@@ -252,6 +216,8 @@ def _identification(found: Identification | None) -> dict[str, Any]:
         "candidates": found.candidates,
         "bits": found.bits_low,
         "bits_high": found.bits_high,
+        "prior_bits": found.prior_bits_low,
+        "prior_bits_high": found.prior_bits_high,
         "noise_threshold": found.noise_threshold,
     }
 

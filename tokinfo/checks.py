@@ -8,16 +8,28 @@ it could be read: `Draft` says what is missing from it, so that one mistake is t
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 
-from tokinfo import masks, prompt_fit, sites
+from tokinfo import architecture, masks, prompt_fit, sites, target_fit, targets
 from tokinfo.masks import Mask
 from tokinfo.problems import MISSING, Problem, listing, suggestion
 from tokinfo.sites import Site
-from tokinfo.sources import FileCorpus, LocalSource, MixerSource, Source, TransformerSource
+from tokinfo.solvers import SWEEPING
+from tokinfo.sources import (
+    FileCorpus,
+    HubSource,
+    LocalSource,
+    MixerSource,
+    Model,
+    Pretrained,
+    Source,
+    TransformerSource,
+)
 from tokinfo.study import Grid, Study
 
 MOST_CELLS = 1_000_000
@@ -93,9 +105,24 @@ def _names(draft: Draft) -> Iterator[Problem]:
         path = ("models", name, "source")
         yield from _reference(draft, path, model.source, "sources", "source")
     for index, grid in enumerate(study.grids):
-        for axis, what in (("models", "model"), ("solvers", "solver"), ("prompts", "prompt set")):
+        for axis, section, what in _REFERENCES:
             for place, name in enumerate(getattr(grid, axis)):
-                yield from _reference(draft, ("grids", index, axis, place), name, axis, what)
+                yield from _reference(draft, ("grids", index, axis, place), name, section, what)
+        for place, target in enumerate(grid.targets):
+            if other := targets.other_model(target):
+                where = ("grids", index, "targets", place)
+                yield from _reference(draft, where, other, "models", "model")
+    if study.prior is not None:
+        yield from _reference(draft, ("prior",), study.prior, "corpora", "corpus")
+
+
+_REFERENCES = (
+    ("models", "models", "model"),
+    ("solvers", "solvers", "solver"),
+    ("identify", "solvers", "solver"),
+    ("prompts", "prompts", "prompt set"),
+)
+"""Axes of a grid that hold names, the section of the study that has them, and what they are."""
 
 
 def _reference(
@@ -209,6 +236,23 @@ def _models(draft: Draft) -> Iterator[Problem]:
         if model.state == "trained" and "seed" in model.model_fields_set:
             message = "a trained model has no random weights to seed"
             yield Problem(("models", name, "seed"), model.seed, message, "only state untrained")
+    for name, model in draft.study.models.items():
+        if draft.sound("models", name, "quantization"):
+            yield from _precision(("models", name), model)
+
+
+def _precision(path: tuple[str, str], model: Model) -> Iterator[Problem]:
+    held, computed = model.quantization, model.compute_dtype
+    if computed is not None and held not in ("int8", "nf4") and computed not in (held, "float32"):
+        message = f"weights in {held} would be rounded once more to compute in {computed}"
+        allowed = f"null, float32, or quantization {computed}"
+        yield Problem((*path, "compute_dtype"), computed, message, allowed)
+    if "outlier_threshold" in model.model_fields_set and held != "int8":
+        message = f"has no meaning for quantization {held!r}"
+        threshold = model.outlier_threshold
+        yield Problem(
+            (*path, "outlier_threshold"), threshold, message, "only with quantization int8"
+        )
 
 
 def _prompts(study: Study) -> Iterator[Problem]:
@@ -224,27 +268,35 @@ def _prompts(study: Study) -> Iterator[Problem]:
 def _files(draft: Draft) -> Iterator[Problem]:
     """Files on this machine that some cell needs."""
     study = draft.study
-    probed = dict.fromkeys(model for grid in study.grids for model in grid.models)
+    probed = dict.fromkeys(model for grid in study.grids for model in _models_of(grid))
     sources = dict.fromkeys(study.models[name].source for name in probed if name in study.models)
     tokenizers = dict.fromkeys(
         source.tokenizer
         for name in sources
         if isinstance(source := study.sources.get(name), MixerSource | TransformerSource)
     )
-    corpora = (study.tokenizers[name].corpus for name in tokenizers if name in study.tokenizers)
+    corpora = [study.tokenizers[name].corpus for name in tokenizers if name in study.tokenizers]
+    asked = [name for grid in study.grids for name in (*grid.solvers, *grid.identify)]
+    if any(study.solvers[name].kind in SWEEPING for name in asked if name in study.solvers):
+        corpora += [] if study.prior is None else [study.prior]
     for name in dict.fromkeys(corpora):
         corpus = study.corpora.get(name)
         if isinstance(corpus, FileCorpus) and not Path(corpus.path).is_file():
             yield Problem(("corpora", name, "path"), corpus.path, "there is no such file")
     for name in sources:
         source = study.sources.get(name)
-        if isinstance(source, LocalSource) and draft.sound("sources", name, "n_ctx"):
+        if isinstance(source, Pretrained) and draft.sound("sources", name, "config"):
+            yield from architecture.problems(("sources", name), source)
+        if isinstance(source, LocalSource | HubSource) and draft.sound("sources", name, "n_ctx"):
             yield from _local_model(("sources", name), source)
 
 
-def _local_model(path: tuple[str, str], source: LocalSource) -> Iterator[Problem]:
+def _local_model(path: tuple[str, str], source: LocalSource | HubSource) -> Iterator[Problem]:
+    if source.path is None:
+        return
     try:
-        config = json.loads((Path(source.path) / "config.json").read_text(encoding="utf-8"))
+        file = Path(source.path).expanduser() / "config.json"
+        config = json.loads(file.read_text(encoding="utf-8"))
         depth, limit = config.get("num_hidden_layers"), config.get("max_position_embeddings")
     except OSError:
         message = "there is no config.json there"
@@ -272,7 +324,16 @@ def _grids(draft: Draft) -> Iterator[Problem]:
         yield from _sites(("grids", index), grid, readable)
         yield from _variants(("grids", index), grid, readable)
         yield from _masks(("grids", index), grid)
+        yield from _solvers(draft, ("grids", index), grid)
+        whole = partial(_whole_source, draft)
+        yield from target_fit.problems(("grids", index), grid, draft.study, whole)
     yield from _lengths(draft)
+
+
+def _models_of(grid: Grid) -> list[str]:
+    """Return the models that a grid probes, and those whose activations it explains."""
+    others = (targets.other_model(target) for target in grid.targets)
+    return [*grid.models, *(name for name in others if name is not None)]
 
 
 def _sites(path: tuple[str, int], grid: Grid, models: dict[str, Source]) -> Iterator[Problem]:
@@ -337,6 +398,30 @@ def _masks(path: tuple[str, int], grid: Grid) -> Iterator[Problem]:
             yield Problem((*path, "masks", place), text, message, masks.ALLOWED)
 
 
+def _solvers(draft: Draft, path: tuple[str, int], grid: Grid) -> Iterator[Problem]:
+    known = draft.study.solvers
+    sweeping = [name for name, solver in known.items() if solver.kind in SWEEPING]
+    for place, name in enumerate(grid.identify):
+        if name in known and name not in sweeping:
+            message = f"is of kind {known[name].kind}, which does not say what is identifiable"
+            allowed = f"solvers of kind {listing(SWEEPING)}: {listing(sweeping, 'none here')}"
+            yield Problem((*path, "identify", place), name, message, allowed)
+    if not grid.solvers and not grid.identify:
+        message = "is empty, and `identify` names no solver either"
+        yield Problem((*path, "solvers"), [], message, listing(known))
+    elif not grid.solvers and grid.targets != [targets.OWN]:
+        message = "only `solvers` are given other targets, and this grid has none"
+        yield Problem((*path, "targets"), grid.targets, message, f"[{targets.OWN}], or solvers")
+
+
+def _whole_source(draft: Draft, model: str) -> Source | None:
+    """Return the source of a model if all that tells its weights was read as written."""
+    known = draft.study.models.get(model)
+    if known is None or not draft.sound("models", model, "state", "seed"):
+        return None
+    return draft.source(model) if draft.sound("sources", known.source, "n_ctx") else None
+
+
 def _lengths(draft: Draft) -> Iterator[Problem]:
     probed = dict.fromkeys(model for grid in draft.study.grids for model in grid.models)
     # With a default in place of a wrong n_ctx nothing can be said about what is too long.
@@ -355,10 +440,13 @@ def _lengths(draft: Draft) -> Iterator[Problem]:
 def _size(study: Study) -> Iterator[Problem]:
     total = 0
     for grid in study.grids:
-        product = 1
-        for axis in Grid.model_fields:
-            product *= len(getattr(grid, axis))
-        total += product
+        sizes = {axis: len(getattr(grid, axis)) for axis in Grid.model_fields}
+        identify = sizes.pop("identify")
+        once = ("solvers", "metrics", "parametrisations", "targets", "seeds")
+        searched = math.prod(sizes[axis] for axis in once)
+        total += math.prod(n for axis, n in sizes.items() if axis not in once) * (
+            searched + identify
+        )
     if total > MOST_CELLS:
         message = f"the grids stand for {total:,} cells"
         yield Problem(("grids",), MISSING, message, f"at most {MOST_CELLS:,}")

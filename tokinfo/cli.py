@@ -1,4 +1,4 @@
-"""The command line: `tokinfo validate`, `cells`, `schema`, `invert` and `sweep`.
+"""The command line: `tokinfo validate`, `cells`, `schema`, `invert`, `sweep` and `parity`.
 
 Every command imports what it needs when it runs, so that `tokinfo --help` answers at once.
 """
@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from tokinfo.cli_parity import parity
+from tokinfo.cli_plan import plan
 
 if TYPE_CHECKING:
     from tokinfo.study import Cell, Study
@@ -213,6 +216,9 @@ def _one_prompt(
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
 
+
+app.command()(parity)
+app.command()(plan)
 
 if __name__ == "__main__":
     app()

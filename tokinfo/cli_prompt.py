@@ -88,11 +88,12 @@ def answer(request: Request, study: Study | None, files: list[str]) -> None:
     else:
         directory, site = request.checkpoint, request.site
     # Imported late: whatever can be refused without torch is refused at once.
-    from tokinfo.cell import make_problem, make_rows, pick_device
+    from tokinfo.cell import make_rows, pick_device
     from tokinfo.decode import inverse_gram
     from tokinfo.invert.problem import SolverError
     from tokinfo.invert.run import run
     from tokinfo.models.checkpoint import load
+    from tokinfo.pose import make_problem
 
     # The bar moves on its own; a warning between its lines would break it.
     logging.getLogger("tokinfo").setLevel(logging.ERROR)

@@ -61,7 +61,7 @@ def _tokenizer_file(study: Study, model: str) -> Path | None:
         # A tokenizer of another size is a leftover: this study would replace it.
         current = tokenizer is not None and lengths.vocabulary(path) == tokenizer.vocabulary
         return path if current else None
-    places = [results / "sources" / name, results / "checkpoints" / model / "0"]
+    places = [results / "sources" / name / "config", results / "checkpoints" / model / "0"]
     if isinstance(source, LocalSource):
         places = [Path(source.path)]
     paths = (place / "tokenizer.json" for place in places)

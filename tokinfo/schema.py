@@ -21,6 +21,7 @@ CELL_KEYS: tuple[str, ...] = (
     "parametrisation",
     "solver",
     "prompts",
+    "target",
     "seed",
 )
 """The columns that name a cell: the fields of `tokinfo.study.Cell`."""
@@ -43,8 +44,14 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
     "metric": (pl.String(), "l1, l2, cosine or l1+cosine"),
     "parametrisation": (pl.String(), "embedding or vocabulary"),
     "solver": (pl.String(), "name of the solver in the study"),
+    "kind": (pl.String(), "its kind: chapter, adam, sequential, sweep or joint"),
     "seed": (pl.Int64(), "seed of the starts"),
     "prompts": (pl.String(), "name of the set of prompts"),
+    "target": (
+        pl.String(),
+        "what is to be explained: own, or a control's: shuffled or of:MODEL; shares leave out all "
+        "but own",
+    ),
     # the position
     "prompt_id": (pl.Int64(), "index of the prompt in its set, from 0"),
     "prompt": (pl.String(), "the prompt's text"),
@@ -68,9 +75,12 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
     "loss": (pl.Float64(), "distance at the end of the search, in the metric's units"),
     "first_loss": (pl.Float64(), "distance at its start"),
     "found_loss": (pl.Float64(), "distance of the found TOKENS' own activations"),
-    "true_loss": (pl.Float64(), "distance of the true prompt itself (rounding only)"),
-    "noise_floor": (pl.Float64(), "largest change of the target's own activations"),
-    "verdict": (pl.String(), "certified, search failure or undecided (prompt); null where none"),
+    "true_loss": (pl.Float64(), "distance of the true prompt itself (own target: rounding only)"),
+    "noise_floor": (pl.Float64(), "largest change of the true prompt's own activations"),
+    "verdict": (
+        pl.String(),
+        "certified, search failure, undecided, or unexplained (controls); about the prompt",
+    ),
     "around": (pl.String(), "prompt that was swept around: true or found; null: nothing swept"),
     "identified": (pl.String(), "identifiable, ambiguous or excluded (position); null: not swept"),
     "rank": (pl.Int64(), "rank of the true token among all candidates here, from 1"),
@@ -78,6 +88,9 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
     "candidates": (pl.Int64(), "candidates within twice the noise floor"),
     "bits": (pl.Float64(), "information on the token, lower bound: log2 V - log2 |S|"),
     "bits_high": (pl.Float64(), "its upper bound (only exact ties with the best left open)"),
+    "prior_bits": (pl.Float64(), "as bits, under the unigram prior; null: the study names none"),
+    "prior_bits_high": (pl.Float64(), "as bits_high, under the unigram prior"),
+    "prior_entropy": (pl.Float64(), "bits a token holds on average under the unigram prior"),
     "noise_threshold": (
         pl.Float64(),
         "noise-to-signal ratio at which the true token stops being the best (median of draws)",
@@ -105,7 +118,8 @@ RECOVERY_SCHEMA: pl.Schema = pl.Schema(
 
 PROMPT_VERDICTS = ("certified", "search failure", "undecided")
 """Verdicts on a found prompt: it explains the activations to within the floor, it is worse than
-the true prompt by more than the floor, or neither."""
+the true prompt by more than the floor, or neither. Under a control's target there is only
+`certified` and, in place of the others, `unexplained`: it may be that nothing is to be found."""
 
 POSITION_VERDICTS = ("identifiable", "ambiguous", "excluded")
 """Verdicts on one position: only the true token explains it, several do, the true one does not."""

@@ -43,21 +43,26 @@ def published_reference(decoder: Decoder, ids: Tensor, noise: float, seed: int) 
     return decoder.top(embedded + noise * shift, k=1)[..., 0]
 
 
-def verdict(residual: float, true_loss: float, floor: float) -> str:
+def verdict(residual: float, true_loss: float, floor: float, *, explained: bool = True) -> str:
     """Judge a found prompt by its own activations.
 
     Args:
         residual: distance of the found TOKENS' activations to the target.
         true_loss: the same for the true prompt.
         floor: the cell's noise floor.
+        explained: whether the true prompt explains the target, as it does its own activations;
+            false for a control's target, which no prompt is known to explain.
 
     Returns:
         ``certified`` when the found prompt explains the target to within the floor, ``search
         failure`` when it is worse than the true one by more than the floor (the solver is to
-        blame, not the model), and ``undecided`` in between.
+        blame, not the model), and ``undecided`` in between. Of a control that is not certified,
+        ``unexplained``: there may be nothing to find, so no search can be blamed.
     """
     if residual <= floor:
         return "certified"
+    if not explained:
+        return "unexplained"
     if residual > true_loss + floor:
         return "search failure"
     return "undecided"

@@ -12,6 +12,7 @@ cluster job. Modules that need a part of it import that part (`tokinfo.sources`,
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -21,10 +22,11 @@ from tokinfo.sites import Site
 from tokinfo.solvers import MetricWeights, Solver
 from tokinfo.sources import Corpus, Model, Source, Tokenizer
 from tokinfo.strict import Integer, MetricName, Name, Padding, Parametrisation, Seed, Strict
+from tokinfo.targets import OWN, other_model, slug
 
 
 class Grid(Strict):
-    """A product of axes; every combination is a cell."""
+    """A product of axes; every combination is a cell. `identify` adds some beside them."""
 
     models: list[Name] = Field(min_length=1, description="Names of models.")
     sites: list[str] = Field(
@@ -38,7 +40,19 @@ class Grid(Strict):
     parametrisations: list[Parametrisation] = Field(
         ["embedding"], min_length=1, description="What descends."
     )
-    solvers: list[Name] = Field(min_length=1, description="Names of solvers.")
+    solvers: list[Name] = Field(
+        [],
+        description="Names of solvers; may be empty where `identify` names one, in a grid that "
+        "only asks what is there.",
+    )
+    identify: list[Name] = Field(
+        [],
+        description="Names of solvers of kind `sweep` or `joint` that say what the activations "
+        "identify in the settings of this grid (models, sites, masks, prompts, residual, causal, "
+        "padding): one cell by each in every setting, under the first metric and seed, with "
+        "parametrisation `embedding` and target `own`. Which positions: the solver's own "
+        "`positions` and `first`.",
+    )
     prompts: list[Name] = Field(min_length=1, description="Names of prompt sets.")
     residual: list[bool] = Field(
         [True], min_length=1, description="False: without the residual around self-attention."
@@ -51,6 +65,13 @@ class Grid(Strict):
         min_length=1,
         description="`none`: the prompt's own length; `n_ctx`: padded to n_ctx, pads visible "
         "where the mask says so and searched for like any position.",
+    )
+    targets: list[str] = Field(
+        [OWN],
+        min_length=1,
+        description="What is to be explained. `own`: the prompt's own activations. Controls, "
+        "which no prompt explains: `shuffled`, the same with their positions permuted; "
+        "`of:MODEL`, another model's of the study, of the same tokenizer and width.",
     )
     seeds: list[Seed] = Field([0], min_length=1, description="Seeds of the starts.")
 
@@ -68,7 +89,14 @@ class Cell(Strict):
     parametrisation: Parametrisation
     solver: str
     prompts: str
+    target: str = OWN
     seed: int
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models it loads: its own, and the one whose activations it explains if another."""
+        other = other_model(self.target)
+        return (self.model,) if other is None else (self.model, other)
 
     @property
     def wildcards(self) -> dict[str, str]:
@@ -79,6 +107,7 @@ class Cell(Strict):
                 ("noresidual", not self.residual),
                 ("acausal", not self.causal),
                 ("padded", self.padding == "n_ctx"),
+                (slug(self.target), self.target != OWN),
             )
             if present
         ]
@@ -102,6 +131,8 @@ class Cell(Strict):
 CELL_PATH = (
     "cells/{model}/{site}/{mask}/{metric}_{parametrisation}_{solver}_{prompts}_s{seed}.parquet"
 )
+
+_IDENTIFY_BY: tuple[Parametrisation, ...] = ("embedding",)
 
 
 class Study(Strict):
@@ -129,6 +160,11 @@ class Study(Strict):
         default_factory=lambda: MetricWeights(), description="Weights of the `l1+cosine` metric."
     )
     solvers: dict[Name, Solver] = Field(min_length=1, description="Solvers, by name.")
+    prior: Name | None = Field(
+        None,
+        description="Name of the corpus whose tokens' frequencies are the prior of `prior_bits` "
+        "in cells of kind `sweep` and `joint` (null: none).",
+    )
     grids: list[Grid] = Field(min_length=1, description="Products of axes; their union is probed.")
 
     def source_of(self, model: str) -> Source:
@@ -137,19 +173,24 @@ class Study(Strict):
 
     def cells(self) -> tuple[Cell, ...]:
         """Return every cell once, in the order the grids name them."""
-        found: dict[Cell, None] = {}
-        for grid in self.grids:
-            axes = itertools.product(
-                itertools.product(grid.models, grid.sites, grid.masks, grid.solvers, grid.metrics),
-                itertools.product(grid.parametrisations, grid.residual, grid.causal, grid.padding),
-                itertools.product(grid.prompts, grid.seeds),
-            )
-            for (
-                (model, site, mask, solver, metric),
-                (parametrisation, residual, causal, padding),
-                (prompts, seed),
-            ) in axes:
-                cell = Cell(
+        return tuple(dict.fromkeys(cell for grid in self.grids for cell in self._cells(grid)))
+
+    def _cells(self, grid: Grid) -> Iterator[Cell]:
+        settings = itertools.product(
+            itertools.product(grid.models, grid.sites, grid.masks, grid.prompts),
+            itertools.product(grid.residual, grid.causal, grid.padding),
+        )
+        asked = [
+            *itertools.product(
+                grid.solvers, grid.metrics, grid.parametrisations, grid.seeds, grid.targets
+            ),
+            *itertools.product(
+                grid.identify, grid.metrics[:1], _IDENTIFY_BY, grid.seeds[:1], (OWN,)
+            ),
+        ]
+        for (model, site, mask, prompts), (residual, causal, padding) in settings:
+            for solver, metric, parametrisation, seed, target in asked:
+                yield Cell(
                     model=model,
                     site=str(Site.parse(site).resolve(self.source_of(model).blocks)),
                     residual=residual,
@@ -160,13 +201,11 @@ class Study(Strict):
                     parametrisation=parametrisation,
                     solver=solver,
                     prompts=prompts,
+                    target=target,
                     seed=seed,
                 )
-                found[cell] = None
-        return tuple(found)
 
     def depth_needed(self, model: str) -> int:
         """Return how many blocks the deepest site of a model needs (0: the embedding alone)."""
-        blocks = self.source_of(model).blocks
-        sites = (site for grid in self.grids if model in grid.models for site in grid.sites)
-        return max((Site.parse(site).resolve(blocks).block for site in sites), default=0)
+        sites = (Site.parse(cell.site) for cell in self.cells() if model in cell.models)
+        return max((site.block for site in sites), default=0)

@@ -4,9 +4,9 @@
 tokens and says what is there at best; a sweep around a FOUND prompt says what an observer
 without the truth could claim. Figures, the page and `noise.csv` all read these functions.
 
-A position right of every visible one, in a causal model, is a control: nothing visible can
-depend on its token, so it must come out ambiguous with the whole vocabulary. Controls never
-enter a share.
+Controls never enter a share. A position right of every visible one, in a causal model, is one:
+nothing visible can depend on its token, so it must come out ambiguous with the whole vocabulary.
+A cell with a target that no prompt explains is another: nothing may be certified there.
 """
 
 from __future__ import annotations
@@ -26,17 +26,14 @@ from tokinfo.tables import RECOVERED, display_order, scan
 SETTING = ("model", "site", "residual", "causal", "padding", "mask", "prompts")
 """What is measured, as against who searches and how."""
 
-SEARCHES = ("chapter", "adam", "joint", "sweep")
-"""Kinds of search, as the table tells them apart; `adam` stands for any other descent too."""
-
 _FACTS = (
     *("source", "family", "state", "quantization", "weights_note", "block", "depth"),
-    "vocabulary",
+    *("kind", "vocabulary", "prior_entropy"),
 )
 _COLUMNS = (
-    *(*CELL_KEYS, *_FACTS, "prompt_id", "position", "visible", "correct", "published_correct"),
+    *(*CELL_KEYS, *_FACTS, "prompt_id", "position", "visible", "correct"),
     *("verdict", "around", "identified", "rank", "margin", "candidates", "bits", "bits_high"),
-    *("noise_threshold", "noise_floor"),
+    *("prior_bits", "prior_bits_high", "noise_threshold", "noise_floor"),
 )
 _FAR = 1 << 12
 """A length beyond any number of positions: where a mask of a padded prompt ends."""
@@ -45,10 +42,10 @@ _GROUP = (*SETTING, "metric", "solver")
 
 
 def hidden_rows(recovery: Path) -> pl.DataFrame:
-    """Return the rows about hidden positions, with who searched and what is a control.
+    """Return the rows about hidden positions of the prompts' own targets.
 
-    Adds `search` (one of `SEARCHES`), `control` (bool: nothing visible can depend on this
-    token) and `recovered` (see `tokinfo.tables.RECOVERED`).
+    Adds `control` (bool: nothing visible can depend on this token) and `recovered` (see
+    `tokinfo.tables.RECOVERED`).
 
     Raises:
         TableError: the long table cannot be read or has another schema.
@@ -61,27 +58,16 @@ def hidden_rows(recovery: Path) -> pl.DataFrame:
         schema={"mask": pl.String(), "padding": pl.String(), "end": pl.Int64()},
     )
     last = pl.col("position").filter("visible").max().over([*CELL_KEYS, "prompt_id"])
-    cell_is = {
-        name: pl.col(column).max().over(CELL_KEYS)
-        for name, column in (("swept", "around"), ("chapter", "published_correct"))
-    }
     return (
-        table.with_columns(last=last, **cell_is)
+        table.with_columns(last=last)
         .join(ends, on=["mask", "padding"], how="left", maintain_order="left")
         .filter(~pl.col("visible"))
         .with_columns(
-            search=pl.when(pl.col("swept") == "true")
-            .then(pl.lit("sweep"))
-            .when(pl.col("swept") == "found")
-            .then(pl.lit("joint"))
-            .when(pl.col("chapter").is_not_null())
-            .then(pl.lit("chapter"))
-            .otherwise(pl.lit("adam")),
             control=pl.col("causal")
             & (pl.col("position") > pl.coalesce("end", "last", pl.lit(_FAR))),
             recovered=RECOVERED,
         )
-        .drop("last", "swept", "chapter", "end")
+        .drop("last", "end")
     )
 
 
@@ -117,7 +103,7 @@ class Finding:
     recovered: Share | None
 
 
-def finding(rows: pl.DataFrame, searches: tuple[str, ...]) -> Finding | None:
+def finding(rows: pl.DataFrame, kinds: tuple[str, ...]) -> Finding | None:
     """Compare a kind of search with the sweep, in the settings where both ran.
 
     Of several cells of one kind in a setting the one that found (or identified, or recovered)
@@ -125,16 +111,16 @@ def finding(rows: pl.DataFrame, searches: tuple[str, ...]) -> Finding | None:
 
     Args:
         rows: what `hidden_rows` returned.
-        searches: kinds that count as the search.
+        kinds: kinds of solver that count as the search.
 
     Returns:
         the shares, or None where no setting has both.
     """
     rows = rows.filter(~pl.col("control"))
-    swept = best_cells(rows.filter(search="sweep"), pl.col("identified") == "identifiable")
-    joint = searches == ("joint",)
+    swept = best_cells(rows.filter(kind="sweep"), pl.col("identified") == "identifiable")
+    joint = kinds == ("joint",)
     found = best_cells(
-        rows.filter(pl.col("search").is_in(searches)),
+        rows.filter(pl.col("kind").is_in(kinds)),
         pl.col("recovered") if joint else pl.col("correct"),
     )
     where = [*SETTING, "prompt_id", "position"]
@@ -199,28 +185,28 @@ def verdicts(rows: pl.DataFrame) -> list[dict[str, Any]]:
     ratio = pl.col("margin") / pl.col("noise_floor")
     prompt = pl.struct("prompt_id", "seed")
     table = rows.group_by(_GROUP, maintain_order=True).agg(
-        *(pl.col(name).first() for name in (*_FACTS, "search", "around")),
+        *(pl.col(name).first() for name in (*_FACTS, "around")),
         *((pl.col("identified") == name).sum().alias(name) for name in POSITION_VERDICTS),
         *(
             prompt.filter(pl.col("verdict") == name).n_unique().alias(name)
             for name in PROMPT_VERDICTS
         ),
+        *(pl.col(name).mean() for name in ("bits", "bits_high", "prior_bits", "prior_bits_high")),
         positions=pl.col("identified").count(),
         n_prompts=pl.col("prompt_id").n_unique(),
         recovered=pl.col("recovered").sum(),
         # 0 / 0 is not a number: no margin and no floor are no evidence either way.
         margin_floors=ratio.fill_nan(0.0).quantile(0.5, "lower"),
-        bits=pl.col("bits").mean(),
-        bits_high=pl.col("bits_high").mean(),
     )
     found = [row for row in table.to_dicts() if row["positions"]]
-    return sorted(found, key=lambda row: (display_order(row), row["block"], row["search"]))
+    return sorted(found, key=lambda row: (display_order(row), row["block"], row["kind"]))
 
 
-def controls(rows: pl.DataFrame) -> list[dict[str, Any]]:
-    """Return one row per setting, metric and solver with controls: what came out.
+def unseen(rows: pl.DataFrame) -> list[dict[str, Any]]:
+    """Return what came out at positions that nothing visible depends on.
 
-    `as_must`: every swept control position is ambiguous with the whole vocabulary and 0 bits.
+    One row per setting, metric and solver that swept some. `as_must`: every swept position is
+    ambiguous with the whole vocabulary and 0 bits.
     `found` of `positions` is what the search put right there, by chance alone.
     """
     rows = rows.filter(pl.col("around").is_not_null() & pl.col("control"))
@@ -231,7 +217,7 @@ def controls(rows: pl.DataFrame) -> list[dict[str, Any]]:
         & (pl.col("bits_high") == 0)
     )
     table = rows.group_by(_GROUP, maintain_order=True).agg(
-        *(pl.col(name).first() for name in (*_FACTS, "search", "around")),
+        *(pl.col(name).first() for name in (*_FACTS, "around")),
         positions=pl.len(),
         swept=pl.col("identified").count(),
         ambiguous=(pl.col("identified") == "ambiguous").sum(),
@@ -243,7 +229,35 @@ def controls(rows: pl.DataFrame) -> list[dict[str, Any]]:
         n_prompts=pl.col("prompt_id").n_unique(),
     )
     found = [row for row in table.to_dicts() if row["swept"]]
-    return sorted(found, key=lambda row: (display_order(row), row["block"], row["search"]))
+    return sorted(found, key=lambda row: (display_order(row), row["block"], row["kind"]))
+
+
+def unexplained(recovery: Path) -> list[dict[str, Any]]:
+    """Return what came out under targets that no prompt explains.
+
+    One row per setting, metric, solver and target. `as_must`: no prompt is certified, and no
+    swept position identifiable. `found` of `positions` hidden ones is what the search put right
+    there: near chance for another model's activations, and not judged for shuffled ones, which
+    still hold their prompt's tokens.
+
+    Raises:
+        TableError: the long table cannot be read or has another schema.
+    """
+    rows = scan(recovery, controls=True).select(_COLUMNS).collect(engine="streaming")
+    prompt, hidden = pl.struct("prompt_id", "seed"), ~pl.col("visible")
+    table = rows.group_by(*_GROUP, "target", maintain_order=True).agg(
+        *(pl.col(name).first() for name in _FACTS),
+        n_prompts=prompt.n_unique(),
+        certified=prompt.filter(pl.col("verdict") == "certified").n_unique(),
+        swept=pl.col("identified").count(),
+        identifiable=(pl.col("identified") == "identifiable").sum(),
+        positions=hidden.sum(),
+        found=(pl.col("correct") & hidden).sum(),
+    )
+    found = table.with_columns(
+        as_must=(pl.col("certified") == 0) & (pl.col("identifiable") == 0)
+    ).to_dicts()
+    return sorted(found, key=lambda row: (display_order(row), row["block"], row["target"]))
 
 
 NOISE_SCHEMA: dict[str, pl.DataType] = {

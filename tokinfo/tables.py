@@ -24,9 +24,11 @@ from tokinfo.schema import (
     RECOVERY_SCHEMA,
     schema_problem,
 )
+from tokinfo.targets import OWN
 
 _ROW_ORDER = ("prompt_id", "position")
 _FACTS = (
+    "kind",
     "source",
     "family",
     "state",
@@ -54,6 +56,9 @@ _PER_PROMPT = (
 )
 """Columns that are constant within a prompt, of which the summary gives medians."""
 
+_BITS = ("bits", "bits_high", "prior_bits", "prior_bits_high")
+"""Columns about a position, of which the summary gives means."""
+
 RECOVERED = (
     pl.when((pl.col("around") == "found") & ~pl.col("visible") & pl.col("identified").is_not_null())
     .then(
@@ -68,6 +73,9 @@ RECOVERED = (
 Null at visible positions and wherever nothing was swept around a found prompt: a solver that
 does not say what else would explain the activations has not shown that it recovered anything.
 """
+
+OWN_TARGET = pl.col("target") == OWN
+"""Rows that say something about their prompt; the others are controls and enter no share."""
 
 OTHERS_KNOWN = (pl.col("around") == "true").fill_null(False)
 """Rows of a sweep around the true prompt. Their `correct` says that the true token is the best
@@ -218,14 +226,16 @@ def _place_in(order: Sequence[str], value: str) -> int:
 def summarise(recovery: Path, summary: Path, summary_csv: Path) -> None:
     """Write one row per cell and kind of position (hidden, visible), as parquet and as CSV.
 
+    Cells whose target is a control's are left out: the page on identifiability has them.
     Shares come with 95 % intervals over prompts (`tokinfo.intervals.clustered_share`) and with
     what a uniform guess among the candidates would give. `whole` is the share of prompts with
     every position of the row's kind right, `prompt_whole` with every position right. Losses
     are medians over prompts; `descent` is the median of loss over first loss. `around` says what
     the cell's sweeps were run around; where it is ``true`` the other tokens were known to the
     solver, so `top1` is no search's result. `recovered` is the share of hidden positions found,
-    certified and identifiable around the found prompt. `bits` and `bits_high` are means,
-    `margin` and `noise_threshold` medians over positions. What a solver does not give is null.
+    certified and identifiable around the found prompt. `bits`, `prior_bits` and their upper ends
+    are means, `margin` and `noise_threshold` medians over positions. What a solver does not give
+    is null.
 
     Raises:
         TableError: the long table cannot be read or has another schema.
@@ -239,15 +249,22 @@ def summarise(recovery: Path, summary: Path, summary_csv: Path) -> None:
                 table.write_csv(partial)
 
 
-def scan(recovery: Path) -> pl.LazyFrame:
-    """Open the long table lazily; TableError when it is unreadable or of another schema."""
+def scan(recovery: Path, *, controls: bool = False) -> pl.LazyFrame:
+    """Open the long table lazily, without controls or (``controls``) the controls alone.
+
+    A control is a cell whose target is not its prompt's own. Who reads the table through here
+    cannot count one by accident.
+
+    Raises:
+        TableError: it is unreadable or of another schema.
+    """
     try:
         problem = schema_problem(pl.read_parquet_schema(recovery))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise TableError(f"{recovery}: cannot be read as parquet ({_first_line(error)})") from None
     if problem:
         raise TableError(f"{recovery}: not a recovery table: {problem}")
-    return pl.scan_parquet(recovery)
+    return pl.scan_parquet(recovery).filter(~OWN_TARGET if controls else OWN_TARGET)
 
 
 def shares(rows: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
@@ -277,6 +294,8 @@ def shares(rows: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
             *(pl.col(column).sum().alias(f"{name}_found") for name, column in SHARES.items()),
             *(pl.col(column).count().alias(f"{name}_of") for name, column in SHARES.items()),
             *(pl.col(name).first() for name in (*_PER_PROMPT, "seconds", *facts)),
+            *(pl.col(name).sum() for name in _BITS),
+            *(pl.col(name).count().alias(f"with_{name}") for name in _BITS),
             certified_found=((verdict == "certified") & pl.col("judged")).any().cast(pl.Int64),
             certified_of=pl.col("judged").any().cast(pl.Int64),
             positions=pl.len(),
@@ -285,10 +304,6 @@ def shares(rows: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
             rank_first=(pl.col("rank") == 1).sum(),
             ranked=pl.col("rank").count(),
             margins=pl.col("margin").drop_nulls(),
-            bits=pl.col("bits").sum(),
-            bits_high=pl.col("bits_high").sum(),
-            with_bits=pl.col("bits").count(),
-            with_bits_high=pl.col("bits_high").count(),
             thresholds=pl.col("noise_threshold").drop_nulls(),
             around=pl.col("around").max(),
         )
@@ -323,8 +338,8 @@ def _summary_schema(group: Sequence[str], facts: Sequence[str]) -> dict[str, pl.
         schema |= {f"{name}{end}": pl.Float64() for end in ("", "_low", "_high")}
     rest = (
         "chance_top1 chance_top5 chance_unordered whole prompt_whole loss first_loss found_loss "
-        "true_loss noise_floor descent rank_first margin bits bits_high noise_threshold steps "
-        "evaluations seconds"
+        "true_loss noise_floor descent rank_first margin bits bits_high prior_bits prior_bits_high "
+        "noise_threshold steps evaluations seconds"
     )
     return schema | {name: pl.Float64() for name in rest.split()}
 
@@ -353,8 +368,7 @@ def _summary_row(part: pl.DataFrame, facts: Sequence[str]) -> dict[str, object]:
         "descent": (part["loss"] / part["first_loss"]).median(),
         "rank_first": _ratio(part["rank_first"], part["ranked"]),
         "margin": part["margins"].explode(empty_as_null=False).median(),
-        "bits": _ratio(part["bits"], part["with_bits"]),
-        "bits_high": _ratio(part["bits_high"], part["with_bits_high"]),
+        **{name: _ratio(part[name], part[f"with_{name}"]) for name in _BITS},
         # The lower of two middle values: a threshold may be infinite, a mean with it says nothing.
         "noise_threshold": part["thresholds"].explode(empty_as_null=False).quantile(0.5, "lower"),
         "seconds": part["seconds"].mean(),

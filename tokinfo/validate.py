@@ -135,8 +135,13 @@ def _examine(raw: Mapping[str, Any]) -> tuple[Study | None, list[Problem]]:
     malformed = {path for path, _ in form}
     return None, [
         *(_problem(path, error) for path, error in form),
-        *(problem for problem in sense if problem.path not in malformed),
+        *(problem for problem in sense if not _within(problem.path, malformed)),
     ]
+
+
+def _within(path: KeyPath, places: set[KeyPath]) -> bool:
+    """Return whether a path leads to or through one of these places."""
+    return any(path[:length] in places for length in range(1, len(path) + 1))
 
 
 # --- mistakes of form ---------------------------------------------------------------------

@@ -25,13 +25,24 @@ from typing import TYPE_CHECKING, Any
 from tokinfo.masks import Mask
 from tokinfo.provenance import code_digest
 from tokinfo.sites import Site
-from tokinfo.sources import LocalSource, MixerSource, TransformerSource
+from tokinfo.solvers import SWEEPING
+from tokinfo.sources import (
+    GgufSource,
+    HubSource,
+    LocalSource,
+    MixerSource,
+    TransformerSource,
+)
 from tokinfo.study import CELL_PATH, Cell, Study
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 Settings = dict[str, Any]
+
+CONFIG = "config"
+"""The part of a fetched model that is its configuration and tokenizer, without weights."""
+_UNFETCHED = {"note", "config"}
 
 CODE: dict[str, tuple[str, ...]] = {
     "corpus": ("tokinfo.corpus",),
@@ -42,6 +53,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "fetch": ("tokinfo.models.pretrained",),
     "prepare": ("tokinfo.models.cutting",),
     "embedding": ("tokinfo.models.cutting", "tokinfo.decode"),
+    "unigram": ("tokinfo.unigram",),
     "invert": ("tokinfo.cell",),
     "collect": ("tokinfo.tables",),
     "summarise": ("tokinfo.tables",),
@@ -92,8 +104,8 @@ class Plan:
 
     @cached_property
     def models(self) -> tuple[str, ...]:
-        """Names of the models that some cell probes, in the study's order."""
-        probed = {cell.model for cell in self.cells.values()}
+        """Names of the models that some cell probes or explains, in the study's order."""
+        probed = {name for cell in self.cells.values() for name in cell.models}
         return tuple(name for name in self.study.models if name in probed)
 
     @cached_property
@@ -144,18 +156,37 @@ class Plan:
     def tokenizer_path(self, source: str) -> str:
         """Return the directory that holds a source's tokenizer."""
         own = self.tokenizer_of(source)
-        return f"<results>/sources/{source}" if own is None else f"<results>/tokenizers/{own}"
+        if own is None:
+            return f"<results>/sources/{source}/{CONFIG}"
+        return f"<results>/tokenizers/{own}"
 
-    def origin(self, model: str) -> str:
-        """Return the directory that a model's checkpoint is made from."""
-        source = self.study.models[model].source
-        if self.needs_weights(model):
-            return f"<results>/sources/{source}"
-        return self.tokenizer_path(source)
+    def origin(self, model: str, blocks: int) -> str:
+        """Return the directory that a model's checkpoint of ``blocks`` blocks is made from.
+
+        Of a fetched model there is one directory for each number of blocks; its untrained twin is
+        made from its configuration alone.
+        """
+        known = self.study.models[model]
+        if self.is_local(known.source):
+            trained = f"<results>/sources/{known.source}"
+            return trained if known.state == "trained" else self.tokenizer_path(known.source)
+        part = CONFIG if known.state == "untrained" else str(blocks)
+        return f"<results>/sources/{known.source}/{part}"
 
     def checkpoint(self, cell: Cell) -> str:
         """Return the directory of the checkpoint that a cell loads: no block more than it needs."""
         return f"<results>/checkpoints/{cell.model}/{Site.parse(cell.site).block}"
+
+    def target(self, cell: Cell) -> list[str]:
+        """Return the checkpoint whose activations a cell explains, where it is not its own."""
+        block = Site.parse(cell.site).block
+        return [f"<results>/checkpoints/{name}/{block}" for name in cell.models[1:]]
+
+    def prior(self, cell: Cell) -> list[str]:
+        """Return the unigram prior of a cell, where its solver has a use for one."""
+        if self.study.prior is None or self.study.solvers[cell.solver].kind not in SWEEPING:
+            return []
+        return [f"<results>/unigrams/{cell.model}.safetensors"]
 
     def cell(self, wildcards: Mapping[str, str]) -> Cell:
         """Return the cell that a file name's wildcards stand for."""
@@ -172,7 +203,9 @@ class Plan:
             for name, value in cell.wildcards.items():
                 values.setdefault(name, set()).add(value)
         values["blocks"] = {str(Site.parse(cell.site).block) for cell in self.cells.values()}
+        values["part"] = {CONFIG, "0", *values["blocks"]}
         values["blocks"].discard("0")  # the embedding alone is a rule of its own
+        values["model"] = set(self.models)
         values["source"] = set(self.sources)
         values["corpus"] = set(self.study.corpora)
         values["tokenizer"] = set(self.study.tokenizers)
@@ -197,27 +230,35 @@ class Plan:
         """Return what training a model depends on, besides its tokenizer and tokens."""
         return canonical(self.study.sources[source].model_dump())
 
-    def fetch_settings(self, source: str) -> Settings:
-        """Return what fetching a model depends on.
+    def fetch_settings(self, source: str, part: str) -> Settings:
+        """Return what fetching a part of a model depends on: a number of blocks, or its config.
 
-        Its note is a fact for the tables, not for the download.
+        Its note is a fact for the tables, and what the study says of its sizes one for planning.
         """
-        return canonical(self.study.sources[source].model_dump(exclude={"note"}))
+        return canonical(
+            {
+                "blocks": None if part == CONFIG else int(part),
+                "source": self.study.sources[source].model_dump(exclude=_UNFETCHED),
+            }
+        )
 
-    def fetch_files(self, source: str) -> list[str]:
-        """Return the files of a local directory whose change means a different model.
+    def fetch_files(self, source: str, part: str) -> list[str]:
+        """Return the files on this machine whose change means a different part of a model.
 
         A directory's own time does not change when a file inside is rewritten, so the files
         themselves are the inputs.
         """
         known = self.study.sources[source]
-        if not isinstance(known, LocalSource):
+        if not isinstance(known, LocalSource | HubSource | GgufSource) or known.path is None:
             return []
-        kept = {".json", ".safetensors", ".model", ".txt"}
-        found = sorted(p for p in Path(known.path).glob("*") if p.suffix in kept and p.is_file())
+        path = Path(known.path).expanduser()
+        if isinstance(known, GgufSource):
+            return [str(path)]
+        kept = {".json", ".model", ".txt"} | (set() if part == CONFIG else {".safetensors", ".bin"})
+        found = sorted(p for p in path.glob("*") if p.suffix in kept and p.is_file())
         # With nothing there yet, name the file that every model has: Snakemake then says what
         # is missing before anything starts.
-        return [str(p) for p in found] or [str(Path(known.path) / "config.json")]
+        return [str(p) for p in found] or [str(path / "config.json")]
 
     def prepare_settings(self, model: str, blocks: int) -> Settings:
         """Return what cutting a checkpoint of ``blocks`` blocks depends on.
@@ -227,7 +268,8 @@ class Plan:
         """
         known = self.study.models[model]
         source = self.study.sources[known.source]
-        unused = {"training"} if isinstance(source, MixerSource | TransformerSource) else {"note"}
+        built = isinstance(source, MixerSource | TransformerSource)
+        unused = {"training"} if built else _UNFETCHED
         settings: Settings = {
             "blocks": blocks,
             "built": not self.needs_weights(model),
@@ -243,7 +285,7 @@ class Plan:
         uses = {
             (cell.prompts, Mask(cell.mask).text, cell.padding)
             for cell in self.cells.values()
-            if self.study.models[cell.model].source == source
+            if source in {self.study.models[name].source for name in cell.models}
         }
         return canonical(
             {
@@ -254,15 +296,20 @@ class Plan:
         )
 
     def cell_settings(self, cell: Cell) -> Settings:
-        """Return what solving a cell depends on, besides its checkpoint and decoder.
+        """Return what solving a cell depends on, besides its checkpoints, decoder and prior.
 
-        The metric's weights are there for the metric that has some, and for no other.
+        The metric's weights are there for the metric that has some, and for no other; so are
+        the name of the prior and what the model is whose activations are to be explained.
         """
         model = self.study.models[cell.model]
         source = self.study.sources[model.source]
         weights = self.study.metric_weights.model_dump() if cell.metric == "l1+cosine" else {}
+        others = [self.study.models[name].model_dump() for name in cell.models[1:]]
+        prior = {"prior": self.study.prior} if self.prior(cell) else {}
         return canonical(
             {
+                **({"target_models": others} if others else {}),
+                **prior,
                 "cell": cell.model_dump(),
                 "metric_weights": weights,
                 "prompts": list(self.study.prompts[cell.prompts]),

@@ -18,6 +18,8 @@ with job(snakemake.log[0], f"invert {snakemake.output[0]}"):
         Path(snakemake.input.checkpoint),
         Path(snakemake.input.decoder),
         Path(snakemake.output[0]),
+        target=next(map(Path, snakemake.input.target), None),
+        prior=next(map(Path, snakemake.input.prior), None),
         device=device(snakemake.config.get("device", "auto"), snakemake.resources.gpu),
         threads=snakemake.threads,
         code_digest=snakemake.params.code,

@@ -58,6 +58,62 @@ def test_controls_that_fail_are_said_to(tmp_path: Path) -> None:
     assert "All come out so." not in page.text
 
 
+def shuffled(rows: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:
+    return [row | {"target": "shuffled", "verdict": "unexplained"} | changes for row in rows]
+
+
+def test_targets_that_nothing_explains_are_shown_with_what_must_come_out(tmp_path: Path) -> None:
+    control = shuffled(swept_rows(FLAT, around="found"))
+    for row in control:
+        row |= {"correct": row["prompt_id"] == 0, "target": "of:other"}
+        if not row["visible"]:
+            row["identified"] = "excluded"
+    page = write(everything() + control, tmp_path)
+    assert "All come out so." in page.text
+    assert "activations of other" in page.text
+    assert "no prompt certified, no position identifiable" in page.text
+    came = "0 of 10 prompts certified; 0 of 10 positions identifiable; 1 of 10 hidden tokens found"
+    assert came in page.text
+    assert "(chance: 1 in 4,096)" in page.text
+    # In the headlines it is as if the control were not there.
+    headline = page.text[page.text.index("The finding") : page.text.index("Words")]
+    alone = write(everything(), tmp_path).text
+    assert headline == alone[alone.index("The finding") : alone.index("Words")]
+
+
+def test_one_certified_control_marks_the_page(tmp_path: Path) -> None:
+    control = shuffled(swept_rows(FLAT, around="found"), identified=None)
+    control[0]["verdict"] = "certified"
+    page = write(everything() + control, tmp_path)
+    assert "1 of 3 do not" in page.text
+    assert "1 of 10 prompts certified" in page.text
+    assert page.text.count("NO") == 1
+
+
+def test_prior_bits_stand_beside_bits_where_there_is_a_prior(tmp_path: Path) -> None:
+    assert "prior bits" not in write(everything(), tmp_path).text.lower()
+    rows = everything()
+    for row in rows:
+        if row.get("bits") is not None:
+            row |= {"prior_bits": 8.0, "prior_bits_high": 8.5, "prior_entropy": 9.25}
+    page = write(rows, tmp_path)
+    assert "8.0 to 8.5 (the text's tokens: 9.2)" in page.text
+    assert "Laplace" in page.text
+
+
+def test_controls_are_in_no_strip_and_in_no_headline(tmp_path: Path) -> None:
+    searched, control = cell_rows(FLAT), shuffled(cell_rows(FLAT, solver="joint"))
+    pages = []
+    for name, rows in (("with", searched + control), ("without", searched), ("only", control)):
+        frame(rows).write_parquet(tmp_path / "recovery.parquet")
+        write_strips(tmp_path / "recovery.parquet", tmp_path / f"{name}.html")
+        pages.append((tmp_path / f"{name}.html").read_text())
+    note = pages[0][pages[0].index("<p class=note>1 cells of controls") :]
+    note = note[: note.index("came out.") + len("came out.")]
+    assert pages[0].replace(note, "") == pages[1]
+    assert "No search in this study." in pages[2]
+
+
 def test_a_study_without_sweeps_is_told_so(tmp_path: Path) -> None:
     page = write(cell_rows(FLAT), tmp_path)
     assert "No cell of this study was swept" in page.text

@@ -97,8 +97,8 @@ def name(rule: str, output: str) -> str:
     path = Path(output)
     if rule == "invert":
         return output.removeprefix("cells/").removesuffix(".parquet")
-    if rule in ("prepare",):
-        return f"prepare {path.parent.name} {path.name}"
+    if rule in ("prepare", "fetch"):
+        return f"{rule} {path.parent.name} {path.name}"
     if rule == "embedding":
         return f"embedding {path.parent.name if path.name == '0' else path.stem}"
     if rule in (

@@ -168,6 +168,46 @@ def test_a_model_removed_reruns_the_aggregate_alone(finished: Path) -> None:
     assert pending(finished, study) == AGGREGATE
 
 
+def test_a_control_added_runs_its_cell(finished: Path) -> None:
+    study = smoke()
+    study["grids"][-1]["masks"].append("2:")
+    study["grids"][-1]["targets"] = ["shuffled"]
+    kept = study["grids"][-1] | {"masks": ["1:"], "targets": ["of:transformer-other"]}
+    study["grids"].append(kept)
+    new = cells(study, lambda cell: cell.target == "shuffled" and cell.mask == "2:")
+    assert len(new) == 1
+    assert pending(finished, study) == new | AGGREGATE | checks("transformer")
+
+
+def test_another_model_to_explain_brings_its_checkpoint(finished: Path) -> None:
+    study = smoke()
+    study["grids"][-1]["targets"].append("of:mixer-flat-untrained")
+    new = cells(study, lambda cell: cell.target == "of:mixer-flat-untrained")
+    # It has the width and the tokenizer, and is there already at this depth and for this mask.
+    assert pending(finished, study) == new | AGGREGATE
+    study["models"]["third"] = {"source": "transformer", "state": "untrained", "seed": 3}
+    study["grids"][-1]["targets"][-1] = "of:third"
+    new = cells(study, lambda cell: cell.target == "of:third")
+    assert pending(finished, study) == new | AGGREGATE | {"prepare third 2"}
+
+
+def test_a_changed_model_reruns_what_explains_it(finished: Path) -> None:
+    study = smoke()
+    study["models"]["transformer-other"]["seed"] = 5
+    new = cells(study, lambda cell: cell.target == "of:transformer-other")
+    assert pending(finished, study) == new | AGGREGATE | {"prepare transformer-other 2"}
+
+
+def test_identify_adds_one_cell_a_setting(finished: Path) -> None:
+    study = smoke()
+    study["grids"][2]["identify"] = ["sweep"]
+    new = cells(
+        study, lambda cell: cell.model == "transformer-untrained" and cell.solver == "sweep"
+    )
+    assert len(new) == 1
+    assert pending(finished, study) == new | AGGREGATE
+
+
 # --- settings -----------------------------------------------------------------------------
 
 
@@ -193,6 +233,23 @@ def test_settings_of_one_solver_rerun_its_cells(finished: Path) -> None:
     assert pending(finished, study) == touched | AGGREGATE
 
 
+def _counts_bits(cell: Cell) -> bool:
+    return cell.solver in ("sweep", "joint")
+
+
+def test_a_prior_dropped_reruns_the_cells_that_count_bits(finished: Path) -> None:
+    study = smoke() | {"prior": None}
+    assert pending(finished, study) == cells(study, _counts_bits) | AGGREGATE
+
+
+def test_another_prior_is_counted_and_reruns_the_cells_that_count_bits(finished: Path) -> None:
+    study = smoke() | {"prior": "port"}
+    study["corpora"]["port"] = study["corpora"]["harbour"] | {"held_out": 0.2}
+    counted = {cell.model for cell in Study.model_validate(study).cells() if _counts_bits(cell)}
+    made = {f"unigram {model}" for model in counted} | {"corpus port"}
+    assert pending(finished, study) == cells(study, _counts_bits) | made | AGGREGATE
+
+
 def test_training_of_one_model_reruns_what_is_made_from_it(finished: Path) -> None:
     study = smoke()
     study["sources"]["mixer-flat"]["training"]["learning_rate"] = 0.002
@@ -212,9 +269,9 @@ def test_quantisation_of_one_model_reruns_its_checkpoint_and_cells(finished: Pat
 
 def test_seed_of_an_untrained_model_reruns_its_checkpoint_and_cells(finished: Path) -> None:
     study = smoke()
-    study["models"]["transformer-untrained"]["seed"] = 1
+    study["models"]["transformer-untrained"]["seed"] = 2
     touched = cells(study, lambda cell: cell.model == "transformer-untrained")
-    made = checkpoints("transformer-untrained", 2)
+    made = checkpoints("transformer-untrained", 2) | {"unigram transformer-untrained"}
     assert pending(finished, study) == touched | made | AGGREGATE
 
 
@@ -272,7 +329,7 @@ def test_logic_of_training_reruns_trained_models_alone(changed: Path) -> None:
     expected = cells(smoke(), lambda cell: cell.model in trained) | AGGREGATE
     expected |= {"train mixer-flat", "train transformer", "training_curves"}
     expected |= checkpoints("mixer-flat", 1, 2) | checkpoints("transformer", 1, 2)
-    expected |= checkpoints("transformer-int8", 1)
+    expected |= checkpoints("transformer-int8", 1) | {"unigram transformer"}
     assert pending(changed, smoke()) == expected
 
 

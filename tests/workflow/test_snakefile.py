@@ -116,7 +116,7 @@ def _files(directory: Path) -> list[Path]:
 
 def test_the_snakefile_imports_nothing_heavy() -> None:
     code = (
-        "import sys; import tokinfo.workflow, tokinfo.resources, tokinfo.validate; "
+        "import sys, tokinfo.plan, tokinfo.workflow, tokinfo.resources, tokinfo.validate; "
         "print([m for m in ('torch', 'transformers', 'polars', 'pandas', 'seaborn') "
         "if m in sys.modules])"
     )

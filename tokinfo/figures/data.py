@@ -9,6 +9,7 @@ import polars as pl
 
 from tokinfo.figures.style import mask_order
 from tokinfo.sites import Site
+from tokinfo.solvers import SWEEPING
 from tokinfo.tables import display_order
 
 Row = dict[str, Any]
@@ -38,7 +39,7 @@ def load(summary: Path) -> list[Row]:
     intervals are averaged like the shares: cautious, as seeds share their prompts. Ordered by
     family, depth, source, state and weights.
     """
-    table = pl.read_parquet(summary).filter(pl.col("around").is_null())
+    table = pl.read_parquet(summary).filter(~pl.col("kind").is_in(SWEEPING))
     seeds = [
         name
         for name in table.columns

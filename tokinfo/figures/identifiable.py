@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from tokinfo.figures import data, panels, style
 from tokinfo.figures.data import Row
-from tokinfo.swept import SEARCHES, SETTING, best_cells, hidden_rows, share
+from tokinfo.swept import SETTING, best_cells, hidden_rows, share
 from tokinfo.tables import display_order
 
 NOTHING_SWEPT = "No sweep in this study: nothing says what is identifiable."
@@ -48,7 +48,7 @@ def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
     """Draw, per model, mask and place, what each kind of search found beside what is there."""
     title = "Not found, or not there?"
     table = hidden_rows(recovery)
-    swept = best_cells(table.filter(search="sweep"), pl.col("identified") == "identifiable")
+    swept = best_cells(table.filter(kind="sweep"), pl.col("identified") == "identifiable")
     swept = swept.filter(pl.col("identified").is_not_null())
     if swept.is_empty():
         empty(title, NOTHING_SWEPT, svg, png)
@@ -61,10 +61,9 @@ def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
     colours = style.family_colours(panels.families(rows))
     best = {
         kind: best_cells(
-            table.filter(search=kind), pl.col("recovered" if kind == "joint" else "correct")
+            table.filter(kind=kind), pl.col("recovered" if kind == "joint" else "correct")
         )
-        for kind in SEARCHES
-        if kind != "sweep"
+        for kind in _SHAPES
     }
     present = [kind for kind in _SHAPES if len(best[kind])]
     drawn = panels.make(
@@ -187,7 +186,7 @@ def rank_histogram(recovery: Path, svg: Path, png: Path) -> None:
     """Draw how the true token ranks among all candidates, in powers of ten, model by model."""
     title = "How does the true token rank among all candidates?"
     table = hidden_rows(recovery).filter(pl.col("rank").is_not_null() & ~pl.col("control"))
-    kinds = [kind for kind in _AROUND if kind in set(table["search"])]
+    kinds = [kind for kind in _AROUND if kind in set(table["kind"])]
     if not kinds:
         empty(title, NOTHING_SWEPT, svg, png)
         return
@@ -219,7 +218,7 @@ def rank_histogram(recovery: Path, svg: Path, png: Path) -> None:
         axes.set_xticks([*bins, len(bins)], [*names, "n"], fontsize=8.5)
         axes.tick_params(axis="x", length=0)
         for label in labels:
-            mine = table.filter(search=kind, label=label)
+            mine = table.filter(kind=kind, label=label)
             counts = [int((mine["bin"] == number).sum()) for number in bins]
             _cells(axes, drawn.lines[label], counts)
     style.save(drawn.figure, svg, png, title)

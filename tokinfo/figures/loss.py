@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from tokinfo.figures import data, panels, style
-from tokinfo.tables import OTHERS_KNOWN, display_order
+from tokinfo.tables import OTHERS_KNOWN, display_order, scan
 
 _MOST_SOLVERS = 3
 _CELL = ("model", "source", "family", "state", "quantization", "depth", "solver", "site", "mask")
@@ -25,7 +25,7 @@ def loss_curves(recovery: Path, svg: Path, png: Path) -> None:
     title = "How far does descent get?"
     columns = (*_CELL, "metric", "prompt_id", "position", "curve_steps", "curve")
     table = (
-        pl.scan_parquet(recovery)
+        scan(recovery)
         .filter(~OTHERS_KNOWN & pl.col("curve").is_not_null() & (pl.col("position") == 0))
         .select(columns)
         .collect()

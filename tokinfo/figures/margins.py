@@ -29,7 +29,7 @@ def margin_by_depth(recovery: Path, svg: Path, png: Path) -> None:
     """
     title = "By how much does the true token win?"
     table = hidden_rows(recovery).filter(
-        (pl.col("search") == "sweep") & pl.col("margin").is_not_null() & ~pl.col("control")
+        (pl.col("kind") == "sweep") & pl.col("margin").is_not_null() & ~pl.col("control")
     )
     if table.is_empty():
         empty(title, NOTHING_SWEPT, svg, png)

@@ -17,7 +17,17 @@ from tokinfo.atomic import new_file
 from tokinfo.intervals import Share
 from tokinfo.report.template import HEAD, text
 from tokinfo.schema import POSITION_VERDICTS, PROMPT_VERDICTS
-from tokinfo.swept import SETTING, Finding, controls, finding, hidden_rows, noise_table, verdicts
+from tokinfo.swept import (
+    SETTING,
+    Finding,
+    finding,
+    hidden_rows,
+    noise_table,
+    unexplained,
+    unseen,
+    verdicts,
+)
+from tokinfo.targets import other_model
 
 Row = dict[str, Any]
 
@@ -40,6 +50,7 @@ def write_identifiability(
         TableError: the long table cannot be read or has another schema.
     """
     rows = hidden_rows(recovery)
+    controls = [*map(_unseen, unseen(rows)), *map(_unexplained, unexplained(recovery))]
     title = text(f"Not found, or not there? {name}".strip())
     with new_file(page) as partial, partial.open("w", encoding="utf-8") as out:
         out.write(HEAD.format(title=title))
@@ -53,11 +64,16 @@ def write_identifiability(
                 "<code>sweep</code> (what is there) or <code>joint</code> (what a search can "
                 "find and certify) to the study."
             )
+            if controls:
+                out.writelines(_controls(controls))
         else:
+            table = verdicts(rows)
             out.writelines(_finding(rows))
             out.write(_WORDS)
-            out.writelines(_controls(controls(rows)))
-            out.writelines(_table(verdicts(rows), noise_table(rows)))
+            if any(row["prior_bits"] is not None for row in table):
+                out.write(_PRIOR)
+            out.writelines(_controls(controls))
+            out.writelines(_table(table, noise_table(rows)))
         out.write("</main></html>\n")
 
 
@@ -153,9 +169,18 @@ the true prompt</em> knows the other tokens and bounds what anyone could claim; 
 found prompt</em> is what an observer without the truth could claim.
 <p><b>Certified</b>: the found prompt's visible activations equal the target's to within the noise
 floor. <b>Search failure</b>: they are further off than the true prompt's by more than the floor,
-so the search is to blame and never the model. <b>Bits</b>: information on a token, between a lower
-and an upper bound, if the other tokens are known. <b>Noise threshold</b>: noise-to-signal ratio on
-the visible activations at which the true token stops being the best.
+so the search is to blame and never the model. <b>Bits</b>: information on a token, if the other
+tokens are known: the logarithm of all candidates over those that the activations leave open, which
+are the ones within twice the noise floor of the best (lower bound) or as good as the best (upper
+bound). <b>Noise threshold</b>: noise-to-signal ratio on the visible activations at which the true
+token stops being the best.
+"""
+
+_PRIOR = """<p><b>Prior bits</b>: the same for a reader who knows how often each token occurs in the
+study's prior text: minus the logarithm of the prior probability of the candidates left open. The
+prior is the text's token counts plus one each (Laplace's rule of succession; Manning and Schütze
+1999, section 6.2.2); it knows nothing of context. In brackets, what a token of that text holds
+on average (the prior's entropy); tokens that are rarer there hold more.
 """
 
 
@@ -166,8 +191,9 @@ def _controls(rows: list[Row]) -> Iterator[str]:
     yield "<h2>Controls</h2>"
     if not rows:
         yield (
-            "<p>None in this study: no swept position lies right of every visible one. A causal "
-            "model with a mask such as <code>:2</code> would give some."
+            "<p>None in this study: no swept position lies right of every visible one, and no "
+            "cell has a target that nothing explains. A causal model with a mask such as "
+            "<code>:2</code>, or <code>targets: [shuffled]</code>, would give some."
         )
         return
     bad = sum(not row["as_must"] for row in rows)
@@ -178,25 +204,57 @@ def _controls(rows: list[Row]) -> Iterator[str]:
         "before that is explained.</strong>"
     )
     yield (
-        "<p>In a causal model nothing visible depends on a token right of every visible position. "
-        "Such positions must come out ambiguous, with the whole vocabulary and 0 bits, and be "
-        f"found by chance alone, even where the prompt is certified. {verdict}"
-        "<div class=wide><table><thead><tr><th>model<th>site<th>mask<th>swept around<th>ambiguous"
-        "<th>whole vocabulary<th>most bits<th>found<th>prompts certified<th>as it must</thead>"
-        "<tbody>"
+        "<p>Settings in which it is known beforehand what must come out; they enter no share. In a "
+        "causal model nothing visible depends on a token <em>right of every visible one</em>, even "
+        "where the prompt is certified. And no prompt explains activations whose <em>positions "
+        "are shuffled</em> (they still hold its tokens), or those of <em>another model</em>. "
+        f"{verdict}"
+        "<div class=wide><table><thead><tr><th>control<th>model<th>site<th>mask<th>solver, metric"
+        "<th>must come out<th>came out<th>as it must</thead><tbody>"
     )
     for row in rows:
-        found, certified = "told", ""
-        if row["around"] == "found":
-            found = f"{row['found']:,} of {row['positions']:,}"
-            certified = f"{row['certified']:,} of {row['n_prompts']:,}"
         yield (
-            f"<tr>{_names(row)}<td>{text(row['around'])} prompt"
-            f"<td>{row['ambiguous']:,} of {row['swept']:,}<td>{row['whole']:,} of {row['swept']:,}"
-            f"<td>{row['bits']:.2f}<td>{found}<td>{certified}"
-            f"<td>{'yes' if row['as_must'] else '<b>NO</b>'}"
+            f"<tr><th>{text(row['control'])}{_names(row, 'td')}"
+            f"<td>{text(row['solver'])}, {text(row['metric'])}"
+            f"<td class=words>{row['must']}<td class=words>{'; '.join(row['came'])}"
+            f"<td>{'yes' if row['as_must'] else '<b>NO</b>'}\n"
         )
     yield "</tbody></table></div>"
+
+
+def _unseen(row: Row) -> Row:
+    """Say what came out right of every visible token."""
+    came = [
+        f"{row['ambiguous']:,} of {row['swept']:,} ambiguous",
+        f"{row['whole']:,} with the whole vocabulary",
+        f"most bits {row['bits']:.2f}",
+    ]
+    if row["around"] == "found":
+        came += [_chance(row), f"{row['certified']:,} of {row['n_prompts']:,} prompts certified"]
+    must = "every position ambiguous with the whole vocabulary, 0 bits"
+    return row | {"control": "right of every visible token", "must": must, "came": came}
+
+
+def _unexplained(row: Row) -> Row:
+    """Say what came out under a target that no prompt explains."""
+    other = other_model(row["target"])
+    came = [f"{row['certified']:,} of {row['n_prompts']:,} prompts certified"]
+    if row["swept"]:
+        came.append(f"{row['identifiable']:,} of {row['swept']:,} positions identifiable")
+    if row["kind"] != "sweep":
+        came.append(_chance(row))
+    return row | {
+        "control": "positions shuffled" if other is None else f"activations of {other}",
+        "must": "no prompt certified, no position identifiable",
+        "came": came,
+    }
+
+
+def _chance(row: Row) -> str:
+    return (
+        f"{row['found']:,} of {row['positions']:,} hidden tokens found "
+        f"(chance: 1 in {row['vocabulary']:,})"
+    )
 
 
 # --- the table ----------------------------------------------------------------------------
@@ -216,9 +274,11 @@ def _table(rows: list[Row], noise: pl.DataFrame) -> Iterator[str]:
         return
     keys = [*SETTING, "metric", "solver"]
     thresholds = {tuple(row[key] for key in keys): row for row in noise.to_dicts()}
+    prior = any(row["prior_bits"] is not None for row in rows)
     heads = (
         *("model", "site", "mask", "solver, metric", "swept around", *POSITION_VERDICTS),
-        *(*PROMPT_VERDICTS, "margin / floor", "bits", "noise threshold"),
+        *(*PROMPT_VERDICTS, "margin / floor", "bits", *(["prior bits"] if prior else [])),
+        "noise threshold",
     )
     yield "<div class=wide><table><thead><tr>" + "".join(f"<th>{head}" for head in heads)
     yield "</thead><tbody>"
@@ -230,11 +290,12 @@ def _table(rows: list[Row], noise: pl.DataFrame) -> Iterator[str]:
         # Around the true prompt nothing was searched: there is no prompt to judge.
         yield "".join(f"<td>{'' if known else format(row[name], ',')}" for name in PROMPT_VERDICTS)
         yield f"<td>{_margin(row['margin_floors'])}<td>{_bits(row)}"
+        yield f"<td>{_prior_bits(row)}" if prior else ""
         yield f"<td>{_threshold(thresholds.get(tuple(row[key] for key in keys)))}\n"
     yield "</tbody></table></div>"
 
 
-def _names(row: Row) -> str:
+def _names(row: Row, first: str = "th") -> str:
     """Return the cells that name a setting: model (and how it was run), site, mask."""
     words = [
         words
@@ -247,7 +308,8 @@ def _names(row: Row) -> str:
     ]
     run = f" <span class=ci>({', '.join(words)})</span>" if words else ""
     return (
-        f"<th>{text(row['model'])}{run}<td>{text(row['site'])}<td><code>{text(row['mask'])}</code>"
+        f"<{first}>{text(row['model'])}{run}<td>{text(row['site'])}"
+        f"<td><code>{text(row['mask'])}</code>"
     )
 
 
@@ -261,6 +323,13 @@ def _bits(row: Row) -> str:
     if row["bits"] is None:
         return ""
     return f"{row['bits']:.1f} to {row['bits_high']:.1f} of {math.log2(row['vocabulary']):.1f}"
+
+
+def _prior_bits(row: Row) -> str:
+    if row["prior_bits"] is None:
+        return "<span class=none>no prior</span>"
+    low, high, average = row["prior_bits"], row["prior_bits_high"], row["prior_entropy"]
+    return f"{low:.1f} to {high:.1f} <span class=ci>(the text's tokens: {average:.1f})</span>"
 
 
 def _threshold(row: Row | None) -> str:

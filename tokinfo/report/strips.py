@@ -64,7 +64,8 @@ def write_strips(
     """Write the page of token strips from the long table.
 
     Cells of a sweep around the true prompt are left out, and said to be: they are told the
-    other tokens, so what they show right was not found by searching.
+    other tokens, so what they show right was not found by searching. So are controls, under whose
+    targets nothing can be found.
 
     A study that is too large for the page is cut down in this order, each cut stated on the
     page: one seed a cell, one metric a section (never chosen by what was found at hidden
@@ -82,13 +83,22 @@ def write_strips(
     """
     every = scan(recovery)
     told = every.filter(OTHERS_KNOWN).select(CELL_KEYS).unique().collect(engine="streaming")
+    controls = scan(recovery, controls=True).select(CELL_KEYS).unique()
+    notes = [
+        note.format(count=count)
+        for note, count in (
+            (_SWEEPS, len(told)),
+            (_CONTROLS, len(controls.collect(engine="streaming"))),
+        )
+        if count
+    ]
     rows = every.filter(~OTHERS_KNOWN)
     by_cell = shares(rows, CELL_KEYS)
     if by_cell.is_empty():
-        if told.is_empty():
+        if not notes:
             raise TableError(f"{recovery}: has no rows")
         with new_file(page) as partial:
-            partial.write_text(_no_search(name, len(told)), encoding="utf-8")
+            partial.write_text(_no_search(name, notes), encoding="utf-8")
         return
     sizes = rows.group_by(*CELL_KEYS, "prompt_id").len().collect(engine="streaming")
     chosen = _choose(by_cell, sizes, most_bytes)
@@ -106,8 +116,7 @@ def write_strips(
         out.writelines(_numbers(rows, by_cell))
         out.write(LEGEND)
         out.writelines(_left_out(chosen))
-        if len(told):
-            out.write(_SWEEPS.format(count=len(told)))
+        out.writelines(notes)
         out.writelines(_index(sections, anchors))
         for section, cells in sections.items():
             out.writelines(_section(section, anchors[section], cells, frames))
@@ -119,12 +128,16 @@ _SWEEPS = (
     "sweep is told the other tokens, so it bounds what a search could find and finds nothing "
     "itself. <code>pages/identifiability.html</code> shows them."
 )
+_CONTROLS = (
+    "<p class=note>{count:,} cells of controls are not on this page and in none of its numbers: no "
+    "prompt explains their targets. <code>pages/identifiability.html</code> says what came out."
+)
 
 
-def _no_search(name: str, sweeps: int) -> str:
-    """Return the page of a study that holds sweeps alone."""
+def _no_search(name: str, notes: Sequence[str]) -> str:
+    """Return the page of a study that holds sweeps and controls alone."""
     title = _text(f"Token strips: {name}" if name else "Token strips")
-    said = f"<p>No search in this study.{_SWEEPS.format(count=sweeps)}"
+    said = f"<p>No search in this study.{''.join(notes)}"
     return f"{HEAD.format(title=title)}<h1>{title}</h1>{said}</main></html>\n"
 
 

@@ -37,6 +37,7 @@ a {{ color: var(--right); }}
 .note {{ border-left: 4px solid var(--line); padding-left: .8rem; }}
 .wide {{ overflow-x: auto; }}
 .wide td {{ white-space: nowrap; }}
+.wide td.words {{ white-space: normal; min-width: 15rem; }}
 table {{ border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }}
 th, td {{ text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line);
   vertical-align: baseline; }}
