@@ -151,16 +151,18 @@ def training_mb(study: Study, source: str, attempt: int = 1) -> int:
 
 
 def prepare_mb(study: Study, model: str, blocks: int, attempt: int = 1) -> int:
-    """Return the memory in MB of a job that cuts a model: what it reads, and a copy of a part.
+    """Return the memory in MB of a job that cuts a model.
 
-    Random weights are those of the whole model, whatever is kept of it. Of a fetched model only
-    the part is there.
+    Random weights are those of the whole model, whatever is kept of it, beside a copy of a part.
+    Weights that are there already pass block by block: the embedding and two blocks are held.
     """
     known = study.models[model]
-    built = isinstance(study.sources[known.source], MixerSource | TransformerSource)
-    whole = built or known.state == "untrained"
-    read = weights_mb(study, known.source, None if whole else blocks)
-    return attempt * (PROCESS_MB + read + weights_mb(study, known.source, blocks))
+    if known.state == "untrained":
+        whole = weights_mb(study, known.source)
+        return attempt * (PROCESS_MB + whole + weights_mb(study, known.source, blocks))
+    embedding = weights_mb(study, known.source, 0)
+    block = weights_mb(study, known.source, 1) - embedding
+    return attempt * (PROCESS_MB + embedding + 2 * block)
 
 
 def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:

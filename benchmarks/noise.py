@@ -1,0 +1,81 @@
+r"""What a hidden token survives: noise on the visible activations, and rounded weights.
+
+    python benchmarks/noise.py RESULTS TEXT docs/evidence/noise.csv \\
+        --cells flat/1 transformer/1 smollm2/1
+    python benchmarks/noise.py RESULTS TEXT docs/evidence/quantisation.csv \\
+        --cells smollm2/1 smollm2-int8/1 smollm2-nf4/1
+
+RESULTS is the results directory of `benchmarks/study.yaml`, TEXT a file of real prose. For each
+cell the first hidden position is swept around the true prompt: how often it is identifiable, by
+what margin over what noise floor, and the noise-to-signal ratio at which the true token stops
+being the best explanation (median and quartiles over prompts).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from common import write
+from exact import passages, pose
+
+from tokinfo.invert import sweep
+from tokinfo.models.checkpoint import load
+from tokinfo.solvers import NoiseSettings, SweepSolver
+
+
+def main() -> None:
+    """Sweep every cell and write the table after each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--cells", nargs="+", required=True, help="model/block")
+    parser.add_argument("--hidden", type=int, default=1, help="leading positions hidden")
+    parser.add_argument("--prompts", type=int, default=6)
+    parser.add_argument("--tokens", type=int, default=8)
+    asked = parser.parse_args()
+    rows: list[dict[str, object]] = []
+    for name in asked.cells:
+        model, block = name.rsplit("/", 1)
+        checkpoint = load(asked.results / "checkpoints" / model / block)
+        prompts = passages(asked.text, checkpoint, asked.prompts, asked.tokens)
+        problem = pose(asked.results, model, int(block), prompts, mask=f"{asked.hidden}:")
+        begun = time.perf_counter()
+        result = sweep.solve(problem, SweepSolver(first=1, noise=NoiseSettings()))
+        spent = time.perf_counter() - begun
+        found = [judged for row in result.identified or [] for judged in row.values()]
+        margins = torch.tensor([judged.margin for judged in found], dtype=torch.float64)
+        levels = torch.tensor(
+            [judged.noise_threshold or 0.0 for judged in found], dtype=torch.float64
+        )
+        floor = problem.floor.double()
+        low, middle, high = levels.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=levels.dtype))
+        rows.append(
+            {
+                "model": model,
+                "block": block,
+                "quantization": checkpoint.facts["quantization"],
+                "state": checkpoint.facts["state"],
+                "hidden_leading": asked.hidden,
+                "swept": len(found),
+                "identifiable": sum(judged.verdict == "identifiable" for judged in found),
+                "rank_one": sum(judged.rank == 1 for judged in found),
+                "floor_median": float(floor.median()),
+                "margin_median": float(margins.median()),
+                "margin_least": float(margins.min()),
+                "margin_over_floor_least": float((margins / floor).min()),
+                "noise_threshold_quarter": float(low),
+                "noise_threshold_median": float(middle),
+                "noise_threshold_three_quarters": float(high),
+                "bits_least": min(judged.bits_low for judged in found),
+                "seconds_per_sweep": round(spent / len(found), 3),
+            }
+        )
+        write(asked.out, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""How near a sweep comes to the machine's own matrix products of the same shapes.
+
+    python benchmarks/sweep_rate.py RESULTS TEXT docs/evidence/sweep_rate.csv --cells smollm2/1
+
+The floor of a sweep is the matrix products of its blocks: one of each linear layer's shape for
+every batch of candidates. They are timed bare, in the same process and between two sweeps, and
+their time over the sweep's is the share of the machine's rate that a sweep reaches. Memory is
+the process's peak, model and vocabulary included, and how much of it came with the sweep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from pathlib import Path
+
+import torch
+from common import write
+from exact import passages, pose
+from torch import nn
+
+from tokinfo.batches import Batcher
+from tokinfo.invert.problem import Problem
+from tokinfo.models.checkpoint import load
+from tokinfo.substitute import Substitution
+
+
+def products(problem: Problem, rows: int, repeats: int) -> tuple[float, float]:
+    """Return seconds and operations of each linear layer's product, for ``rows`` rows."""
+    layers = [layer for layer in problem.probe.decoder.modules() if isinstance(layer, nn.Linear)]
+    inputs = {layer.in_features: torch.randn(rows, layer.in_features) for layer in layers}
+    begun = time.perf_counter()
+    for _ in range(repeats):
+        for layer in layers:
+            inputs[layer.in_features] @ layer.weight.T
+    spent = time.perf_counter() - begun
+    work = sum(2 * rows * layer.in_features * layer.out_features for layer in layers)
+    return spent / repeats, work
+
+
+def peak_mb() -> float:
+    """Return the most memory this process has held, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    """Time products and sweeps in turns and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--cells", nargs="+", default=["smollm2/1"], help="model/block")
+    parser.add_argument("--tokens", type=int, default=8)
+    parser.add_argument("--candidates", type=int, default=8192)
+    parser.add_argument("--turns", type=int, default=3)
+    asked = parser.parse_args()
+    rows: list[dict[str, object]] = []
+    for name in asked.cells:
+        model, block = name.rsplit("/", 1)
+        checkpoint = load(asked.results / "checkpoints" / model / block)
+        prompts = passages(asked.text, checkpoint, 1, asked.tokens)
+        problem = pose(asked.results, model, int(block), prompts, mask="1:")
+        around = problem.decoder.embedding[problem.batch.ids[0]]
+        candidates = problem.decoder.ids[: asked.candidates]
+        batcher = Batcher()
+        before = peak_mb()
+        # Once for the batch size to be found.
+        Substitution(problem, around, 0, batcher).residuals(candidates)
+        shares = []
+        for _ in range(asked.turns):
+            bare, work = products(problem, batcher.size * asked.tokens, 8)
+            begun = time.perf_counter()
+            Substitution(problem, around, 0, batcher).residuals(candidates)
+            spent = (time.perf_counter() - begun) * batcher.size / len(candidates)
+            shares.append((bare / spent, work / bare / 1e9))
+        best = max(shares)
+        rows.append(
+            {
+                "model": model,
+                "block": block,
+                "candidates": len(candidates),
+                "positions": asked.tokens,
+                "batch": batcher.size,
+                "matrix_gflops": round(best[1], 1),
+                "share_of_matrix_rate": round(best[0], 3),
+                "share_least": round(min(shares)[0], 3),
+                "peak_mb": round(peak_mb()),
+                "peak_mb_of_sweep": round(peak_mb() - before),
+            }
+        )
+        write(asked.out, rows)
+
+
+if __name__ == "__main__":
+    main()
