@@ -139,20 +139,6 @@ def test_identify_asks_once_in_each_setting_and_repeats_no_cell() -> None:
     assert both.cells() == study.cells()
 
 
-def test_depth_needed_is_that_of_the_deepest_site_of_the_model() -> None:
-    raw = put(example(), ("grids", 0, "sites"), ["embedding", "mlp.1"])
-    raw["grids"].append({**raw["grids"][0], "models": ["smol"], "sites": ["block.7"]})
-    study = Study.model_validate(raw)
-    assert [study.depth_needed(name) for name in ("flat", "llama", "smol")] == [1, 1, 7]
-    last = Study.model_validate(example())
-    assert [last.depth_needed(name) for name in ("flat", "llama", "smol")] == [2, 4, 30]
-    other = put(example(), ("models", "other"), {"source": "llama", "state": "untrained"})
-    other["grids"][1] |= {"targets": ["of:other"]}
-    assert Study.model_validate(other).depth_needed("other") == 1, "a control reads it there"
-    unused = put(example(), ("models", "idle"), {"source": "smol"})
-    assert Study.model_validate(unused).depth_needed("idle") == 0
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, True, "fast", 0, -1.0])
 def test_a_learning_rate_is_a_finite_positive_number(value: object) -> None:
     raw = put(example(), ("sources", "flat", "training", "learning_rate"), value)

@@ -204,8 +204,3 @@ class Study(Strict):
                     target=target,
                     seed=seed,
                 )
-
-    def depth_needed(self, model: str) -> int:
-        """Return how many blocks the deepest site of a model needs (0: the embedding alone)."""
-        sites = (Site.parse(cell.site) for cell in self.cells() if model in cell.models)
-        return max((site.block for site in sites), default=0)

@@ -145,6 +145,10 @@ class _Search:
         self.reached = [
             p for p in self.hidden if not self.problem.probe.causal or p < self.visible[-1]
         ]
+        # Where hidden tokens show first.
+        self.first = next(
+            (p for p in self.visible if self.reached and p > self.reached[0]), self.visible[0]
+        )
         self.loss = self._score(self.ids)
 
     @property
@@ -189,7 +193,8 @@ class _Search:
                     break
                 before = self.loss
                 moves[level]()
-                # Any gain makes the cheaper moves worth another try.
+                # Any gain makes the cheaper moves worth another try; the first two follow one
+                # another anyway.
                 gained = self.loss < before * (1 - 1e-6)
                 level = 0 if gained and level > 1 else level + 1
             if self.certified:
@@ -201,14 +206,14 @@ class _Search:
         blind = bool(self.reached) and not self.readings
         if blind:
             self.readings = self._readings()
-        read = [self._left_to_right(ids) for ids in (self.readings if blind else [self.ids])]
-        losses = [self._score(ids) for ids in read]
-        best = losses.index(min(losses))
+            # Each keeps its own first token, so that they stay different.
+            self.readings = [self._left_to_right(ids, self.first) for ids in self.readings]
+        read = self.readings if blind else [self._left_to_right(self.ids)]
+        losses = self._distances(read)
+        best = int(losses.argmin())
         # Blind readings are a new start for the next dive, even where they explain less.
-        if losses[best] < self.loss or (blind and self.problem.probe.causal):
-            self.ids, self.loss = read[best], losses[best]
-        if blind:
-            self.readings = read
+        if float(losses[best]) < self.loss or (blind and self.problem.probe.causal):
+            self.ids, self.loss = read[best], float(losses[best])
 
     def _readings(self) -> list[Tensor]:
         """Return prompts [position] with random hidden tokens and the first visible one read.
@@ -219,29 +224,28 @@ class _Search:
         drawn = torch.Generator().manual_seed(self.problem.seed)
         shape = (self.settings.fillings, len(self.reached))
         fillings = self.vocabulary[torch.randint(len(self.vocabulary), shape, generator=drawn)]
-        first = next((p for p in self.visible if p > self.reached[0]), self.visible[0])
         found: dict[int, tuple[float, Tensor]] = {}
         for filling in fillings:
             ids = self.ids.clone()
             ids[self.reached] = filling
-            tokens, losses = self._at(ids, first)
+            tokens, losses = self._at(ids, self.first)
             near = losses.topk(min(self.settings.beam, len(losses)), largest=False)
             for loss, index in zip(near.values.tolist(), near.indices.tolist(), strict=True):
                 token = int(tokens[index])
                 if loss < found.get(token, (float("inf"),))[0]:
                     ids = ids.clone()
-                    ids[first] = token
+                    ids[self.first] = token
                     found[token] = (loss, ids)
         best = sorted(found.values(), key=lambda pair: pair[0])
         return [ids for _, ids in best[: 2 * self.settings.beam]]
 
-    def _left_to_right(self, ids: Tensor) -> Tensor:
-        """Return a prompt with each visible token but the first read again, given those before."""
+    def _left_to_right(self, ids: Tensor, kept: int | None = None) -> Tensor:
+        """Return a prompt whose visible tokens, but one, are read again, given those before."""
         ids = ids.clone()
-        skipped = self.reached and self.visible[0] > self.reached[0] and bool(self.readings)
-        for position in self.visible[1 if skipped else 0 :]:
-            tokens, losses = self._at(ids, position)
-            ids[position] = tokens[int(losses.argmin())]
+        for position in self.visible:
+            if position != kept:
+                tokens, losses = self._at(ids, position)
+                ids[position] = tokens[int(losses.argmin())]
         return ids
 
     def _at(self, ids: Tensor, position: int) -> tuple[Tensor, Tensor]:
@@ -262,15 +266,12 @@ class _Search:
             nodes = self._relaxed(self._grown(nodes, settings.screen))
         # The last hidden token is judged where it must show first: the visible tokens further
         # right are often wrong until it is known, and read again with it.
-        last = self._grown(nodes, settings.screen)
-        first = [p for p in self.visible if p > self.reached[0]][:1] or self.visible[:1]
-        near = sorted(last, key=lambda node: self._unexplained_at(node.ids, first[0]))
-        for node in near[: settings.beam]:
-            self._keep(self._score(node.ids), node.ids)
-            if self.certified:
-                return
-        ids = self._left_to_right(near[0].ids)
-        self._keep(self._score(ids), ids)
+        last = [node.ids for node in self._grown(nodes, settings.screen)]
+        order = self._distances(last, upto=self.first + 1).argsort()
+        near = [last[index] for index in order[: settings.beam].tolist()]
+        self._keep_best(near)
+        if not self.certified:
+            self._keep_best([self._left_to_right(near[0])])
 
     def _grown(self, nodes: list[_Node], width: int) -> list[_Node]:
         """Return the nodes with one more hidden position settled, at the tokens that fit best."""
@@ -297,17 +298,12 @@ class _Search:
         best = losses.topk(min(self.settings.beam, len(losses)), largest=False).indices.tolist()
         return [replace(nodes[row], context=contexts[row]) for row in best]
 
-    def _unexplained_at(self, ids: Tensor, position: int) -> float:
-        """Return the distance of a prompt's activations up to a position."""
-        context = self.problem.decoder.embedding[ids]
-        return float(self._substitute(context, position, ids[position, None], position + 1)[0])
-
     def _permute(self) -> None:
-        tokens = self.ids[self.reached].tolist()
-        for order in sorted(set(itertools.permutations(tokens))):
-            ids = self.ids.clone()
-            ids[self.reached] = torch.tensor(order, device=ids.device)
-            self._keep(self._score(ids), ids)
+        orders = []
+        for order in sorted(set(itertools.permutations(self.ids[self.reached].tolist()))):
+            orders.append(self.ids.clone())
+            orders[-1][self.reached] = torch.tensor(order, device=self.ids.device)
+        self._keep_best(orders)
 
     def _swap(self) -> None:
         for position in (*self.reached, *self.visible):
@@ -349,9 +345,30 @@ class _Search:
         if loss < self.loss:
             self.loss, self.ids = loss, ids
 
+    def _keep_best(self, prompts: list[Tensor]) -> None:
+        losses = self._distances(prompts)
+        best = int(losses.argmin())
+        self._keep(float(losses[best]), prompts[best])
+
     def _score(self, ids: Tensor) -> float:
-        self.evaluations += 1
-        return float(self.problem.token_loss(ids[None])[0])
+        return float(self._distances([ids])[0])
+
+    def _distances(self, prompts: list[Tensor], upto: int | None = None) -> Tensor:
+        """Return the distances [prompt] of prompts, in a causal model up to a position only."""
+        problem, length = self.problem, self.length
+        if upto is not None and problem.probe.causal:
+            length = upto
+
+        def away(ids: Tensor) -> Tensor:
+            with torch.no_grad():
+                found = problem.probe(
+                    problem.decoder.embedding[ids[:, :length]], problem.batch.seen.expand(len(ids))
+                )
+            target, visible = problem.target[:, :length], problem.batch.visible[:, :length]
+            return distance(found, target, visible, problem.metric, problem.weights)
+
+        self.evaluations += len(prompts)
+        return self.batcher.map(away, torch.stack(prompts))
 
     def _substitute(
         self, context: Tensor, position: int, tokens: Tensor, upto: int | None = None
