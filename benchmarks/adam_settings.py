@@ -11,19 +11,17 @@ what that alone does.
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
+from cells import chosen, parser
 from common import write
-from exact import alone_losses, passages, pose
+from exact import alone_losses, pose
 
 from tokinfo.decode import Method
 from tokinfo.invert import adam
 from tokinfo.invert.problem import Problem
-from tokinfo.models.checkpoint import load
 from tokinfo.solvers import AdamSolver
 
 SETTINGS: tuple[tuple[str, Method, AdamSolver], ...] = (
@@ -65,25 +63,21 @@ def measure(problem: Problem, settings: AdamSolver) -> dict[str, float]:
 
 def main() -> None:
     """Measure every setting on every cell and write the table after each cell."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("text", type=Path)
-    parser.add_argument("out", type=Path)
     cells = ["flat/1", "untrained-256/1", "transformer/1", "smollm2/1"]
-    parser.add_argument("--cells", nargs="+", default=cells, help="model/block")
-    parser.add_argument("--masks", nargs="+", default=[":", "1:"])
-    parser.add_argument("--prompts", type=int, default=12)
-    parser.add_argument("--tokens", type=int, default=8)
-    asked = parser.parse_args()
+    arguments = parser(__doc__, cells, prompts=12)
+    arguments.add_argument("--masks", nargs="+", default=[":", "1:"])
+    asked = arguments.parse_args()
     rows: list[dict[str, object]] = []
-    for name in asked.cells:
-        model, block = name.rsplit("/", 1)
-        checkpoint = load(asked.results / "checkpoints" / model / block)
-        prompts = passages(asked.text, checkpoint, asked.prompts, asked.tokens)
+    for cell in chosen(asked):
         for mask in asked.masks:
-            posed = pose(asked.results, model, int(block), prompts, mask=mask)
+            posed = pose(asked.results, cell.model, cell.block, cell.prompts, mask=mask)
             adam.solve(posed, AdamSolver(steps=2))  # warm up
-            cell = {"model": model, "block": block, "mask": mask, "prompts": len(prompts)}
+            where = {
+                "model": cell.model,
+                "block": cell.block,
+                "mask": mask,
+                "prompts": len(cell.prompts),
+            }
             baseline = 0.0
             for setting, decode, settings in SETTINGS:
                 problem = replace(posed, decoder=replace(posed.decoder, method=decode))
@@ -91,7 +85,7 @@ def main() -> None:
                 baseline = baseline or found["cpu_seconds_per_prompt"]
                 ratio = round(found["cpu_seconds_per_prompt"] / baseline, 2)
                 told = {"setting": setting, "decode": decode}
-                rows.append({**cell, **told, **found, "times_baseline": ratio})
+                rows.append({**where, **told, **found, "times_baseline": ratio})
             write(asked.out, rows)
 
 

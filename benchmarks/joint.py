@@ -10,17 +10,15 @@ at all, so that what a solver misses is told from what is not there.
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import torch
+from cells import chosen, parser
 from common import write
-from exact import alone_losses, passages, pose
+from exact import alone_losses, pose
 
 from tokinfo.invert import adam, chapter, joint, sweep
 from tokinfo.invert.problem import Problem, Result
-from tokinfo.models.checkpoint import load
 from tokinfo.solvers import AdamSolver, ChapterSolver, JointSolver, SweepSolver
 
 
@@ -50,34 +48,25 @@ def row_of(
 
 def main() -> None:
     """Run every solver on every cell and write the table after each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("text", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--cells", nargs="+", default=["smollm2/1"], help="model/block")
-    parser.add_argument("--hidden", type=int, nargs="+", default=[1, 3])
-    parser.add_argument("--prompts", type=int, default=20)
-    parser.add_argument("--tokens", type=int, default=8)
-    parser.add_argument("--beam", type=int, default=8)
-    asked = parser.parse_args()
+    arguments = parser(__doc__, ["smollm2/1"], prompts=20)
+    arguments.add_argument("--hidden", type=int, nargs="+", default=[1, 3])
+    arguments.add_argument("--beam", type=int, default=4)
+    asked = arguments.parse_args()
     rows: list[dict[str, object]] = []
-    for name in asked.cells:
-        model, block = name.rsplit("/", 1)
-        checkpoint = load(asked.results / "checkpoints" / model / block)
-        prompts = passages(asked.text, checkpoint, asked.prompts, asked.tokens)
-        rate = 2.0 if checkpoint.facts["family"] == "llama" else 0.02
+    for cell in chosen(asked):
+        rate = 2.0 if cell.checkpoint.facts["family"] == "llama" else 0.02
         for hidden in asked.hidden:
-            problem = pose(asked.results, model, int(block), prompts, mask=f"{hidden}:")
+            problem = pose(asked.results, cell.model, cell.block, cell.prompts, mask=f"{hidden}:")
             swept = sweep.solve(problem, SweepSolver())
             identifiable = torch.zeros_like(problem.batch.visible)
             for row, found in enumerate(swept.identified or []):
                 for position, judged in found.items():
                     identifiable[row, position] = judged.verdict == "identifiable"
-            cell = {
-                "model": model,
-                "block": block,
+            told = {
+                "model": cell.model,
+                "block": cell.block,
                 "hidden_leading": hidden,
-                "prompts": len(prompts),
+                "prompts": len(cell.prompts),
             }
             for solver, solve in (
                 ("chapter", lambda p, r=rate: chapter.solve(p, ChapterSolver(learning_rate=r))),
@@ -90,7 +79,7 @@ def main() -> None:
                 begun = time.perf_counter()
                 result = solve(problem)
                 spent = time.perf_counter() - begun
-                rows.append({**cell, **row_of(solver, problem, result, spent, identifiable)})
+                rows.append({**told, **row_of(solver, problem, result, spent, identifiable)})
             write(asked.out, rows)
 
 

@@ -1,20 +1,19 @@
 """What each wider move of `joint` is worth: the same prompts with one of them left out.
 
-python benchmarks/joint_moves.py RESULTS TEXT docs/evidence/joint_moves.csv --cell transformer/1
+python benchmarks/joint_moves.py RESULTS TEXT docs/evidence/joint_moves.csv --cells transformer/1
 """
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import time
-from pathlib import Path
 
 import torch
+from cells import chosen, parser
 from common import write
-from exact import alone_losses, passages, pose
+from exact import alone_losses, pose
 
 from tokinfo.invert import joint
-from tokinfo.models.checkpoint import load
 from tokinfo.solvers import AdamSolver, JointSolver
 
 LEFT_OUT = {
@@ -29,21 +28,12 @@ LEFT_OUT = {
 
 def main() -> None:
     """Search with each set of moves and write the table after each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("text", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--cell", default="transformer/1", help="model/block")
-    parser.add_argument("--hidden", type=int, nargs="+", default=[1, 3])
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=8)
-    asked = parser.parse_args()
-    model, block = asked.cell.rsplit("/", 1)
-    checkpoint = load(asked.results / "checkpoints" / model / block)
-    prompts = passages(asked.text, checkpoint, asked.prompts, asked.tokens)
+    arguments = parser(__doc__, ["transformer/1"], prompts=8)
+    arguments.add_argument("--hidden", type=int, nargs="+", default=[1, 3])
+    asked = arguments.parse_args()
     rows: list[dict[str, object]] = []
-    for hidden in asked.hidden:
-        problem = pose(asked.results, model, int(block), prompts, mask=f"{hidden}:")
+    for cell, hidden in itertools.product(chosen(asked), asked.hidden):
+        problem = pose(asked.results, cell.model, cell.block, cell.prompts, mask=f"{hidden}:")
         for name, settings in LEFT_OUT.items():
             begun = time.process_time()
             solver = JointSolver.model_validate({"sweep_found": False, **settings})
@@ -53,17 +43,17 @@ def main() -> None:
             certified = alone_losses(problem, ids) <= problem.floor
             rows.append(
                 {
-                    "model": model,
-                    "block": block,
+                    "model": cell.model,
+                    "block": cell.block,
                     "hidden_leading": hidden,
                     "left_out": name,
-                    "prompts": len(prompts),
+                    "prompts": len(cell.prompts),
                     "prompts_certified": int(certified.sum()),
                     "hidden": hit.numel(),
                     "hidden_found_and_certified": int((hit & certified[:, None]).sum()),
                     "evaluations_per_prompt": round(float(result.evaluations.double().mean())),
                     "cpu_seconds_per_prompt": round(
-                        (time.process_time() - begun) / len(prompts), 2
+                        (time.process_time() - begun) / len(cell.prompts), 2
                     ),
                 }
             )

@@ -13,36 +13,25 @@ being the best explanation (median and quartiles over prompts).
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import torch
+from cells import chosen, parser
 from common import write
-from exact import passages, pose
+from exact import pose
 
 from tokinfo.invert import sweep
-from tokinfo.models.checkpoint import load
 from tokinfo.solvers import NoiseSettings, SweepSolver
 
 
 def main() -> None:
     """Sweep every cell and write the table after each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("text", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--cells", nargs="+", required=True, help="model/block")
-    parser.add_argument("--hidden", type=int, default=1, help="leading positions hidden")
-    parser.add_argument("--prompts", type=int, default=6)
-    parser.add_argument("--tokens", type=int, default=8)
-    asked = parser.parse_args()
+    arguments = parser(__doc__, ["flat/1", "transformer/1", "smollm2/1"], prompts=6)
+    arguments.add_argument("--hidden", type=int, default=1, help="leading positions hidden")
+    asked = arguments.parse_args()
     rows: list[dict[str, object]] = []
-    for name in asked.cells:
-        model, block = name.rsplit("/", 1)
-        checkpoint = load(asked.results / "checkpoints" / model / block)
-        prompts = passages(asked.text, checkpoint, asked.prompts, asked.tokens)
-        problem = pose(asked.results, model, int(block), prompts, mask=f"{asked.hidden}:")
+    for cell in chosen(asked):
+        problem = pose(asked.results, cell.model, cell.block, cell.prompts, mask=f"{asked.hidden}:")
         begun = time.perf_counter()
         result = sweep.solve(problem, SweepSolver(first=1, noise=NoiseSettings()))
         spent = time.perf_counter() - begun
@@ -55,10 +44,10 @@ def main() -> None:
         low, middle, high = levels.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=levels.dtype))
         rows.append(
             {
-                "model": model,
-                "block": block,
-                "quantization": checkpoint.facts["quantization"],
-                "state": checkpoint.facts["state"],
+                "model": cell.model,
+                "block": cell.block,
+                "quantization": cell.checkpoint.facts["quantization"],
+                "state": cell.checkpoint.facts["state"],
                 "hidden_leading": asked.hidden,
                 "swept": len(found),
                 "identifiable": sum(judged.verdict == "identifiable" for judged in found),

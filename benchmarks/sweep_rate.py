@@ -10,19 +10,17 @@ the process's peak, model and vocabulary included, and how much of it came with 
 
 from __future__ import annotations
 
-import argparse
 import resource
 import time
-from pathlib import Path
 
 import torch
+from cells import chosen, parser
 from common import write
-from exact import passages, pose
+from exact import pose
 from torch import nn
 
 from tokinfo.batches import Batcher
 from tokinfo.invert.problem import Problem
-from tokinfo.models.checkpoint import load
 from tokinfo.substitute import Substitution
 
 
@@ -46,21 +44,13 @@ def peak_mb() -> float:
 
 def main() -> None:
     """Time products and sweeps in turns and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("text", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--cells", nargs="+", default=["smollm2/1"], help="model/block")
-    parser.add_argument("--tokens", type=int, default=8)
-    parser.add_argument("--candidates", type=int, default=8192)
-    parser.add_argument("--turns", type=int, default=3)
-    asked = parser.parse_args()
+    arguments = parser(__doc__, ["smollm2/1"], prompts=1)
+    arguments.add_argument("--candidates", type=int, default=8192)
+    arguments.add_argument("--turns", type=int, default=3)
+    asked = arguments.parse_args()
     rows: list[dict[str, object]] = []
-    for name in asked.cells:
-        model, block = name.rsplit("/", 1)
-        checkpoint = load(asked.results / "checkpoints" / model / block)
-        prompts = passages(asked.text, checkpoint, 1, asked.tokens)
-        problem = pose(asked.results, model, int(block), prompts, mask="1:")
+    for cell in chosen(asked):
+        problem = pose(asked.results, cell.model, cell.block, cell.prompts[:1], mask="1:")
         around = problem.decoder.embedding[problem.batch.ids[0]]
         candidates = problem.decoder.ids[: asked.candidates]
         batcher = Batcher()
@@ -77,8 +67,8 @@ def main() -> None:
         best = max(shares)
         rows.append(
             {
-                "model": model,
-                "block": block,
+                "model": cell.model,
+                "block": cell.block,
                 "candidates": len(candidates),
                 "positions": asked.tokens,
                 "batch": batcher.size,
