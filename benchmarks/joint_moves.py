@@ -18,11 +18,19 @@ from tokinfo.solvers import AdamSolver, JointSolver
 
 LEFT_OUT = {
     "nothing": {},
+    "detection": {"combinations": 0},
+    "combinations of several tokens": {"combinations": 1},
     "stand-ins (one filling)": {"fillings": 1},
     "relaxation": {"relax_steps": 0},
     "beam": {"beam": 1},
     "checked windows in the descent": {"descent": AdamSolver()},
-    "all but single sweeps": {"beam": 1, "relax_steps": 0, "fillings": 1, "pair": 1},
+    "all but single sweeps": {
+        "combinations": 0,
+        "beam": 1,
+        "relax_steps": 0,
+        "fillings": 1,
+        "pair": 1,
+    },
 }
 
 

@@ -194,6 +194,12 @@ class JointSolver(Strict):
     gradient_candidates: Integer = Field(
         64, ge=1, description="Tokens proposed by the gradient at each position."
     )
+    combinations: Integer = Field(
+        1024,
+        ge=0,
+        description="Combinations of the likeliest tokens of several positions that are tried "
+        "after a detection (0: no detection).",
+    )
     screen: Integer = Field(
         64, ge=1, description="Tokens of a sweep that are judged on the whole sequence."
     )

@@ -3,17 +3,21 @@
 Hidden positions are discrete tokens here from the first move on: a free embedding there
 absorbs any residual, which is why descent alone does not find them. Moves, from cheap to dear:
 
-1. dive: the hidden positions one after another, whichever shows most first: a sweep of every
+1. detect: every token judged by what it changes of the visible activations, while the other
+   unknown positions stand at random tokens and what they may add is left out of the comparison
+   (`tokinfo.invert.detect`); the likeliest combinations are tried, the surest token is settled,
+   and the rest detected again around it;
+2. dive: the hidden positions one after another, whichever shows most first: a sweep of every
    position that is still open, the best tokens of each judged by what the others can still
    explain as free embeddings (`tokinfo.invert.relax`), the best few kept side by side;
-2. permute: the hidden tokens in every other order (early attention barely tells order apart);
-3. swap: one position, candidates from the descent's lists and from the gradient;
-4. read: the visible positions from left to right, every token judged by the activations at its
+3. permute: the hidden tokens in every other order (early attention barely tells order apart);
+4. swap: one position, candidates from the descent's lists and from the gradient;
+5. read: the visible positions from left to right, every token judged by the activations at its
    own position, the hidden ones standing at whichever of some random tokens explains most;
    then dive once more, from those stand-ins;
-5. sweep: one position, every token;
-6. pair: two hidden positions at once, the best candidates of each;
-7. the whole vocabulary, then another start of the descent.
+6. sweep: one position, every token;
+7. pair: two hidden positions at once, the best candidates of each;
+8. the whole vocabulary, then another start of the descent.
 
 A dearer move is made only where the cheaper ones have come to rest above the noise floor, and
 the search ends as soon as the prompt is certified: a match to within the floor proves itself,
@@ -25,7 +29,7 @@ is judged by the forward model alone.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -34,6 +38,7 @@ from torch import Tensor
 from tokinfo.batches import Batcher
 from tokinfo.identify import Identification
 from tokinfo.invert import adam
+from tokinfo.invert.detect import Detected, Responses, combinations
 from tokinfo.invert.problem import Problem, Result
 from tokinfo.invert.relax import relax
 from tokinfo.invert.sweep import sweep
@@ -47,6 +52,8 @@ _AT_ONCE = 3
 """Open hidden positions that a dive sweeps before it settles one."""
 _SCREENED = 6
 """Tokens that pass a screen, for each that is wanted in the end."""
+_SURE = 0.9
+"""Probability from which a visible token is settled at once."""
 _ORDERS = 5
 """Most hidden tokens that are tried in every order."""
 
@@ -117,6 +124,23 @@ class _Node:
         return _Node(ids, self.settled | {position}, context)
 
 
+@dataclass(frozen=True)
+class _Open:
+    """A prompt with stand-ins at unknown positions, and what settling the others has cost."""
+
+    ids: Tensor  # [position]
+    unknown: tuple[int, ...]
+    cost: float = 0.0  # minus the log-probability of the tokens settled
+
+    def settle(self, tokens: dict[int, int], cost: float) -> _Open:
+        """Return the prompt with these tokens settled too."""
+        ids = self.ids.clone()
+        for position, token in tokens.items():
+            ids[position] = token
+        rest = tuple(position for position in self.unknown if position not in tokens)
+        return _Open(ids, rest, self.cost + cost)
+
+
 @dataclass
 class _Search:
     """The search for one prompt: the best tokens so far, and what they have cost."""
@@ -136,6 +160,7 @@ class _Search:
         batch = self.problem.batch
         self.vocabulary = self.problem.decoder.ids
         self.length = int(batch.seen[0])
+        self.drawn = torch.Generator().manual_seed(self.problem.seed)
         self.ids = self.lists[:, 0].clone()
         self.ids[self.length :] = batch.ids[0, self.length :]
         shown = batch.visible[0, : self.length].tolist()
@@ -171,6 +196,8 @@ class _Search:
     def run(self) -> None:
         """Make moves until the prompt is certified or none helps."""
         moves: list[Callable[[], None]] = []
+        if self.settings.combinations:
+            moves.append(self._detect)
         if self.reached:
             # Hidden positions before visible ones: a wrong hidden token can make a wrong
             # visible one look better.
@@ -196,11 +223,69 @@ class _Search:
                 # Any gain makes the cheaper moves worth another try; the first two follow one
                 # another anyway.
                 gained = self.loss < before * (1 - 1e-6)
-                level = 0 if gained and level > 1 else level + 1
+                level = 0 if gained else level + 1
             if self.certified:
                 return
 
     # --- moves ------------------------------------------------------------------------------
+
+    def _detect(self) -> None:
+        """Detect the hidden tokens behind random ones, then all tokens; settle the surest first.
+
+        Responses are kept for as long as the prompt that they are measured from stays the same:
+        the second detection adds those of visible positions alone.
+        """
+        ids = self.ids.clone()
+        ids[self.reached] = self._random(len(self.reached))
+        every = (*self.reached, *self.visible)
+        candidates = {position: self._candidates(position) for position in every}
+        responses = Responses(self.problem, ids, candidates, self.batcher, self.drawn)
+        nodes = [_Open(ids, every)]
+        if self.reached:
+            self._detected(responses, nodes[0].ids, self.reached)
+        while nodes and not self.certified:
+            children = []
+            for node in nodes:
+                if not torch.equal(responses.ids, node.ids):
+                    responses = Responses(
+                        self.problem, node.ids, candidates, self.batcher, self.drawn
+                    )
+                found = self._detected(responses, node.ids, node.unknown)
+                if self.certified:
+                    return
+                children += self._settled(node, found)
+            nodes = sorted(children, key=lambda node: node.cost)[: self.settings.beam]
+
+    def _detected(
+        self, responses: Responses, ids: Tensor, unknown: Sequence[int]
+    ) -> dict[int, Detected]:
+        """Return the likeliest tokens of unknown positions; try their combinations."""
+        spent = responses.evaluations
+        found = responses.detect(unknown, self.settings.screen)
+        self.evaluations += responses.evaluations - spent
+        self._keep_best(list(combinations(ids, found, self.settings.combinations)))
+        return found
+
+    def _settled(self, node: _Open, found: dict[int, Detected]) -> list[_Open]:
+        """Return the node with more positions settled: the sure visible ones, or the surest."""
+        sure = [p for p in node.unknown if p in self.visible and found[p].surely(_SURE)]
+        if sure:
+            return [node.settle({p: int(found[p].tokens[0]) for p in sure}, 0.0)]
+        surest = max(node.unknown, key=lambda p: float(found[p].score[0]))
+        likely = zip(found[surest].tokens.tolist(), found[surest].score.tolist(), strict=True)
+        children = [node.settle({surest: token}, -score) for token, score in likely]
+        return [child for child in children[: self.settings.beam] if child.unknown]
+
+    def _candidates(self, position: int) -> Tensor:
+        """Return the tokens tried at a position; at a visible one descent may know better."""
+        if position in self.hidden:
+            return self.vocabulary
+        proposed = self.lists[position]
+        return torch.cat([self.vocabulary, proposed[~torch.isin(proposed, self.vocabulary)]])
+
+    def _random(self, count: int) -> Tensor:
+        """Return random tokens [count] of the vocabulary tried, to stand in for unknown ones."""
+        return self.vocabulary[torch.randint(len(self.vocabulary), (count,), generator=self.drawn)]
 
     def _read(self) -> None:
         blind = bool(self.reached) and not self.readings

@@ -1,0 +1,186 @@
+"""Detection: how likely each token is at a position while other positions are unknown too.
+
+A position's tokens are told apart by their *response*, what they change of the visible
+activations. The target holds the responses of all unknown tokens at once, so one of them cannot
+simply be compared with it: the others are a nuisance. Its mean and covariance are measured, by
+drawing random tokens for all unknown positions and taking off what the one in question explains;
+with them a token is judged by generalised least squares, which gives no weight to directions in
+which the others may have moved the activations anyway. So does the linear detector of one user's
+symbol among many (S. Verdu, Multiuser Detection, 1998, chapter 6). Responses add up only roughly
+(attention shares one unit of weight, the MLP is not linear); what they miss is in the measured
+nuisance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokinfo.batches import Batcher
+from tokinfo.invert.problem import Problem
+from tokinfo.substitute import Substitution
+
+_COMPONENTS = 640
+"""Visible components that are compared, drawn at random where there are more."""
+_SAMPLES = 1024
+"""Random prompts from which the nuisance is measured."""
+_ROWS = 1024
+"""Tokens whose whole activations are held at once, which bounds the memory."""
+_RIDGE = 0.02
+"""Share of the identity in the nuisance's correlation matrix: fewer samples than directions."""
+
+
+@dataclass(frozen=True)
+class Detected:
+    """The likeliest tokens of one position, best first.
+
+    Attributes:
+        tokens: int64 [k].
+        score: float64 [k] logarithm of the probability under a gaussian nuisance; comparable
+            between positions.
+    """
+
+    tokens: Tensor
+    score: Tensor
+
+    def surely(self, probability: float) -> bool:
+        """Whether the first token is at least this likely."""
+        return float(self.score[0]) >= math.log(probability)
+
+
+def combinations(ids: Tensor, detected: dict[int, Detected], count: int) -> Tensor:
+    """Return the likeliest prompts [prompt, position] that the detected tokens make up.
+
+    Scores add up over positions, so the ``count`` best are found exactly by keeping as many
+    after each position.
+    """
+    score = torch.zeros(1, dtype=torch.float64)
+    prompts = ids[None]
+    for position, one in detected.items():
+        every = (score[:, None] + one.score.cpu()).flatten()
+        best = every.topk(min(count, len(every)))
+        row, token = best.indices // len(one.score), best.indices % len(one.score)
+        prompts = prompts[row.to(prompts.device)].clone()
+        prompts[:, position] = one.tokens[token.to(one.tokens.device)]
+        score = best.values
+    return prompts
+
+
+class Responses:
+    """What tokens at single positions change of one prompt's visible activations.
+
+    They are computed once a position, however often its tokens are judged.
+
+    Args:
+        problem: a problem of a single row.
+        ids: int64 [position], the prompt that responses are measured from; its tokens at
+            unknown positions are stand-ins.
+        candidates: the tokens tried at each position that may be asked for, int64 [candidate],
+            without repeats.
+        batcher: finds the batch size.
+        generator: draws components and random prompts.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        ids: Tensor,
+        candidates: Mapping[int, Tensor],
+        batcher: Batcher,
+        generator: torch.Generator,
+    ) -> None:
+        self.problem, self.ids, self.candidates = problem, ids, candidates
+        self.batcher, self.generator = batcher, generator
+        self.evaluations = 0
+        self._length = int(problem.batch.seen[0])
+        self._visible = problem.batch.visible[0, : self._length].nonzero()[:, 0]
+        self._own = self._activations(ids[None, : self._length])[0]
+        size = len(self._visible) * self._own.shape[-1]
+        chosen = torch.randperm(size, generator=generator)[:_COMPONENTS].sort().values
+        self._chosen = chosen.to(ids.device)
+        self._target = self._components(problem.target[:1, : self._length])[0]
+        self._known: dict[int, Tensor] = {}
+
+    def detect(self, unknown: Sequence[int], count: int) -> dict[int, Detected]:
+        """Return the ``count`` likeliest tokens of each position of which none is known."""
+        responses = {position: self._response(position) for position in unknown}
+        drawn = {position: self._draw(position) for position in unknown}
+        together = self._together(drawn) if len(unknown) > 1 else None
+        found = {}
+        for position, response in responses.items():
+            left = self._target - response
+            if together is None:
+                squared = left.square().sum(1)
+            else:
+                squared = _mahalanobis(left, together - response[drawn[position]])
+            score = _scores(squared, left.shape[1])
+            best = score.topk(min(count, len(score)))
+            found[position] = Detected(self.candidates[position][best.indices], best.values)
+        return found
+
+    def _draw(self, position: int) -> Tensor:
+        """Return the indices [sample] of random tokens among a position's candidates."""
+        count = len(self.candidates[position])
+        return torch.randint(count, (_SAMPLES,), generator=self.generator).to(self.ids.device)
+
+    def _response(self, position: int) -> Tensor:
+        """Return the change [candidate, component] by each token at a position."""
+        if position not in self._known:
+            context = self.problem.decoder.embedding[self.ids]
+            moved = Substitution(self.problem, context, position, self.batcher)
+            parts = []
+            for tokens in torch.split(self.candidates[position], _ROWS):
+                found = moved.activations(tokens)
+                before = self._own[: self._length - found.shape[1]].expand(len(tokens), -1, -1)
+                parts.append(self._components(torch.cat([before, found], dim=1)))
+            self._known[position] = torch.cat(parts)
+            self.evaluations += len(self.candidates[position])
+        return self._known[position]
+
+    def _together(self, drawn: Mapping[int, Tensor]) -> Tensor:
+        """Return the change [sample, component] by random tokens at all unknown positions."""
+        prompts = self.ids[None, : self._length].repeat(_SAMPLES, 1)
+        for position, chosen in drawn.items():
+            prompts[:, position] = self.candidates[position][chosen]
+        self.evaluations += len(prompts)
+        return self.batcher.map(lambda part: self._components(self._activations(part)), prompts)
+
+    def _activations(self, prompts: Tensor) -> Tensor:
+        with torch.no_grad():
+            seen = self.problem.batch.seen.expand(len(prompts))
+            found: Tensor = self.problem.probe(self.problem.decoder.embedding[prompts], seen)
+            return found
+
+    def _components(self, activations: Tensor) -> Tensor:
+        change = (activations - self._own).to(torch.float32)
+        return change[:, self._visible].flatten(1)[:, self._chosen]
+
+
+def _mahalanobis(away: Tensor, nuisance: Tensor) -> Tensor:
+    """Return the squared distance [candidate] of what is left over under a nuisance [sample, _]."""
+    mean = nuisance.mean(0)
+    scale = nuisance.std(0)
+    scale = scale.clamp_min(1e-6 * float(scale.max()) or 1.0)
+    drawn = (nuisance - mean) / scale
+    correlation = (1 - _RIDGE) * (drawn.T @ drawn) / len(drawn)
+    correlation.diagonal().add_(_RIDGE)
+    lower = torch.linalg.cholesky(correlation)
+    left = (away - mean) / scale
+    squared: Tensor = torch.linalg.solve_triangular(lower, left.T, upper=False).square().sum(0)
+    return squared
+
+
+def _scores(squared: Tensor, dimensions: int) -> Tensor:
+    """Return log-probabilities [candidate] of squared distances.
+
+    A gaussian nuisance leaves the right token about as many squared units as dimensions. Where
+    even the nearest is further off, the nuisance is larger than measured, and the scores are
+    tempered by as much.
+    """
+    squared = squared.double()
+    size = (squared.min() / dimensions).clamp_min(1.0)
+    return torch.log_softmax(-squared / (2 * size), dim=0)
