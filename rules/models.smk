@@ -86,7 +86,7 @@ rule prepare:
     resources:
         gpu=0,
         mem_mb=lambda w, attempt: needs.prepare_mb(STUDY, w.model, int(w.blocks), attempt),
-        disk_mb=lambda w: needs.held_mb(STUDY, w.model, int(w.blocks)),
+        disk_mb=lambda w: needs.checkpoint_mb(STUDY, w.model, int(w.blocks)),
         runtime=60,
     params:
         settings=lambda w: PLAN.prepare_settings(w.model, int(w.blocks)),
@@ -114,7 +114,7 @@ rule embedding:
     resources:
         gpu=0,
         mem_mb=lambda w, attempt: needs.prepare_mb(STUDY, w.model, 0, attempt),
-        disk_mb=lambda w: needs.held_mb(STUDY, w.model, 0),
+        disk_mb=lambda w: needs.checkpoint_mb(STUDY, w.model, 0),
         runtime=60,
     params:
         settings=lambda w: PLAN.prepare_settings(w.model, 0),

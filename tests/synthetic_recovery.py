@@ -102,6 +102,7 @@ def cell_rows(
                     "family": model.family,
                     "state": model.state,
                     "quantization": model.quantization,
+                    "outlier_threshold": 6.0 if model.quantization == "int8" else None,
                     "weights_note": model.note,
                     "site": f"block.{block}" if block else "embedding",
                     "block": block,

@@ -113,7 +113,10 @@ def test_every_precision_runs_and_its_true_prompt_lies_at_the_floor(
 ) -> None:
     frame = run(made, tmp_path / "cell.parquet", label, mask=":")
     assert (frame["true_loss"] <= frame["noise_floor"]).all()
-    assert frame["quantization"].unique().to_list() == [label.split("-")[1]]
+    held = label.split("-")[1]
+    assert frame["quantization"].unique().to_list() == [held]
+    assert frame["dtype"].unique().to_list() == ["float32" if held == "int8" else held]
+    assert frame["outlier_threshold"].unique().to_list() == [6.0 if held == "int8" else None]
 
 
 def test_padding_to_n_ctx_scores_the_prompts_own_positions_only(made: Path, tmp_path: Path) -> None:

@@ -3,18 +3,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from tests.workflow.run import smoke
 from tokinfo.resources import (
     block_parameters,
     cell_mb,
+    checkpoint_mb,
     gpu_visible,
     gpus,
+    held_mb,
     prepare_mb,
     training_mb,
     weights_mb,
 )
-from tokinfo.sources import MixerSource, TransformerSource
+from tokinfo.sources import MixerSource, Model, TransformerSource
 from tokinfo.study import Study
 
 
@@ -57,6 +60,65 @@ def test_block_sizes_of_transformers_are_right_to_a_few_percent() -> None:
     model = new_model(source, 300, 0)
     real = sum(p.numel() for p in model.base_model.parameters()) - 300 * 64
     assert 3 * block_parameters(source) == pytest.approx(real, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("held", "computed", "on_disk", "in_memory"),
+    [
+        ("float32", None, 4, 4),
+        ("bfloat16", None, 2, 2),
+        ("bfloat16", "float32", 2, 4),
+        ("float16", "float32", 2, 4),
+    ],
+)
+def test_weights_are_held_in_what_they_compute_in(
+    held: str, computed: str | None, on_disk: int, in_memory: int
+) -> None:
+    model = {"source": "transformer", "quantization": held, "compute_dtype": computed}
+    made = study(models=smoke()["models"] | {"m": model})
+    whole = weights_mb(made, "transformer", 1)
+    assert checkpoint_mb(made, "m", 1) == pytest.approx(whole * on_disk / 4, abs=2)
+    assert held_mb(made, "m", 1) == pytest.approx(whole * in_memory / 4, abs=2)
+
+
+@pytest.mark.parametrize("held", ["int8", "nf4"])
+@pytest.mark.parametrize(("computed", "size"), [(None, 4), ("bfloat16", 2)])
+def test_the_embedding_of_a_packed_model_is_held_in_what_it_computes_in(
+    held: str, computed: str | None, size: int
+) -> None:
+    model = {"source": "transformer", "quantization": held, "compute_dtype": computed}
+    made = study(models=smoke()["models"] | {"m": model})
+    embedding = weights_mb(made, "transformer", 0)
+    assert held_mb(made, "m", 0) == pytest.approx(embedding * size / 4, abs=2)
+    assert checkpoint_mb(made, "m", 1) == held_mb(made, "m", 1)
+
+
+@pytest.mark.parametrize(
+    ("held", "computed"),
+    [
+        *(("float32", None), ("bfloat16", "float32"), ("float16", None)),
+        *(("int8", None), ("int8", "float16"), ("nf4", None), ("nf4", "bfloat16")),
+    ],
+)
+def test_the_size_of_a_checkpoint_is_that_of_its_files(
+    held: str, computed: str | None, tmp_path: Path
+) -> None:
+    from tokinfo.models.preparing import prepare
+
+    source = TransformerSource(d_model=256, blocks=2, n_ctx=48, tokenizer="t")
+    words = tokenizers.models.WordLevel({f"w{n}": n for n in range(20_000)}, unk_token="w0")
+    tokenizers.Tokenizer(words).save(str(tmp_path / "tokenizer.json"))
+    model = {"source": "s", "state": "untrained", "quantization": held, "compute_dtype": computed}
+    prepare(source, Model.model_validate(model), 2, tmp_path / "out", tokenizer=tmp_path)
+    raw = smoke()
+    text = next(iter(raw["corpora"]))
+    made = study(
+        tokenizers=raw["tokenizers"] | {"t": {"corpus": text, "vocabulary": 20_000}},
+        sources=raw["sources"] | {"s": source.model_dump()},
+        models=raw["models"] | {"m": model},
+    )
+    real = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
+    assert checkpoint_mb(made, "m", 2) == pytest.approx(real / 1e6, rel=0.03, abs=1.5)
 
 
 def test_memory_grows_with_depth_and_attempts() -> None:

@@ -139,6 +139,7 @@ def make_rows(
         "family": facts["family"],
         "state": settings["state"],
         "quantization": settings["quantization"],
+        "outlier_threshold": facts["outlier_threshold"],
         "weights_note": settings.get("weights_note", ""),
         "block": Site.parse(cell.site).block,
         "depth": int(facts["depth"]),

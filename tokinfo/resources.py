@@ -103,9 +103,20 @@ def fetch_mb(study: Study, source: str, part: str, attempt: int = 1) -> int:
 
 
 def held_mb(study: Study, model: str, blocks: int) -> int:
-    """Return the size in MB of a model's checkpoint of ``blocks`` blocks, as a cell holds it.
+    """Return the size in MB of a model's first ``blocks`` blocks, as a cell holds them.
 
-    bitsandbytes packs the blocks' matrices; the embedding stays in float32.
+    Weights are widened to what they compute in; those that bitsandbytes packs are not.
+    """
+    known = study.models[model]
+    if known.quantization in SCALES:
+        return checkpoint_mb(study, model, blocks)
+    return int(weights_mb(study, known.source, blocks) * BYTES[known.activations] / 4) + 1
+
+
+def checkpoint_mb(study: Study, model: str, blocks: int) -> int:
+    """Return the size in MB of a model's checkpoint of ``blocks`` blocks, on the disk.
+
+    bitsandbytes packs the blocks' matrices; the embedding is what activations are computed in.
     """
     known = study.models[model]
     each = BYTES[known.quantization]
@@ -113,7 +124,8 @@ def held_mb(study: Study, model: str, blocks: int) -> int:
     inside = weights_mb(study, known.source, blocks) - embedding
     if known.quantization not in SCALES:
         return int((embedding + inside) * each / 4) + 1
-    return int(embedding + inside * (each + SCALES[known.quantization]) / 4) + 1
+    outside = embedding * BYTES[known.activations] / 4
+    return int(outside + inside * (each + SCALES[known.quantization]) / 4) + 1
 
 
 def block_parameters(source: MixerSource | TransformerSource) -> int:

@@ -33,6 +33,10 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
     "family": (pl.String(), "mixer-flat, mixer-expanded, mixer-parallel, llama, ..."),
     "state": (pl.String(), "trained or untrained"),
     "quantization": (pl.String(), "float32, bfloat16, float16, int8 or nf4"),
+    "outlier_threshold": (
+        pl.Float64(),
+        "int8: columns with an input as large as this are multiplied in 16 bits; null: not int8",
+    ),
     "weights_note": (pl.String(), "what must be known of the weights; empty where nothing"),
     "site": (pl.String(), "where activations are read, resolved (block.8, never block.last)"),
     "block": (pl.Int64(), "number of the site's block, 0 for the embedding"),
@@ -104,7 +108,7 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
     "evaluations": (pl.Int64(), "forward passes spent on this prompt, all starts together"),
     # the run
     "device": (pl.String(), "cpu or cuda, with the device's name"),
-    "dtype": (pl.String(), "floating type of the activations"),
+    "dtype": (pl.String(), "what activations are computed in (the model's compute_dtype)"),
     "vocabulary": (pl.Int64(), "number of candidate tokens; chance is one over it"),
     "model_digest": (pl.String(), "digest of the checkpoint"),
     "code_digest": (pl.String(), "digest of the code that made the row"),

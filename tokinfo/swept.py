@@ -27,8 +27,8 @@ SETTING = ("model", "site", "residual", "causal", "padding", "mask", "prompts")
 """What is measured, as against who searches and how."""
 
 _FACTS = (
-    *("source", "family", "state", "quantization", "weights_note", "block", "depth"),
-    *("kind", "vocabulary", "prior_entropy"),
+    *("source", "family", "state", "quantization", "outlier_threshold", "dtype", "weights_note"),
+    *("block", "depth", "kind", "vocabulary", "prior_entropy"),
 )
 _COLUMNS = (
     *(*CELL_KEYS, *_FACTS, "prompt_id", "position", "visible", "correct"),
@@ -261,7 +261,9 @@ def unexplained(recovery: Path) -> list[dict[str, Any]]:
 
 
 NOISE_SCHEMA: dict[str, pl.DataType] = {
-    **dict.fromkeys(("model", "source", "family", "state", "quantization", "site"), pl.String()),
+    **dict.fromkeys(("model", "source", "family", "state", "quantization"), pl.String()),
+    "outlier_threshold": pl.Float64(),
+    **dict.fromkeys(("dtype", "site"), pl.String()),
     "block": pl.Int64(),
     "depth": pl.Int64(),
     "residual": pl.Boolean(),

@@ -33,6 +33,7 @@ _FACTS = (
     "family",
     "state",
     "quantization",
+    "outlier_threshold",
     "weights_note",
     "block",
     "depth",
