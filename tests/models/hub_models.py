@@ -96,8 +96,17 @@ GGUF_NAMES = {
 }
 
 
-def write_gguf(path: Path, model: Path, state: dict[str, Tensor], family: str = "llama") -> None:
-    """Write a model of `write_model` as a GGUF file of float32 weights."""
+def write_gguf(
+    path: Path,
+    model: Path,
+    state: dict[str, Tensor],
+    family: str = "llama",
+    rotations: Tensor | None = None,
+) -> None:
+    """Write a model of `write_model` as a GGUF file of float32 weights.
+
+    ``rotations`` are factors of its rotary frequencies, as Llama 3.1 has them.
+    """
     from gguf import GGUFWriter
 
     writer = GGUFWriter(path, family)
@@ -122,9 +131,14 @@ def write_gguf(path: Path, model: Path, state: dict[str, Tensor], family: str = 
     for name, value in state.items():
         if name.startswith("layers."):
             _, number, rest = name.split(".", 2)
+            if rest.startswith(("self_attn.q_proj", "self_attn.k_proj")):
+                # Halves of a head's rotations lie side by side there, not behind each other.
+                value = value.reshape(4, 2, 8, 64).transpose(1, 2).reshape(64, 64)
             writer.add_tensor(f"blk.{number}.{GGUF_NAMES[rest]}", value.numpy())
         else:
             writer.add_tensor(GGUF_NAMES[name], value.numpy())
+    if rotations is not None:
+        writer.add_tensor("rope_freqs.weight", rotations.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

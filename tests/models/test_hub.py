@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.hub_server import COMMIT, Fault, Hub, hub
@@ -64,8 +67,6 @@ def copy(
 
 
 def shard_of(directory: Path, name: str) -> str:
-    import json
-
     index = json.loads((directory / "model.safetensors.index.json").read_text())
     return str(index["weight_map"][name])
 
@@ -287,6 +288,68 @@ def test_a_wrong_byte_in_a_whole_file_never_becomes_a_model(
     server.faults.clear()
     fetch(SOURCE, 1, tmp_path / "out", tmp_path / "state")
     assert_holds(tmp_path / "out", 1, model[1])
+
+
+def test_a_wrong_byte_in_ranges_is_noticed_when_they_make_a_whole_file(
+    server: Hub, model: tuple[Path, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    """The hub's hash is of the whole file: with fewer of its bytes there is nothing to check."""
+    name = "model.layers.1.mlp.up_proj.weight"
+    shard = shard_of(model[0], name)
+    place, covered = _covering(model[0], shard, name)
+    # Asked for twice before its tensors come: the length of its header, and the header.
+    server.faults[shard] = [Fault(), Fault(), *(Fault(flip=place) for _ in range(50))]
+    with pytest.raises(FetchError, match=rf"{shard} arrived damaged .* the hub says .* run again"):
+        fetch(SOURCE, covered, tmp_path / "out", tmp_path / "state")
+    assert not (tmp_path / "out").exists()
+    assert left_over(tmp_path) == []
+    server.faults.clear()
+    fetch(SOURCE, covered, tmp_path / "out", tmp_path / "state")
+    assert_holds(tmp_path / "out", covered, model[1])
+    verified = {path.name for path in (tmp_path / "state").rglob("verified/*")}
+    assert shard in verified
+
+
+def test_files_whose_every_tensor_has_come_are_held_to_the_hubs_hash_once(
+    server: Hub, model: tuple[Path, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    fetch(SOURCE, BLOCKS, tmp_path / "out", tmp_path / "state")
+    verified = {path.name for path in (tmp_path / "state").rglob("verified/*")}
+    shards = {path.name for path in model[0].glob("*.safetensors")}
+    # All but those that hold the output head, which is never fetched.
+    assert verified == shards - {shard_of(model[0], "lm_head.weight")}
+    assert len(verified) > 2
+    server.forget()
+    fetch(SOURCE, BLOCKS, tmp_path / "again", tmp_path / "state")
+    assert server.requests == []
+
+
+def test_small_leftovers_of_a_file_are_fetched_for_its_hash(
+    server: Hub, copy: tuple[Path, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    """Old Llama repositories keep rotary frequencies in every block, which no model reads."""
+    shards = sorted(copy[0].glob("*.safetensors"))
+    index = json.loads((copy[0] / "model.safetensors.index.json").read_text())
+    for number, path in enumerate(shards[:BLOCKS]):
+        tensors = load_file(path)
+        name = f"model.layers.{number}.self_attn.rotary_emb.inv_freq"
+        save_file(tensors | {name: torch.ones(8)}, path, metadata={"format": "pt"})
+        index["weight_map"][name] = path.name
+    (copy[0] / "model.safetensors.index.json").write_text(json.dumps(index))
+    fetch(SOURCE, BLOCKS, tmp_path / "out", tmp_path / "state")
+    assert_holds(tmp_path / "out", BLOCKS, copy[1])
+    verified = {path.name for path in (tmp_path / "state").rglob("verified/*")}
+    assert len(verified) == len(shards) - 1
+    assert server.weights_sent() <= 1.05 * needed_bytes(copy[1], BLOCKS)
+
+
+def _covering(directory: Path, shard: str, name: str) -> tuple[int, int]:
+    """Return the place of a tensor in its shard, and how many blocks need all of that shard."""
+    content = (directory / shard).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    blocks = [int(key.split(".")[2]) for key in header if "layers." in key]
+    return 8 + length + header[name]["data_offsets"][0], max(blocks) + 1
 
 
 def test_a_file_of_another_size_than_listed_never_becomes_a_model(

@@ -135,13 +135,13 @@ def test_one_block_at_a_time_is_in_memory(
     full: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[tuple[str, int]] = []
-    write = streaming._write
+    write = streaming.write_part
 
     def weigh(tensors: dict[str, Tensor], file: Path) -> None:
         held.append((file.name, alive()))
         write(tensors, file)
 
-    monkeypatch.setattr(streaming, "_write", weigh)
+    monkeypatch.setattr(streaming, "write_part", weigh)
     before = alive()
     for precision in ("bfloat16", "int8", "nf4"):
         held.clear()

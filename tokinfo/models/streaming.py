@@ -19,16 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tokinfo.atomic import new_file
 from tokinfo.models.checkpoint import DTYPES, empty_decoder, quiet
 from tokinfo.models.packing import import_bitsandbytes
 from tokinfo.models.parts import EMBEDDING, block_file
 from tokinfo.models.structure import blocks_path, find_blocks
-from tokinfo.models.weights import INDEX, Weights, check_shapes, open_part
+from tokinfo.models.weights import INDEX, Weights, check_shapes, open_part, write_part
 from tokinfo.sources import Model
 
 if TYPE_CHECKING:
@@ -80,7 +77,7 @@ def write_decoder(
         with ExitStack() as opened, quiet():
             _fill(decoder, open_part(part, opened), weights, quantizer)
             state = _state(decoder, module, prefix, dtype, weights.name)
-            _write(state, out / file)
+            write_part(state, out / file)
         files[file] = {name: tensor.to("meta") for name, tensor in state.items()}
         del state
         if inside:
@@ -191,14 +188,6 @@ def _state(
 
 
 # --- writing ------------------------------------------------------------------------------
-
-
-def _write(tensors: dict[str, Tensor], file: Path) -> None:
-    try:
-        with new_file(file) as partial:
-            save_file(tensors, partial, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"{file}: cannot be written: {error}") from None
 
 
 def _write_index(files: Mapping[str, Mapping[str, Tensor]], out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where the weights of a decoder are, part by part: in files, or in a model in memory."""
+"""The weights of a decoder, part by part: in files, or in a model in memory."""
 
 # mypy: allow-untyped-calls
 # (transformers leaves many of its functions without types)
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from tokinfo.atomic import new_file
 from tokinfo.models.checkpoint import empty_decoder, family, shorter
 from tokinfo.models.parts import EMBEDDING, block_file, sort_tensors
 from tokinfo.models.structure import blocks_path
@@ -145,3 +147,12 @@ def check_shapes(part: Part, shapes: Mapping[str, torch.Size], prefix: str) -> N
                 raise ValueError(
                     f"{file}: {old} has the shape {held}, config.json makes it {list(shape)}"
                 )
+
+
+def write_part(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write tensors as safetensors, as a whole or not at all; raises OSError on a full disk."""
+    try:
+        with new_file(file) as partial:
+            save_file(tensors, partial, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{file}: cannot be written: {error}") from None
