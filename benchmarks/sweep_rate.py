@@ -4,7 +4,8 @@
 
 The floor of a sweep is the matrix products of its blocks: one of each linear layer's shape for
 every batch of candidates. They are timed bare, in the same process and between two sweeps, and
-their time over the sweep's is the share of the machine's rate that a sweep reaches. Memory is
+their time over the sweep's is the share of the machine's rate that a sweep reaches. Times are of
+the processor, which other work on the machine lengthens least; run it with one thread. Memory is
 the process's peak, model and vocabulary included, and how much of it came with the sweep.
 """
 
@@ -28,11 +29,11 @@ def products(problem: Problem, rows: int, repeats: int) -> tuple[float, float]:
     """Return seconds and operations of each linear layer's product, for ``rows`` rows."""
     layers = [layer for layer in problem.probe.decoder.modules() if isinstance(layer, nn.Linear)]
     inputs = {layer.in_features: torch.randn(rows, layer.in_features) for layer in layers}
-    begun = time.perf_counter()
+    begun = time.process_time()
     for _ in range(repeats):
         for layer in layers:
             inputs[layer.in_features] @ layer.weight.T
-    spent = time.perf_counter() - begun
+    spent = time.process_time() - begun
     work = sum(2 * rows * layer.in_features * layer.out_features for layer in layers)
     return spent / repeats, work
 
@@ -60,9 +61,9 @@ def main() -> None:
         shares = []
         for _ in range(asked.turns):
             bare, work = products(problem, batcher.size * asked.tokens, 8)
-            begun = time.perf_counter()
+            begun = time.process_time()
             Substitution(problem, around, 0, batcher).residuals(candidates)
-            spent = (time.perf_counter() - begun) * batcher.size / len(candidates)
+            spent = (time.process_time() - begun) * batcher.size / len(candidates)
             shares.append((bare / spent, work / bare / 1e9))
         best = max(shares)
         rows.append(
