@@ -6,13 +6,16 @@
 #
 # Nothing here may import torch, transformers or polars: every cluster job reads this file again.
 import os
+import shlex
 import sys
+from pathlib import Path
 
 # The package beside this file is the one that runs, whatever is installed.
 sys.path.insert(0, str(workflow.basedir))
 
 from tokinfo import plan as fetching
 from tokinfo import resources as needs
+from tokinfo import running
 from tokinfo import workflow as plans
 from tokinfo.study import CELL_PATH
 from tokinfo.validate import StudyError, load_study
@@ -30,6 +33,18 @@ except StudyError as error:
 
 PLAN = plans.Plan(STUDY)
 plans.lend_package(workflow.basedir)
+
+# A run that was killed leaves Snakemake's lock behind. What may be unlocked is, here; what may not
+# is said with the command that does it, and Snakemake refuses.
+if workflow.is_main_process:
+    unlock = shlex.join(["snakemake", *sys.argv[1:], "--unlock"])
+    if (found := running.look(Path.cwd(), unlock)) is not None:
+        print(f"tokinfo: {found}", file=sys.stderr)
+
+
+onstart:
+    running.begin(Path.cwd())
+
 
 # Models are large: what will be fetched and held is said first, in a dry run above all.
 if workflow.is_main_process and fetching.total(STUDY):

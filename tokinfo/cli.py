@@ -1,4 +1,4 @@
-"""The command line: `tokinfo validate`, `cells`, `schema`, `invert`, `sweep` and `parity`.
+"""The command line: `tokinfo validate`, `cells`, `clean`, `schema`, `invert`, `sweep`, `parity`.
 
 Every command imports what it needs when it runs, so that `tokinfo --help` answers at once.
 """
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tokinfo.cli_clean import clean
 from tokinfo.cli_parity import parity
 from tokinfo.cli_plan import plan
 
@@ -217,6 +218,7 @@ def _one_prompt(
         raise typer.Exit(1) from None
 
 
+app.command()(clean)
 app.command()(parity)
 app.command()(plan)
 

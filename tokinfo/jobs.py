@@ -15,10 +15,14 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from tokinfo.running import at_work
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 EXPECTED = (OSError, ValueError, RuntimeError, ArithmeticError)
+# How torch, whose error for it is a RuntimeError, says that there is no more memory.
+_NO_MEMORY = ("DefaultCPUAllocator: ", "CUDA out of memory", "std::bad_alloc", "Cannot allocate")
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -33,7 +37,7 @@ def job(log: str | Path, what: str) -> Iterator[None]:
     Raises:
         SystemExit: with status 1, for any exception of the block.
     """
-    with _redirected(Path(log)) as terminal:
+    with at_work(Path.cwd()), _redirected(Path(log)) as terminal:
         try:
             yield
         except Exception as error:
@@ -51,7 +55,18 @@ def job(log: str | Path, what: str) -> Iterator[None]:
 
 def _message(error: Exception) -> str:
     text = " ".join(str(error).split())
+    if _is_memory(error):
+        return (
+            f"out of memory ({text or type(error).__name__}): free some, or let fewer jobs run at "
+            "once (--cores), then the same command again"
+        )
     return text if text and _foreseen(error) else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def _is_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
 
 
 def _foreseen(error: BaseException) -> bool:
@@ -61,7 +76,7 @@ def _foreseen(error: BaseException) -> bool:
     raises is a message for the user, unless it only wraps such a defect. The operating
     system's errors (no space, no such file) say what they are about by themselves.
     """
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) or _is_memory(error):
         return True
     frames = traceback.extract_tb(error.__traceback__)
     ours = bool(frames) and PACKAGE in Path(frames[-1].filename).resolve().parents

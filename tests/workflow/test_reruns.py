@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from tests.workflow.run import RESULTS, name, pending, smoke, snakemake
+from tokinfo.schema import CELL_KEYS
 from tokinfo.study import Cell, Study
 from tokinfo.workflow import FIGURES, IDENTIFIABILITY
 
@@ -136,6 +141,26 @@ def test_a_seed_added_runs_its_cells(finished: Path) -> None:
     assert pending(finished, study) == new | AGGREGATE
 
 
+def test_a_metric_removed_reruns_the_aggregate_alone(finished: Path) -> None:
+    study = smoke()
+    study["grids"][1]["metrics"].remove("cosine")
+    assert pending(finished, study) == AGGREGATE
+
+
+def test_a_seed_replaced_runs_the_new_ones_cells_alone(finished: Path) -> None:
+    study = smoke()
+    study["grids"][1]["seeds"] = [1]
+    new = cells(study, lambda cell: cell.seed == 1)
+    assert len(new) == 2
+    assert pending(finished, study) == new | AGGREGATE
+
+
+def test_a_solver_removed_from_a_grid_reruns_the_aggregate_alone(finished: Path) -> None:
+    study = smoke()
+    del study["grids"][5]
+    assert pending(finished, study) == AGGREGATE
+
+
 def test_a_deeper_site_leaves_the_models_other_cells_alone(finished: Path) -> None:
     study = smoke()
     study["grids"][3]["sites"].append("block.2")
@@ -214,6 +239,16 @@ def test_identify_adds_one_cell_a_setting(finished: Path) -> None:
 def test_prompts_of_one_set_rerun_their_cells(finished: Path) -> None:
     study = smoke()
     study["prompts"]["sea"][1] = "She wrote down the sky."
+    assert pending(finished, study) == cells(study) | AGGREGATE | checks(*ALL_SOURCES)
+
+
+@pytest.mark.parametrize("change", ["added", "removed"])
+def test_a_prompt_added_or_removed_reruns_the_cells_of_its_set(finished: Path, change: str) -> None:
+    study = smoke()
+    if change == "added":
+        study["prompts"]["sea"].append("The boats were out.")
+    else:
+        study["prompts"]["sea"].pop()
     assert pending(finished, study) == cells(study) | AGGREGATE | checks(*ALL_SOURCES)
 
 
@@ -340,6 +375,61 @@ def test_a_script_of_a_rule_reruns_that_rule(changed: Path) -> None:
 
 def _append_logic(module: Path) -> None:
     _edit(module, r"\Z", "\nADDED_BY_A_TEST = 1\n")
+
+
+# --- what a study no longer has -----------------------------------------------------------
+
+
+def _clean(directory: Path, study: dict[str, Any], *arguments: str) -> list[str]:
+    """Run `tokinfo clean`; returns the paths it lists, below the results directory."""
+    (directory / "clean.json").write_text(json.dumps(study), encoding="utf-8")
+    command = [sys.executable, "-m", "tokinfo.cli", "clean", "--configfile", "clean.json"]
+    done = subprocess.run(
+        [*command, *arguments],
+        cwd=directory,
+        env=os.environ | {"PYTHONPATH": str(directory)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    listed = [line.split(f" {RESULTS}/") for line in done.stdout.splitlines()]
+    return [line[1] for line in listed if len(line) == 2 and not line[0].startswith("kept")]
+
+
+def test_nothing_of_a_finished_run_is_stale(finished: Path) -> None:
+    assert _clean(finished, smoke(), "--dry-run") == []
+
+
+def test_cleaning_leaves_nothing_to_do_but_the_aggregate_which_never_read_it(
+    changed: Path,
+) -> None:
+    study = smoke()
+    study["grids"] = study["grids"][:2]
+    study["grids"][0]["models"] = ["mixer-flat"]
+    study["prior"] = None
+    listed = _clean(changed, study, "--dry-run")
+    every = {cell.path for cell in Study.model_validate(smoke()).cells()}
+    kept = {cell.path for cell in Study.model_validate(study).cells()}
+    assert {path for path in listed if path.startswith("cells/")} == every - kept
+    assert {"sources/transformer", "checkpoints/transformer/1"} <= set(listed)
+    assert {"unigrams/transformer.safetensors", "training/transformer.csv"} <= set(listed)
+    assert "logs/train/transformer.log" in listed
+
+    file = changed / "less.json"
+    file.write_text(json.dumps(study), encoding="utf-8")
+    target = f"{RESULTS}/tables/recovery.parquet"
+    done = snakemake(changed, target, "--cores", "2", "--configfile", str(file))
+    assert done.returncode == 0, done.stderr[-4000:]
+    # The stale cells were still there while the table was made.
+    assert all((changed / RESULTS / path).exists() for path in every)
+    table = pl.read_parquet(changed / target)
+    assert set(table["model"]) == {"mixer-flat"}
+    assert len(table.select(CELL_KEYS).unique()) == len(kept)
+
+    assert _clean(changed, study) == listed
+    assert [path for path in listed if (changed / RESULTS / path).exists()] == []
+    assert pending(changed, study, target) == set()
+    assert _clean(changed, study) == []
 
 
 # --- files --------------------------------------------------------------------------------
