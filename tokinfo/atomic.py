@@ -14,6 +14,15 @@ def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
+def _flush(path: Path) -> None:
+    """Bring a file to the disk: after a power cut a new name must not lead to half of it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Yield a name to write to; it becomes ``path`` when the block ends without an error.
@@ -28,6 +37,7 @@ def new_file(path: Path) -> Iterator[Path]:
         yield partial
         # Some writers (safetensors) make files that only their owner may read.
         partial.chmod(mode)
+        _flush(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -44,6 +54,9 @@ def new_directory(path: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _flush(file)
         if path.exists():
             shutil.rmtree(path)
         os.replace(partial, path)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tokinfo.atomic import new_file
+from tokinfo.damaged import reading
 from tokinfo.models.checkpoint import load
 
 Method = Literal["pseudo-inverse", "nearest"]
@@ -37,7 +38,8 @@ def write_inverse_gram(checkpoint: Path, out: Path) -> None:
 
 def read_inverse_gram(path: Path) -> Tensor:
     """Read what `write_inverse_gram` wrote: float64 [d, d]."""
-    return load_file(str(path))["inverse_gram"]
+    with reading(path):
+        return load_file(str(path))["inverse_gram"]
 
 
 @dataclass(frozen=True)

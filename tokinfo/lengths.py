@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from tokinfo.damaged import reading
 from tokinfo.masks import Mask
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def _load(path: str, changed: int) -> Tokenizer:
     """Load a tokenizer once per process and version of its file (``changed``, in ns)."""
     from tokenizers import Tokenizer
 
-    loaded = Tokenizer.from_file(path)
+    with reading(Path(path)):
+        loaded = Tokenizer.from_file(path)
     loaded.no_truncation()
     loaded.no_padding()
     return loaded

@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 
 from tokinfo.atomic import new_file
+from tokinfo.damaged import cure, first_line
 from tokinfo.intervals import chance_unordered, clustered_share
 from tokinfo.schema import (
     CELL_KEYS,
@@ -152,7 +153,7 @@ def _cell_key(path: Path) -> tuple[object, ...]:
             raise TableError(f"{path}: not a cell's table: {problem}")
         found = pl.scan_parquet(path).select(CELL_KEYS).unique().collect()
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise TableError(f"{path}: cannot be read as parquet ({_first_line(error)})") from None
+        raise TableError(_damaged(path, error)) from None
     if len(found) != 1:
         raise TableError(f"{path}: holds {len(found)} cells, not 1")
     return found.row(0)
@@ -164,12 +165,12 @@ def _unreadable(paths: Sequence[Path], error: Exception) -> str:
         try:
             pl.read_parquet(path)
         except pl.exceptions.PolarsError as own:
-            return f"{path}: cannot be read as parquet ({_first_line(own)})"
-    return f"the cells cannot be joined: {_first_line(error)}"
+            return _damaged(path, own)
+    return f"the cells cannot be joined: {first_line(error)}"
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _damaged(path: Path, error: Exception) -> str:
+    return f"{path}: cannot be read as parquet ({first_line(error)}){cure(path)}"
 
 
 def _metadata(paths: Sequence[Path]) -> list[object]:
@@ -262,7 +263,7 @@ def scan(recovery: Path, *, controls: bool = False) -> pl.LazyFrame:
     try:
         problem = schema_problem(pl.read_parquet_schema(recovery))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise TableError(f"{recovery}: cannot be read as parquet ({_first_line(error)})") from None
+        raise TableError(_damaged(recovery, error)) from None
     if problem:
         raise TableError(f"{recovery}: not a recovery table: {problem}")
     return pl.scan_parquet(recovery).filter(~OWN_TARGET if controls else OWN_TARGET)

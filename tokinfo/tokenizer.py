@@ -15,6 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tokinfo.atomic import new_directory, new_file
 from tokinfo.corpus import END_OF_TEXT, read_documents
+from tokinfo.damaged import reading
 
 PAD = "<|pad|>"
 SPECIAL = (END_OF_TEXT, PAD)  # ids 0 and 1
@@ -69,7 +70,8 @@ def load_tokenizer(directory: Path) -> tokenizers.Tokenizer:
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no tokenizer here")
-    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    with reading(path):
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

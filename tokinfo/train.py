@@ -32,6 +32,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers.modeling_utils import PreTrainedModel
 
 from tokinfo.atomic import new_directory, new_file
+from tokinfo.damaged import DamagedError, reading
 from tokinfo.models.build import new_model
 from tokinfo.models.checkpoint import save_model
 from tokinfo.sources import MixerSource, Training, TransformerSource
@@ -69,7 +70,8 @@ def train(
     training = source.training
     if training is None:
         raise ValueError("this source has no `training`: it exists untrained only")
-    data = {name: part.long() for name, part in load_file(tokens).items()}
+    with reading(tokens):
+        data = {name: part.long() for name, part in load_file(tokens).items()}
     for name, part in data.items():
         if len(part) <= source.n_ctx:
             raise ValueError(
@@ -248,16 +250,23 @@ def save_resume(
 def load_resume(
     resume: Path, model: nn.Module, optimizer: torch.optim.Optimizer, digest: str
 ) -> Progress:
-    """Restore the state that `save_resume` wrote, if it is of this very run; else start anew."""
+    """Restore the state that `save_resume` wrote, if it is of this very run; else start anew.
+
+    A damaged resume point costs the time it stood for, nothing else: the result is the same.
+    """
     path = resume / RESUME_FILE
     if not path.is_file():
         return Progress()
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        if metadata.get("digest") != digest:
-            print(f"{path}: of other settings; training starts anew", file=sys.stderr)
-            return Progress()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        with reading(path), safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            if metadata.get("digest") != digest:
+                print(f"{path}: of other settings; training starts anew", file=sys.stderr)
+                return Progress()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except DamagedError:
+        print(f"{path}: damaged or cut short; training starts anew", file=sys.stderr)
+        return Progress()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokinfo.atomic import new_file
 from tokinfo.corpus import read_documents
+from tokinfo.damaged import reading
 from tokinfo.models.checkpoint import FACTS
 from tokinfo.tokenizer import ENCODE_AT_ONCE, load_tokenizer
 
@@ -63,7 +64,8 @@ def smoothed(counts: Tensor) -> Tensor:
 
 def read_unigrams(path: Path) -> Tensor:
     """Read what `write_unigrams` wrote: float64 [V]."""
-    return load_file(str(path))["probability"]
+    with reading(path):
+        return load_file(str(path))["probability"]
 
 
 def entropy(probability: Tensor) -> float:

@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import tokenizers
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tokinfo.damaged import reading
 from tokinfo.models import placement
 from tokinfo.models.mixer import MODEL_TYPE, MixerSpec, MixerStack
 from tokinfo.models.packing import import_bitsandbytes, mend_bitsandbytes
@@ -181,13 +183,19 @@ def load(directory: Path, device: str = "cpu") -> Checkpoint:
 
     Raises:
         FileNotFoundError: the directory is no checkpoint.
-        ValueError: it does not fit on the GPUs.
+        ValueError: it is damaged, or does not fit on the GPUs.
     """
     path = directory / FACTS
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not a checkpoint (the `prepare` rule writes it)")
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    with reading(path):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    with reading(directory / "config.json"):
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    for file in weight_files(directory):
+        # A header that does not cover its file tells a cut one; no weights are read for it.
+        with reading(file), safe_open(file, framework="pt"):
+            pass
     gpus = _place(directory, facts, device)
     dtype = DTYPES[facts["dtype"]]
     decoder: nn.Module

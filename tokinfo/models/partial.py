@@ -163,13 +163,19 @@ def _bytes(origin: Origin, file: str, start: int, end: int) -> bytes:
 
 
 def _holds(target: Path, names: dict[str, str]) -> bool:
-    """Return whether a part is there already, with all of these tensors."""
+    """Return whether a part is there already, whole, with all of these tensors."""
     if not target.is_file():
         return False
-    # Files get their names when they are complete and checked.
-    with target.open("rb") as file:
-        length = int.from_bytes(file.read(LENGTH), "little")
-        return set(names) <= set(json.loads(file.read(length)))
+    # Files get their names when they are complete and checked. One that was cut afterwards (its
+    # other name, in a study's results, is open to anyone) is made again.
+    size = target.stat().st_size
+    try:
+        with target.open("rb") as file:
+            length = header_length(target.name, file.read(LENGTH), size)
+            held = read_header(target.name, file.read(length), size)
+    except FetchError:
+        return False
+    return set(names) <= set(held)
 
 
 def _copy(

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tokinfo.atomic import new_file
+from tokinfo.damaged import cure
 from tokinfo.models.checkpoint import empty_decoder, family, shorter
 from tokinfo.models.parts import EMBEDDING, block_file, sort_tensors
 from tokinfo.models.structure import blocks_path
@@ -94,7 +95,7 @@ def _locate(directory: Path) -> dict[str, Path]:
     try:
         named: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{index}: not an index of weights") from None
+        raise ValueError(f"{index}: not an index of weights{cure(index)}") from None
     held = {file: _names(directory / file) for file in sorted(set(named.values()))}
     for name, file in named.items():
         if name not in held[file]:
@@ -111,11 +112,11 @@ def _names(file: Path) -> set[str]:
 
 def _opened(file: Path, opened: ExitStack) -> Any:
     if not file.is_file():
-        raise ValueError(f"{file}: is missing")
+        raise ValueError(f"{file}: is missing{cure(file)}")
     try:
         return opened.enter_context(safe_open(file, framework="pt"))
     except SafetensorError as error:
-        raise ValueError(f"{file}: damaged or cut short: {error}") from None
+        raise ValueError(f"{file}: damaged or cut short: {error}{cure(file)}") from None
 
 
 def open_part(part: Part, opened: ExitStack) -> dict[str, Any]:
