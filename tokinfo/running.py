@@ -162,7 +162,7 @@ def _holders(status: os.stat_result) -> list[int]:
         if "->" in fields or fields[1] != "FLOCK" or not fields[5].endswith(f":{status.st_ino}"):
             continue
         found.add(int(fields[4]))
-    return sorted(found - {os.getpid()})
+    return sorted(found)
 
 
 def _open(path: Path) -> int:

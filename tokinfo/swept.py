@@ -41,8 +41,10 @@ _FAR = 1 << 12
 _GROUP = (*SETTING, "metric", "solver")
 
 
-def hidden_rows(recovery: Path) -> pl.DataFrame:
+def hidden_rows(recovery: Path, wanted: pl.Expr | None = None) -> pl.DataFrame:
     """Return the rows about hidden positions of the prompts' own targets.
+
+    Only those are held, and of them only the ones ``wanted`` is true of.
 
     Adds `control` (bool: nothing visible can depend on this token) and `recovered` (see
     `tokinfo.tables.RECOVERED`).
@@ -50,24 +52,28 @@ def hidden_rows(recovery: Path) -> pl.DataFrame:
     Raises:
         TableError: the long table cannot be read or has another schema.
     """
-    table = scan(recovery).select(_COLUMNS).collect(engine="streaming")
-    masks = table.filter(pl.col("padding") == "n_ctx")["mask"].unique().to_list()
+    table = scan(recovery).select(_COLUMNS)
+    padded = table.filter(pl.col("padding") == "n_ctx").select("mask").unique()
+    masks = padded.collect(engine="streaming")["mask"].sort().to_list()
     # Visible pads have no rows: the mask itself says how far a padded prompt is seen.
     ends = pl.DataFrame(
         {"mask": masks, "padding": ["n_ctx"] * len(masks), "end": [_end(mask) for mask in masks]},
         schema={"mask": pl.String(), "padding": pl.String(), "end": pl.Int64()},
     )
-    last = pl.col("position").filter("visible").max().over([*CELL_KEYS, "prompt_id"])
+    prompt = [*CELL_KEYS, "prompt_id"]
+    hidden = table.filter(~pl.col("visible"))
+    hidden = hidden if wanted is None else hidden.filter(wanted)
+    last = table.filter(pl.col("visible")).group_by(prompt).agg(last=pl.col("position").max())
     return (
-        table.with_columns(last=last)
-        .join(ends, on=["mask", "padding"], how="left", maintain_order="left")
-        .filter(~pl.col("visible"))
+        hidden.join(last, on=prompt, how="left", maintain_order="left")
+        .join(ends.lazy(), on=["mask", "padding"], how="left", maintain_order="left")
         .with_columns(
             control=pl.col("causal")
             & (pl.col("position") > pl.coalesce("end", "last", pl.lit(_FAR))),
             recovered=RECOVERED,
         )
         .drop("last", "end")
+        .collect(engine="streaming")
     )
 
 
@@ -301,11 +307,24 @@ def noise_table(rows: pl.DataFrame) -> pl.DataFrame:
                 "threshold_high": median.high,
             }
         )
-    out.sort(key=lambda row: (display_order(row), row["block"]))
-    return pl.DataFrame(out, schema=NOISE_SCHEMA)
+    return _in_order(pl.DataFrame(out, schema=NOISE_SCHEMA))
 
 
 def write_noise_table(recovery: Path, out: Path) -> None:
-    """Write `noise_table` of the long table as CSV; without thresholds, its header alone."""
+    """Write `noise_table` of the long table as CSV; without thresholds, its header alone.
+
+    The rows of one model are held at a time.
+    """
+    known = pl.col("noise_threshold").is_not_null()
+    models = scan(recovery).filter(known).select("model").unique().collect(engine="streaming")
+    parts = [
+        noise_table(hidden_rows(recovery, known & (pl.col("model") == name)))
+        for name in models["model"].sort()
+    ]
     with new_file(out) as partial:
-        noise_table(hidden_rows(recovery)).write_csv(partial)
+        _in_order(pl.concat([pl.DataFrame(schema=NOISE_SCHEMA), *parts])).write_csv(partial)
+
+
+def _in_order(table: pl.DataFrame) -> pl.DataFrame:
+    rows = sorted(table.to_dicts(), key=lambda row: (display_order(row), row["block"]))
+    return pl.DataFrame(rows, schema=NOISE_SCHEMA)

@@ -1,14 +1,15 @@
 """Tables: every cell's rows as one long table, and one row per cell of what came back.
 
-Files are scanned, never all held: memory follows the number of prompts (a few hundred bytes
-each), not the number of cells times positions.
+Files are read a few cells at a time, so that memory follows the tables that come out (a row a
+cell), not the cells times positions that go in.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ from tokinfo.schema import (
     schema_problem,
 )
 from tokinfo.targets import OWN
+
+AT_ONCE = 100
+"""Cells whose rows are held at the same time."""
+
+ROW_GROUP = 16_384
+"""Rows of the long table that are read together."""
 
 _ROW_ORDER = ("prompt_id", "position")
 _FACTS = (
@@ -110,7 +117,9 @@ def collect(cells: Sequence[Path], recovery: Path, recovery_csv: Path) -> None:
     Cells are ordered by what they are, not by the order of ``cells``; rows of a cell by prompt
     and position. In the CSV, lists are joined with " | " (ids are the authority: a token may
     contain the separator). The parquet file's metadata says how many cells it holds and keeps
-    each distinct value of the cells' own metadata.
+    each distinct value of the cells' own metadata, save which cell they are.
+
+    Memory follows the number of cells by their names alone: rows are read a few cells at a time.
 
     Raises:
         TableError: no cells, a file that is missing, truncated, empty, of another schema or
@@ -125,22 +134,45 @@ def collect(cells: Sequence[Path], recovery: Path, recovery_csv: Path) -> None:
             raise TableError(f"{path}: the same cell as {owners[key]}")
         owners[key] = path
     ordered = sorted(keys, key=lambda path: tuple(map(_natural, keys[path])))
-    columns = list(RECOVERY_SCHEMA)
-    frames = [pl.scan_parquet(path).select(columns).sort(_ROW_ORDER) for path in ordered]
     metadata = {METADATA_KEY: json.dumps({"cells": len(ordered), "of_cells": _metadata(ordered)})}
-    with new_file(recovery) as partial:
-        try:
-            pl.concat(frames).sink_parquet(
-                partial, row_group_size=65_536, metadata=metadata, engine="streaming"
+    # One plan over all cells would hold every file open, and grow with them.
+    scratch = recovery.with_name(f".{recovery.name}.parts")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+        parts = list(_parts(ordered, scratch))
+        with new_file(recovery) as partial:
+            pl.scan_parquet(parts).sink_parquet(
+                partial, row_group_size=ROW_GROUP, metadata=metadata, engine="streaming"
             )
-        except pl.exceptions.PolarsError as error:
-            raise TableError(_unreadable(ordered, error)) from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     lists = [name for name, dtype in RECOVERY_SCHEMA.items() if isinstance(dtype, pl.List)]
     joined = [pl.col(name).cast(pl.List(pl.String)).list.join(" | ") for name in lists]
     with new_file(recovery_csv) as partial:
         pl.scan_parquet(recovery).with_columns(joined).sink_csv(
             partial, engine="streaming", check_extension=False
         )
+
+
+def _parts(ordered: Sequence[Path], scratch: Path) -> Iterator[Path]:
+    """Write the rows of a few cells at a time into files of their own, in order."""
+    for number, paths in enumerate(_chunks(ordered, AT_ONCE)):
+        frames = []
+        for path in paths:
+            try:
+                frames.append(pl.read_parquet(path, columns=list(RECOVERY_SCHEMA)).sort(_ROW_ORDER))
+            except pl.exceptions.PolarsError as error:
+                # Its footer can be read, its rows cannot.
+                raise TableError(_damaged(path, error)) from None
+        part = scratch / f"{number:08d}.parquet"
+        pl.concat(frames).write_parquet(part, compression="lz4")
+        yield part
+
+
+def _chunks(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
+    for start in range(0, len(paths), size):
+        yield paths[start : start + size]
 
 
 def _cell_key(path: Path) -> tuple[object, ...]:
@@ -159,27 +191,23 @@ def _cell_key(path: Path) -> tuple[object, ...]:
     return found.row(0)
 
 
-def _unreadable(paths: Sequence[Path], error: Exception) -> str:
-    """Name the file whose rows cannot be read although its footer can."""
-    for path in paths:
-        try:
-            pl.read_parquet(path)
-        except pl.exceptions.PolarsError as own:
-            return _damaged(path, own)
-    return f"the cells cannot be joined: {first_line(error)}"
-
-
 def _damaged(path: Path, error: Exception) -> str:
     return f"{path}: cannot be read as parquet ({first_line(error)}){cure(path)}"
 
 
 def _metadata(paths: Sequence[Path]) -> list[object]:
-    """Return the distinct `tokinfo` metadata of cell files, in order of first appearance."""
+    """Return the distinct `tokinfo` metadata of cell files, in order of first appearance.
+
+    Which cell a file holds is left out: the columns say it, and what many cells share is kept
+    once.
+    """
     distinct: dict[str, object] = {}
     for path in paths:
         text = pl.read_parquet_metadata(path).get(METADATA_KEY)
-        if text is not None and text not in distinct:
-            distinct[text] = json.loads(text)
+        told = {} if text is None else json.loads(text)
+        told.pop("cell", None)
+        if told:
+            distinct.setdefault(json.dumps(told), told)
     return list(distinct.values())
 
 
@@ -242,7 +270,7 @@ def summarise(recovery: Path, summary: Path, summary_csv: Path) -> None:
     Raises:
         TableError: the long table cannot be read or has another schema.
     """
-    table = shares(scan(recovery), CELL_KEYS)
+    table = shares_by_cell(scan(recovery))
     for path in (summary, summary_csv):
         with new_file(path) as partial:
             if path is summary:
@@ -267,6 +295,45 @@ def scan(recovery: Path, *, controls: bool = False) -> pl.LazyFrame:
     if problem:
         raise TableError(f"{recovery}: not a recovery table: {problem}")
     return pl.scan_parquet(recovery).filter(~OWN_TARGET if controls else OWN_TARGET)
+
+
+def shares_by_cell(rows: pl.LazyFrame) -> pl.DataFrame:
+    """Return `shares` of every cell, holding the rows of a few cells at a time.
+
+    A cell's rows stand together in the table that `collect` writes. Where they do not, all rows
+    are held after all.
+    """
+    whole: list[pl.DataFrame] = []
+    done: set[tuple[object, ...]] = set()
+    rest: pl.DataFrame | None = None
+
+    def take(part: pl.DataFrame) -> bool:
+        names = set(part.select(CELL_KEYS).unique().rows())
+        again = bool(done & names)
+        done.update(names)
+        if len(part):
+            whole.append(shares(part.lazy(), CELL_KEYS))
+        return not again
+
+    for batch in rows.drop(_UNUSED).collect_batches(chunk_size=ROW_GROUP, maintain_order=True):
+        held = batch if rest is None else pl.concat([rest, batch])
+        if held.is_empty():
+            continue
+        run = held.select(pl.struct(CELL_KEYS).rle_id()).to_series()
+        # The last cell may go on in the next batch.
+        if not take(held.filter(run != run[-1])):
+            return shares(rows, CELL_KEYS)
+        rest = held.filter(run == run[-1])
+    if rest is not None and not take(rest):
+        return shares(rows, CELL_KEYS)
+    return pl.concat(whole) if whole else shares(rows, CELL_KEYS)
+
+
+_UNUSED = (
+    *("prompt", "true_token", "found_token", "top5_ids", "top5_tokens"),
+    *("curve_steps", "curve"),
+)
+"""Columns of the long table that no share is made from, the widest ones."""
 
 
 def shares(rows: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:

@@ -20,7 +20,7 @@ from tokinfo.atomic import new_file
 from tokinfo.report.template import HEAD, LEGEND
 from tokinfo.report.template import text as _text
 from tokinfo.schema import CELL_KEYS
-from tokinfo.tables import OTHERS_KNOWN, TableError, display_order, scan, shares
+from tokinfo.tables import OTHERS_KNOWN, TableError, display_order, scan, shares, shares_by_cell
 
 MOST_BYTES = 2_000_000
 """The page's size aimed at; what does not fit is left out and said to be."""
@@ -93,7 +93,7 @@ def write_strips(
         if count
     ]
     rows = every.filter(~OTHERS_KNOWN)
-    by_cell = shares(rows, CELL_KEYS)
+    by_cell = shares_by_cell(rows)
     if by_cell.is_empty():
         if not notes:
             raise TableError(f"{recovery}: has no rows")
@@ -228,7 +228,9 @@ def _left_out(chosen: _Chosen) -> Iterator[str]:
 def _numbers(rows: pl.LazyFrame, by_cell: pl.DataFrame) -> Iterator[str]:
     """Say in numbers what came back, model by model."""
     yield "<h2>What came back</h2>"
-    pooled = shares(rows, ["model"])
+    # Model by model: the prompts of all cells of one are held, not of all.
+    names = by_cell["model"].unique(maintain_order=True)
+    pooled = pl.concat([shares(rows.filter(model=name), ["model"]) for name in names])
     unseen = pooled.filter(~pl.col("visible"))
     if unseen.is_empty():
         yield "<p>No hidden positions in this study: every mask shows all tokens."
