@@ -19,6 +19,7 @@ from tokinfo.identify import Identification
 from tokinfo.invert.problem import Problem, Result, SolverError
 from tokinfo.invert.run import run
 from tokinfo.models.checkpoint import Checkpoint, load
+from tokinfo.models.remote_code import trusted
 from tokinfo.noise import alone
 from tokinfo.objective import distance
 from tokinfo.pose import activations, make_problem
@@ -66,6 +67,8 @@ def run_cell(
         settings: ``solver`` (settings), ``metric_weights``, ``prompts`` (texts), ``source``
             (name), ``state``, ``quantization`` and ``weights_note``. What else is there
             (``prior``, ``target_models``) goes into the file's metadata as it is.
+            ``trust_remote_code`` and ``trust_target_code`` let the cell's model, and the one whose
+            activations it explains, run code of their own.
         checkpoint: directory of the model's checkpoint.
         decoder: the model's inverse Gram matrix.
         out: parquet file to write.
@@ -87,11 +90,13 @@ def run_cell(
         other, told = None, {}
         if target is not None:
             # Before the cell's own model is loaded: memory need not hold both.
-            another = load(target, pick_device(device))
+            with trusted(settings.get("trust_target_code", False)):
+                another = load(target, pick_device(device))
             other = activations(another, point, settings["prompts"])
             told = {"target_digest": another.facts["digest"]}
             del another
-        model = load(checkpoint, pick_device(device))
+        with trusted(settings.get("trust_remote_code", False)):
+            model = load(checkpoint, pick_device(device))
         problem = make_problem(
             *(model, read_inverse_gram(decoder), point, solver, weights, settings["prompts"]),
             other=other,

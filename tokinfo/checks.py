@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from tokinfo.sources import (
 from tokinfo.study import Grid, Study
 
 MOST_CELLS = 1_000_000
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 HELD_OUT = ".held-out"
 """Ending of a corpus's second file, `corpora/{corpus}.held-out.txt`."""
 
@@ -194,12 +196,26 @@ def _sources(draft: Draft) -> Iterator[Problem]:
                 yield Problem((*path, "training", "warmup"), warmup, message, f"0 to {steps}")
         if isinstance(source, TransformerSource) and draft.sound("sources", name, "heads"):
             yield from _heads(path, source)
+        yield from _trust(path, source)
         if isinstance(source, MixerSource):
             for key, form in (("expansion", "expanded"), ("kernels", "parallel")):
                 if key in source.model_fields_set and source.form != form:
                     message = f"has no meaning for form {source.form!r}"
                     value = getattr(source, key)
                     yield Problem((*path, key), value, message, f"only with form {form!r}")
+
+
+def _trust(path: tuple[str, str], source: Source) -> Iterator[Problem]:
+    if not isinstance(source, HubSource) or not source.trust_remote_code:
+        return
+    if not _COMMIT.fullmatch(source.revision):
+        # Whoever may push to a branch would choose what is run here tomorrow.
+        yield Problem(
+            (*path, "revision"),
+            source.revision,
+            "is not a commit, which trust_remote_code needs",
+            "40 hexadecimal digits",
+        )
 
 
 def _heads(path: tuple[str, str], source: TransformerSource) -> Iterator[Problem]:

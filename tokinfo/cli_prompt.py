@@ -93,12 +93,16 @@ def answer(request: Request, study: Study | None, files: list[str]) -> None:
     from tokinfo.invert.problem import SolverError
     from tokinfo.invert.run import run
     from tokinfo.models.checkpoint import load
+    from tokinfo.models.remote_code import trusted
     from tokinfo.pose import make_problem
 
     # The bar moves on its own; a warning between its lines would break it.
     logging.getLogger("tokinfo").setLevel(logging.ERROR)
     try:
-        model = load(directory, pick_device(study.device if study else "auto"))
+        # A checkpoint named on the command line is nobody's word that its code may be run.
+        source = study.source_of(request.model) if study and request.checkpoint is None else None
+        with trusted(getattr(source, "trust_remote_code", False)):
+            model = load(directory, pick_device(study.device if study else "auto"))
         cell = _cell(request, name, site, model)
         weights = study.metric_weights if study else MetricWeights()
         problem = make_problem(

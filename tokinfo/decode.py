@@ -13,6 +13,7 @@ from torch import Tensor
 from tokinfo.atomic import new_file
 from tokinfo.damaged import reading
 from tokinfo.models.checkpoint import load
+from tokinfo.models.remote_code import trusted
 
 Method = Literal["pseudo-inverse", "nearest"]
 
@@ -29,9 +30,10 @@ def inverse_gram(embedding: Tensor) -> Tensor:
     return inverse
 
 
-def write_inverse_gram(checkpoint: Path, out: Path) -> None:
+def write_inverse_gram(checkpoint: Path, out: Path, *, trust_remote_code: bool = False) -> None:
     """Write the inverse Gram matrix of a checkpoint's embedding (once per model)."""
-    gram = inverse_gram(load(checkpoint).embedding)
+    with trusted(trust_remote_code):
+        gram = inverse_gram(load(checkpoint).embedding)
     with new_file(out) as partial:
         save_file({"inverse_gram": gram.contiguous()}, str(partial))
 

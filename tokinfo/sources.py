@@ -169,6 +169,12 @@ class GgufSource(PretrainedBase):
     path: str = Field(min_length=1, description="Path of the file.")
 
 
+_TRUST = (
+    "Run the code that the model brings with it (a family that transformers does not have), as "
+    "you, with all that you may do. "
+)
+
+
 class HubSource(PretrainedBase):
     """A model repository on the Hugging Face hub."""
 
@@ -180,6 +186,9 @@ class HubSource(PretrainedBase):
     path: str | None = Field(
         None, min_length=1, description="Directory with a copy of it, to be read instead."
     )
+    trust_remote_code: bool = Field(
+        False, description=_TRUST + "Only with a `revision` that is a commit."
+    )
 
 
 class LocalSource(PretrainedBase):
@@ -187,6 +196,7 @@ class LocalSource(PretrainedBase):
 
     kind: Literal["local"] = Field("local", description="A model directory on this machine.")
     path: str = Field(min_length=1, description="Directory with config.json and safetensors.")
+    trust_remote_code: bool = Field(False, description=_TRUST + "Read it first.")
 
 
 Pretrained = WheelSource | GgufSource | HubSource | LocalSource

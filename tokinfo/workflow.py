@@ -306,8 +306,16 @@ class Plan:
         weights = self.study.metric_weights.model_dump() if cell.metric == "l1+cosine" else {}
         others = [self.study.models[name].model_dump() for name in cell.models[1:]]
         prior = {"prior": self.study.prior} if self.prior(cell) else {}
+        trust = {
+            key: True
+            for key, name in zip(
+                ("trust_remote_code", "trust_target_code"), cell.models, strict=False
+            )
+            if getattr(self.study.source_of(name), "trust_remote_code", False)
+        }
         return canonical(
             {
+                **trust,
                 **({"target_models": others} if others else {}),
                 **prior,
                 "cell": cell.model_dump(),

@@ -13,5 +13,10 @@ with job(snakemake.log[0], f"embedding of {snakemake.wildcards.model}"):
     from tokinfo.models.cutting import cut_checkpoint
 
     checkpoint = Path(snakemake.output.checkpoint)
-    cut_checkpoint(snakemake.params.settings, Path(snakemake.input.origin), checkpoint)
-    write_inverse_gram(checkpoint, Path(snakemake.output.decoder))
+    settings = snakemake.params.settings
+    cut_checkpoint(settings, Path(snakemake.input.origin), checkpoint)
+    write_inverse_gram(
+        checkpoint,
+        Path(snakemake.output.decoder),
+        trust_remote_code=settings["source"].get("trust_remote_code", False),
+    )

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from tokinfo.models import remote_code
 from tokinfo.models.modeling_mixer import MixerConfig, MixerForCausalLM
 from tokinfo.sources import MixerSource, TransformerSource
 
@@ -53,5 +54,7 @@ def random_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
             return MixerForCausalLM(config)
         if isinstance(config, LlamaConfig):
             return LlamaForCausalLM(config)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=remote_code.allowed()
+        )
         return model

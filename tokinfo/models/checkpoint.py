@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokinfo.damaged import reading
-from tokinfo.models import placement
+from tokinfo.models import placement, remote_code
 from tokinfo.models.mixer import MODEL_TYPE, MixerSpec, MixerStack
 from tokinfo.models.packing import import_bitsandbytes, mend_bitsandbytes
 from tokinfo.tokenizer import load_tokenizer
@@ -73,7 +73,9 @@ def read_config(directory: Path) -> PretrainedConfig:
 
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(f"{directory / 'config.json'}: not a model directory")
-    config: PretrainedConfig = AutoConfig.from_pretrained(directory)
+    config: PretrainedConfig = AutoConfig.from_pretrained(
+        directory, trust_remote_code=remote_code.allowed()
+    )
     if config.get_text_config(decoder=True) is not config:
         raise ValueError(
             f"{directory / 'config.json'}: a {config.model_type} holds its decoder beside other "
@@ -88,6 +90,8 @@ def shorter(config: PretrainedConfig, blocks: int) -> PretrainedConfig:
     depth = config.num_hidden_layers
     # Under the families' own names, such as n_layer, it is the same attribute.
     copy.num_hidden_layers = blocks
+    # Where a model's own code lies.
+    copy._name_or_path = config._name_or_path
     # Lists such as layer_types (kinds of attention) have an entry for each block.
     for name, value in vars(config).items():
         if "layer" in name and isinstance(value, list) and len(value) == depth:
@@ -102,7 +106,9 @@ def empty_decoder(config: PretrainedConfig) -> PreTrainedModel:
     import tokinfo.models.modeling_mixer  # noqa: F401 (registers the mixers)
 
     with quiet(), torch.device("meta"):
-        decoder: PreTrainedModel = AutoModel.from_config(config, dtype=torch.float32)
+        decoder: PreTrainedModel = AutoModel.from_config(
+            config, dtype=torch.float32, trust_remote_code=remote_code.allowed()
+        )
     return decoder
 
 
@@ -120,6 +126,7 @@ def read_decoder(directory: Path, config: PretrainedConfig) -> PreTrainedModel:
             dtype=torch.float32,
             use_safetensors=True,
             output_loading_info=True,
+            trust_remote_code=remote_code.allowed(),
         )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -246,7 +253,7 @@ def _load_mixer(
 def _load_auto(
     directory: Path, config: dict[str, Any], device: str, gpus: list[int], dtype: torch.dtype
 ) -> PreTrainedModel:
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
     import tokinfo.models.modeling_mixer  # noqa: F401 (registers the mixers)
 
@@ -255,9 +262,13 @@ def _load_auto(
     where: dict[str, placement.Device] = {"": device}
     with quiet():
         if len(set(gpus)) > 1:
-            where = placement.device_map(empty_decoder(AutoConfig.from_pretrained(directory)), gpus)
+            where = placement.device_map(empty_decoder(read_config(directory)), gpus)
         decoder: PreTrainedModel = AutoModel.from_pretrained(
-            directory, dtype=dtype, use_safetensors=True, device_map=where
+            directory,
+            dtype=dtype,
+            use_safetensors=True,
+            device_map=where,
+            trust_remote_code=remote_code.allowed(),
         )
     mend_bitsandbytes(decoder)
     return decoder

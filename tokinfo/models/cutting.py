@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from tokinfo.models.preparing import prepare
+from tokinfo.models.remote_code import trusted
 from tokinfo.sources import MixerSource, Model, TransformerSource
 
 if TYPE_CHECKING:
@@ -26,11 +27,12 @@ def cut_checkpoint(settings: Mapping[str, Any], origin: Path, out: Path) -> None
         out: directory to write.
     """
     built = settings["built"]
-    prepare(
-        _BUILT.validate_python(settings["source"]) if built else origin,
-        Model.model_validate(settings["model"]),
-        settings["blocks"],
-        out,
-        tokenizer=origin if built else None,
-        facts=settings["facts"],
-    )
+    with trusted(settings["source"].get("trust_remote_code", False)):
+        prepare(
+            _BUILT.validate_python(settings["source"]) if built else origin,
+            Model.model_validate(settings["model"]),
+            settings["blocks"],
+            out,
+            tokenizer=origin if built else None,
+            facts=settings["facts"],
+        )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import tokenizers
 
 from tokinfo.atomic import new_directory
+from tokinfo.models import remote_code
 from tokinfo.models.checkpoint import FACTS, digest, family, read_config, shorter
 from tokinfo.models.streaming import write_decoder
 from tokinfo.models.weights import weights_in, weights_of
@@ -85,6 +86,7 @@ def prepare(
         for name in ("tokenizer.json", "tokenizer_config.json"):
             if (words / name).is_file():
                 shutil.copyfile(words / name, directory / name)
+        remote_code.copy_code(words, directory)
         found = {
             **(facts or {}),
             "family": family(config),

