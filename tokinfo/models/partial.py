@@ -109,9 +109,10 @@ def _index(origin: Origin, index: str, there: dict[str, int]) -> dict[str, str]:
     try:
         text = origin.whole(index).read_text(encoding="utf-8")
         named: dict[str, str] = dict(json.loads(text)["weight_map"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise FetchError(f"{origin.name}: {index} is not an index of weights") from None
-    missing = sorted(set(named.values()) - set(there))
+    wrong = (file for file in named.values() if not isinstance(file, str) or file not in there)
+    missing = sorted({str(file) for file in wrong})
     if missing:
         raise FetchError(f"{origin.name}: {index} names {missing[0]}, which is missing")
     return named

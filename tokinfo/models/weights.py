@@ -96,6 +96,9 @@ def _locate(directory: Path) -> dict[str, Path]:
         named: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{index}: not an index of weights{cure(index)}") from None
+    for file in named.values():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ValueError(f"{index}: names {file!r}, which is no file beside it")
     held = {file: _names(directory / file) for file in sorted(set(named.values()))}
     for name, file in named.items():
         if name not in held[file]:
