@@ -1,6 +1,7 @@
 # make            build .venv, run the default study, write its report
 # make test       build .venv, run the tests (all but the slow ones)
-# make test-all   ... the slow ones too
+# make test-slow  run the slow ones alone (minutes each)
+# make test-all   run both
 # make lint       formatting, types and the workflow's own linter
 # make clean      remove .venv, caches and what Snakemake remembers; results stay
 
@@ -17,7 +18,7 @@ REPORT := results/report.html
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := run
-.PHONY: run install test test-all lint clean
+.PHONY: run install test test-slow test-all lint clean
 
 run: install
 	$(BIN)/snakemake --cores $(CORES)
@@ -42,6 +43,9 @@ $(STAMP): pyproject.toml requirements.lock
 
 test: install
 	$(PYTEST) -m "not slow"
+
+test-slow: install
+	$(PYTEST) -m slow
 
 test-all: install
 	$(PYTEST)

@@ -40,7 +40,8 @@ PROMPTS, VOCABULARY, STEPS = 10, 4096, 12
 
 def cells(count: int) -> list[dict[str, Any]]:
     """Return the coordinates of this many cells: 20 models, and as many seeds as it takes."""
-    axes = itertools.product(itertools.count(), range(20), range(1, 6), MASKS, SOLVERS)
+    seeds = range(-(-count // (20 * 5 * len(MASKS) * len(SOLVERS))))
+    axes = itertools.product(seeds, range(20), range(1, 6), MASKS, SOLVERS)
     return [
         {
             **{"model": f"model-{model:02d}", "site": f"block.{block}", "mask": mask},

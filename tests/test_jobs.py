@@ -45,6 +45,25 @@ def test_a_missing_file_ends_in_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in text
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+    ids=["Python", "torch on the CPU", "torch on a GPU"],
+)
+def test_running_out_of_memory_is_one_line_that_says_what_to_do(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    with pytest.raises(SystemExit), job(tmp_path / "a.log", "cell x"):
+        raise error
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("tokinfo: cell x: out of memory (")
+    assert line.endswith("(--cores), then the same command again")
+
+
 def test_a_defect_keeps_its_traceback_in_the_log(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from tests.synthetic_recovery import (
     FakeModel,
@@ -17,10 +18,11 @@ from tests.synthetic_recovery import (
     swept_rows,
     write_tables,
 )
+from tokinfo import tables
 from tokinfo.intervals import clustered_share
 from tokinfo.schema import CELL_KEYS, RECOVERY_SCHEMA
 from tokinfo.study import Cell
-from tokinfo.tables import TableError, collect, scan, shares, summarise
+from tokinfo.tables import TableError, collect, scan, shares, shares_by_cell, summarise
 
 FLAT = FakeModel("flat", "flat", "mixer-flat", 8, hidden=0.6)
 
@@ -53,6 +55,46 @@ def test_collect_reads_exactly_the_listed_cells(tmp_path: Path) -> None:
     table = gather(wanted, tmp_path)
     assert set(table["mask"]) == {"1:", "3:"}
     assert table.schema == RECOVERY_SCHEMA
+
+
+def test_cells_read_a_few_at_a_time_make_the_same_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [
+        write_cell(
+            tmp_path / f"{seed}-{block}.parquet",
+            cell_rows(FLAT, seed=seed, block=block),
+            cell={"seed": seed, "block": block},
+            settings={"solver": "adam", "block": block},
+        )
+        for seed in range(7)
+        for block in (1, 2, 10)
+    ]
+    whole = gather(cells, tmp_path)
+    by_cell = shares(scan(tmp_path / "recovery.parquet"), CELL_KEYS)
+    told = json.loads(pl.read_parquet_metadata(tmp_path / "recovery.parquet")["tokinfo"])
+    assert told["cells"] == 21
+    # What many cells share is kept once; which cell it was, the columns say.
+    assert told["of_cells"] == [{"settings": {"solver": "adam", "block": n}} for n in (1, 2, 10)]
+
+    monkeypatch.setattr(tables, "AT_ONCE", 4)
+    monkeypatch.setattr(tables, "ROW_GROUP", 50)
+    assert_frame_equal(gather(cells, tmp_path), whole, check_exact=True)
+    assert not list(tmp_path.glob(".*"))
+    assert_frame_equal(shares_by_cell(scan(tmp_path / "recovery.parquet")), by_cell)
+    summarise(tmp_path / "recovery.parquet", tmp_path / "s.parquet", tmp_path / "s.csv")
+    assert_frame_equal(pl.read_parquet(tmp_path / "s.parquet"), by_cell)
+
+
+def test_rows_that_are_not_in_order_are_summarised_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [*cell_rows(FLAT, block=1), *cell_rows(FLAT, block=2)]
+    mixed = frame([*rows[::2], *rows[1::2]])
+    monkeypatch.setattr(tables, "ROW_GROUP", 10)
+    found = shares_by_cell(mixed.lazy())
+    assert_frame_equal(found, shares(mixed.lazy(), CELL_KEYS))
+    assert len(found) == 4
 
 
 def test_collect_does_not_depend_on_the_order_of_cells_or_rows(tmp_path: Path) -> None:

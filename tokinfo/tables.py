@@ -305,28 +305,24 @@ def shares_by_cell(rows: pl.LazyFrame) -> pl.DataFrame:
     """
     whole: list[pl.DataFrame] = []
     done: set[tuple[object, ...]] = set()
-    rest: pl.DataFrame | None = None
-
-    def take(part: pl.DataFrame) -> bool:
-        names = set(part.select(CELL_KEYS).unique().rows())
-        again = bool(done & names)
-        done.update(names)
-        if len(part):
-            whole.append(shares(part.lazy(), CELL_KEYS))
-        return not again
-
+    rest = rows.drop(_UNUSED).head(0).collect()
+    together = True
+    # Every batch is taken: a query that is left half read keeps its threads waiting.
     for batch in rows.drop(_UNUSED).collect_batches(chunk_size=ROW_GROUP, maintain_order=True):
-        held = batch if rest is None else pl.concat([rest, batch])
-        if held.is_empty():
+        if not together or batch.is_empty():
             continue
+        held = pl.concat([rest, batch])
         run = held.select(pl.struct(CELL_KEYS).rle_id()).to_series()
         # The last cell may go on in the next batch.
-        if not take(held.filter(run != run[-1])):
-            return shares(rows, CELL_KEYS)
-        rest = held.filter(run == run[-1])
-    if rest is not None and not take(rest):
+        part, rest = held.filter(run != run[-1]), held.filter(run == run[-1])
+        names = part.select(CELL_KEYS).unique().rows() + rest.select(CELL_KEYS).head(1).rows()
+        together = done.isdisjoint(names)
+        done.update(names[:-1])
+        if together and len(part):
+            whole.append(shares(part.lazy(), CELL_KEYS))
+    if not together or rest.is_empty():
         return shares(rows, CELL_KEYS)
-    return pl.concat(whole) if whole else shares(rows, CELL_KEYS)
+    return pl.concat([*whole, shares(rest.lazy(), CELL_KEYS)])
 
 
 _UNUSED = (

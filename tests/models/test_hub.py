@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -85,6 +86,21 @@ def test_only_the_embedding_and_the_blocks_asked_for_cross_the_wire(
     fetch(SOURCE, blocks, tmp_path / "out", tmp_path / "state")
     assert_holds(tmp_path / "out", blocks, model[1])
     assert server.weights_sent() <= 1.05 * needed_bytes(model[1], blocks)
+
+
+def test_a_part_that_was_cut_afterwards_is_fetched_again(
+    server: Hub, model: tuple[Path, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    fetch(SOURCE, 2, tmp_path / "out", tmp_path / "state")
+    part = tmp_path / "out" / "block-0002.safetensors"
+    with part.open("r+b") as file:  # the same file as the one that is kept for other depths
+        file.truncate(part.stat().st_size - 100)
+    shutil.rmtree(tmp_path / "out")
+    server.forget()
+    fetch(SOURCE, 2, tmp_path / "out", tmp_path / "state")
+    assert_holds(tmp_path / "out", 2, model[1])
+    second = needed_bytes(model[1], 2) - needed_bytes(model[1], 1)
+    assert second <= server.weights_sent() <= 1.05 * second
 
 
 def test_configuration_and_tokenizer_come_without_any_weights(server: Hub, tmp_path: Path) -> None:
