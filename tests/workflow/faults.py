@@ -116,6 +116,17 @@ def _children(process: int) -> Iterator[int]:
             yield from _children(int(directory.name))
 
 
+def has_ended(process: int) -> bool:
+    """Return whether a process is gone, or will be; a dead one may wait to be collected."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        state = _read(process, "stat").rpartition(")")[2].split()[:1]
+        if state in ([], ["Z"], ["X"]):
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def every_file_is_whole(directory: Path) -> None:
     """Assert that whatever has a final name can be read to its end."""
     for path in (directory / RESULTS).rglob("*"):

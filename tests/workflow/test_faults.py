@@ -7,7 +7,6 @@ import re
 import resource
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from tests.workflow.faults import (
     every_file_is_whole,
     finish,
     full_disk,
+    has_ended,
     job_at_work,
     same_table,
     start,
@@ -103,7 +103,7 @@ def test_a_run_that_is_stopped_is_finished_by_the_same_command(
     send(run.pid, number, to)
     said = finish(run)
     assert run.returncode != 0, said[-3000:]
-    assert not Path(f"/proc/{job}").exists()
+    assert has_ended(job)
     every_file_is_whole(directory)
     said = again(directory)
     assert ("had left" in said and "unlocked" in said) == (number == signal.SIGKILL)
@@ -126,8 +126,7 @@ def test_jobs_that_outlive_their_run_are_named_and_nothing_starts_beside_them(
     assert "Directory cannot be locked" in said
     os.kill(job, signal.SIGTERM)
     os.kill(job, signal.SIGCONT)
-    while Path(f"/proc/{job}").exists():
-        time.sleep(0.05)
+    assert has_ended(job)
     again(directory)
     same_table(undisturbed, directory)
 
