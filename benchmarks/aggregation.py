@@ -155,6 +155,7 @@ def main() -> None:
     parser.add_argument("scratch", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--cells", type=int, nargs="+", default=[100, 1000, 10_000])
+    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
     parser.add_argument("--stage", choices=list(STAGES), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.stage:
@@ -165,7 +166,7 @@ def main() -> None:
         asked.scratch.mkdir(parents=True)
         try:
             make(asked.scratch, count)
-            for name in STAGES:
+            for name in asked.stages:
                 command = [sys.executable, __file__, str(asked.scratch), "-", "--stage", name]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:
