@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import tokenizers
 
@@ -10,7 +8,6 @@ from tokinfo.resources import (
     block_parameters,
     cell_mb,
     checkpoint_mb,
-    gpu_visible,
     gpus,
     held_mb,
     prepare_mb,
@@ -23,17 +20,6 @@ from tokinfo.study import Study
 
 def study(**changes: object) -> Study:
     return Study.model_validate(smoke() | changes)
-
-
-def test_a_gpu_is_found_by_its_device_file_unless_hidden(tmp_path: Path) -> None:
-    assert not gpu_visible({}, tmp_path)
-    (tmp_path / "nvidiactl").touch()
-    assert not gpu_visible({}, tmp_path)
-    (tmp_path / "nvidia3").touch()
-    assert gpu_visible({}, tmp_path)
-    assert not gpu_visible({"CUDA_VISIBLE_DEVICES": ""}, tmp_path)
-    assert not gpu_visible({"CUDA_VISIBLE_DEVICES": "-1"}, tmp_path)
-    assert gpu_visible({"CUDA_VISIBLE_DEVICES": "1"}, tmp_path)
 
 
 @pytest.mark.parametrize(("device", "wanted"), [("cpu", 0), ("cuda", 1)])

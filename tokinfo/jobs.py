@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from tokinfo.devices import claim
 from tokinfo.running import at_work
 
 if TYPE_CHECKING:
@@ -113,16 +114,19 @@ def _redirected(log: Path) -> Iterator[TextIO]:
 
 
 def device(asked: str, gpus: int) -> str:
-    """Return the torch device of a job that was granted ``gpus`` GPUs.
+    """Return the torch device of a job that was granted ``gpus`` GPUs, and make them its own.
 
+    To be called before anything imports torch, which then sees those GPUs and no other.
     ``--resources gpu=0`` keeps a study that says ``auto`` on the CPU. One that says ``cuda``
     means it.
 
     Raises:
-        RuntimeError: the study says ``cuda`` and torch finds no GPU here.
+        RuntimeError: the study says ``cuda`` and torch finds no GPU here, or there are fewer
+            GPUs than were granted.
     """
     if asked == "cpu" or (asked == "auto" and gpus < 1):
         return "cpu"
+    claim(max(gpus, 1))
     import torch
 
     if torch.cuda.is_available():

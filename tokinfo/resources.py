@@ -8,19 +8,14 @@ again. Of a model from elsewhere, sizes come from its config.json (`tokinfo.arch
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tokinfo.architecture import Architecture, architecture_of, estimate
+from tokinfo.devices import visible
 from tokinfo.sites import Site
 from tokinfo.solvers import AdamSolver
 from tokinfo.sources import GgufSource, MixerSource, TransformerSource, WheelSource
 from tokinfo.study import Cell, Study
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "nf4": 0.5}
 # A process that has imported torch and transformers holds this much before it does anything.
@@ -32,20 +27,8 @@ SCALES = {"int8": 0.01, "nf4": 0.0625}
 def gpus(study: Study) -> int:
     """Return how many GPUs a job that can use one asks for."""
     if study.device == "auto":
-        return int(gpu_visible())
+        return int(bool(visible()))
     return int(study.device == "cuda")
-
-
-def gpu_visible(environment: Mapping[str, str] | None = None, devices: Path = Path("/dev")) -> bool:
-    """Return whether a job started here would find a GPU, found out without importing torch.
-
-    ``CUDA_VISIBLE_DEVICES`` decides where it is set (empty or ``-1`` hides every GPU);
-    otherwise the driver's device files do.
-    """
-    chosen = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return chosen.strip() not in {"", "-1", "NoDevFiles"}
-    return any(re.fullmatch(r"nvidia[0-9]+", path.name) for path in devices.glob("nvidia*"))
 
 
 def weights_mb(study: Study, source: str, blocks: int | None = None, bytes_each: float = 4) -> int:
@@ -65,6 +48,23 @@ def sizes(study: Study, source: str) -> Architecture:
     known = study.sources[source]
     assert not isinstance(known, MixerSource | TransformerSource)
     return architecture_of(known, config_directory(study, source)) or estimate(known)
+
+
+def sizes_of(study: Study, source: str) -> tuple[int, int]:
+    """Return the vocabulary and the width of a source's model."""
+    known = study.sources[source]
+    if isinstance(known, MixerSource | TransformerSource):
+        return study.tokenizers[known.tokenizer].vocabulary, known.d_model
+    model = sizes(study, source)
+    return model.vocabulary, model.width
+
+
+def longest_prompt(study: Study, cell: Cell) -> int:
+    """Return the most positions that a prompt of a cell can have, no tokenizer being at hand."""
+    n_ctx = study.source_of(cell.model).n_ctx
+    # A byte-level token is at least one byte, so bytes bound a prompt's tokens from above.
+    longest = max(len(prompt.encode()) for prompt in study.prompts[cell.prompts])
+    return n_ctx if cell.padding == "n_ctx" else min(longest, n_ctx)
 
 
 def config_directory(study: Study, source: str) -> Path:
@@ -180,19 +180,13 @@ def prepare_mb(study: Study, model: str, blocks: int, attempt: int = 1) -> int:
 def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:
     """Return the memory in MB of a cell: its blocks, and its batch's activations and gradients."""
     model = study.models[cell.model]
-    source = study.sources[model.source]
     blocks = Site.parse(cell.site).block
     weights = held_mb(study, cell.model, blocks)
-    if isinstance(source, MixerSource | TransformerSource):
-        d_model, vocabulary = source.d_model, study.tokenizers[source.tokenizer].vocabulary
-    else:
-        d_model, vocabulary = (known := sizes(study, model.source)).width, known.vocabulary
-    prompts = study.prompts[cell.prompts]
+    vocabulary, d_model = sizes_of(study, model.source)
     solver = study.solvers[cell.solver]
-    rows = len(prompts) * (solver.restarts if isinstance(solver, AdamSolver) else 1)
-    # A byte-level token is at least one byte, so bytes bound a prompt's tokens from above.
-    longest = max(len(prompt.encode()) for prompt in prompts)
-    positions = source.n_ctx if cell.padding == "n_ctx" else min(longest, source.n_ctx)
+    restarts = solver.restarts if isinstance(solver, AdamSolver) else 1
+    rows = len(study.prompts[cell.prompts]) * restarts
+    positions = longest_prompt(study, cell)
     width = 24 * d_model * max(blocks, 1)
     if cell.parametrisation == "vocabulary":
         width += 6 * vocabulary

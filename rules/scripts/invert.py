@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job(snakemake.log[0], f"invert {snakemake.output[0]}"):
+    # Before torch is imported: it sees the GPUs of this job and no other.
+    where = device(snakemake.config.get("device", "auto"), snakemake.resources.gpu)
     from tokinfo.cell import run_cell
 
     settings = dict(snakemake.params.settings)
@@ -20,7 +22,7 @@ with job(snakemake.log[0], f"invert {snakemake.output[0]}"):
         Path(snakemake.output[0]),
         target=next(map(Path, snakemake.input.target), None),
         prior=next(map(Path, snakemake.input.prior), None),
-        device=device(snakemake.config.get("device", "auto"), snakemake.resources.gpu),
+        device=where,
         threads=snakemake.threads,
         code_digest=snakemake.params.code,
     )

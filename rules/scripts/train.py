@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job(snakemake.log[0], f"train {snakemake.wildcards.source}"):
+    # Before torch is imported: it sees the GPUs of this job and no other.
+    where = device(snakemake.config.get("device", "auto"), snakemake.resources.gpu)
     from pydantic import TypeAdapter
 
     from tokinfo.sources import Source
@@ -21,5 +23,5 @@ with job(snakemake.log[0], f"train {snakemake.wildcards.source}"):
         Path(snakemake.output.model),
         Path(snakemake.output.history),
         Path(snakemake.params.state) / "training" / snakemake.wildcards.source,
-        device(snakemake.config.get("device", "auto"), snakemake.resources.gpu),
+        where,
     )
