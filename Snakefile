@@ -15,7 +15,7 @@ sys.path.insert(0, str(workflow.basedir))
 
 from tokinfo import plan as fetching
 from tokinfo import resources as needs
-from tokinfo import running
+from tokinfo import running, runtimes, submissions
 from tokinfo import workflow as plans
 from tokinfo.study import CELL_PATH
 from tokinfo.validate import StudyError, load_study
@@ -59,6 +59,11 @@ pathvars:
 
 wildcard_constraints:
     **PLAN.wildcard_patterns(),
+
+
+# A submission has one `cell` to give, however many it holds: they run in turn.
+resource_scopes:
+    cell="local",
 
 
 localrules:

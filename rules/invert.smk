@@ -42,13 +42,16 @@ rule invert:
     benchmark:
         f"<benchmarks>/{CELL_PATH.replace('.parquet', '.tsv')}"
     priority: 20
+    group:
+        submissions.group(workflow, STUDY.cells_per_submission)
     conda:
         "../envs/tokinfo.yaml"
     threads: STUDY.threads
     resources:
         gpu=needs.gpus(STUDY),
+        cell=lambda w: submissions.turns(workflow),
         mem_mb=lambda w, attempt: needs.cell_mb(STUDY, PLAN.cell(w), attempt),
-        runtime=lambda w, attempt: 60 * attempt,
+        runtime=lambda w, attempt: runtimes.cell_minutes(STUDY, PLAN.cell(w), attempt),
     params:
         settings=lambda w: PLAN.cell_settings(PLAN.cell(w)),
         code=plans.code("invert"),

@@ -22,7 +22,7 @@ rule train:
     resources:
         gpu=needs.gpus(STUDY),
         mem_mb=lambda w, attempt: needs.training_mb(STUDY, w.source, attempt),
-        runtime=720,
+        runtime=lambda w, attempt: runtimes.training_minutes(STUDY, w.source, attempt),
     params:
         settings=lambda w: PLAN.training_settings(w.source),
         code=plans.code("train"),
@@ -54,7 +54,7 @@ rule fetch:
         gpu=0,
         mem_mb=lambda w, attempt: needs.fetch_mb(STUDY, w.source, w.part, attempt),
         disk_mb=lambda w: needs.fetched_mb(STUDY, w.source, w.part),
-        runtime=720,
+        runtime=lambda w, attempt: runtimes.fetch_minutes(STUDY, w.source, w.part, attempt),
     params:
         settings=lambda w: PLAN.fetch_settings(w.source, w.part),
         code=plans.code("fetch"),
@@ -87,7 +87,7 @@ rule prepare:
         gpu=0,
         mem_mb=lambda w, attempt: needs.prepare_mb(STUDY, w.model, int(w.blocks), attempt),
         disk_mb=lambda w: needs.checkpoint_mb(STUDY, w.model, int(w.blocks)),
-        runtime=60,
+        runtime=lambda w, attempt: runtimes.prepare_minutes(STUDY, w.model, int(w.blocks), attempt),
     params:
         settings=lambda w: PLAN.prepare_settings(w.model, int(w.blocks)),
         code=plans.code("prepare"),
@@ -115,7 +115,7 @@ rule embedding:
         gpu=0,
         mem_mb=lambda w, attempt: needs.prepare_mb(STUDY, w.model, 0, attempt),
         disk_mb=lambda w: needs.checkpoint_mb(STUDY, w.model, 0),
-        runtime=60,
+        runtime=lambda w, attempt: runtimes.prepare_minutes(STUDY, w.model, 0, attempt),
     params:
         settings=lambda w: PLAN.prepare_settings(w.model, 0),
         code=plans.code("embedding"),

@@ -147,6 +147,12 @@ class Study(Strict):
         "auto", description="`auto`: a GPU where one is visible, otherwise the CPU."
     )
     threads: Integer = Field(1, ge=1, description="CPU threads of one cell.")
+    cells_per_submission: Integer = Field(
+        1,
+        ge=1,
+        description="Cells of one model that a cluster is handed as one submission, to be solved "
+        "in turn; nothing on a workstation.",
+    )
     corpora: dict[Name, Corpus] = Field(default_factory=dict, description="Texts, by name.")
     tokenizers: dict[Name, Tokenizer] = Field(default_factory=dict, description="By name.")
     sources: dict[Name, Source] = Field(
