@@ -50,6 +50,9 @@ test-slow: install
 test-all: install
 	$(PYTEST)
 
+test-slurm: install
+	$(PYTEST) -m slurm
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
