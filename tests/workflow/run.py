@@ -19,15 +19,18 @@ RESULTS = "results/smoke"
 
 
 def snakemake(
-    directory: Path, *arguments: str, timeout: int = 600
+    directory: Path, *arguments: str, timeout: int = 600, gpus: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run Snakemake in a copy of the repository; the interpreter's own, nothing inherited."""
+    """Run Snakemake in a copy of the repository; the interpreter's own, nothing inherited.
+
+    ``gpus`` names those that its jobs may take; torch finds no GPU under any name made up.
+    """
     environment = {
         name: value
         for name, value in os.environ.items()
         if name not in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES")
     }
-    environment["CUDA_VISIBLE_DEVICES"] = ""
+    environment["CUDA_VISIBLE_DEVICES"] = gpus
     return subprocess.run(
         [sys.executable, "-m", "snakemake", *arguments],
         cwd=directory,
