@@ -50,9 +50,6 @@ test-slow: install
 test-all: install
 	$(PYTEST)
 
-test-slurm: install
-	$(PYTEST) -m slurm
-
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
