@@ -24,7 +24,7 @@ from tokinfo.study import Study
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(3600),
 ]
 
 TABLE = f"{RESULTS}/tables/recovery.parquet"
@@ -66,7 +66,7 @@ def submit(
         env=environment(slurm),
         capture_output=True,
         text=True,
-        timeout=1700,
+        timeout=3500,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-6000:] + slurm.log()
