@@ -79,12 +79,40 @@ rule tokens:
         "scripts/tokens.py"
 
 
+# Prompts from the part of a text that nothing is trained on.
+rule passages:
+    input:
+        tokenizer=lambda w: f"<results>/tokenizers/{STUDY.passages[w.passages].tokenizer}",
+        held_out=lambda w: f"<results>/corpora/{STUDY.passages[w.passages].corpus}.held-out.txt",
+    output:
+        "<results>/passages/{passages}.json",
+    log:
+        "<logs>/passages/{passages}.log",
+    benchmark:
+        "<benchmarks>/passages/{passages}.tsv"
+    priority: 100
+    conda:
+        "../envs/tokinfo.yaml"
+    resources:
+        gpu=0,
+        mem_mb=1000,
+        runtime=10,
+    params:
+        settings=lambda w: PLAN.passages_settings(w.passages),
+        code=plans.code("passages"),
+    message:
+        "Drawing the passages {wildcards.passages}"
+    script:
+        "scripts/passages.py"
+
+
 # Nothing waits for this check in the graph: a training run that did would be repeated whenever
 # a prompt changes. Its priority starts it as soon as the tokenizer exists, before the training
 # and the cells that become ready at the same time; when it fails, nothing further is started.
 rule prompts:
     input:
         tokenizer=lambda w: PLAN.tokenizer_path(w.source),
+        passages=lambda w: PLAN.passages_of(w.source),
     output:
         "<results>/prompts/{source}.json",
     log:

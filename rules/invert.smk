@@ -27,14 +27,16 @@ rule unigram:
         "scripts/unigram.py"
 
 
-# `target` and `prior` are there for the cells that need them (a control's other model, a solver
-# that counts bits), so that a control or a prior added to a study leaves the other cells alone.
+# `target`, `prior` and `passages` are there for the cells that need them (a control's other model,
+# a solver that counts bits, prompts that are drawn from a text), so that a control or a prior added
+# to a study leaves the other cells alone.
 rule invert:
     input:
         checkpoint=lambda w: PLAN.checkpoint(PLAN.cell(w)),
         decoder="<results>/decoders/{model}.safetensors",
         target=lambda w: PLAN.target(PLAN.cell(w)),
         prior=lambda w: PLAN.prior(PLAN.cell(w)),
+        passages=lambda w: PLAN.passages([PLAN.cell(w).prompts]),
     output:
         f"<results>/{CELL_PATH}",
     log:

@@ -22,6 +22,7 @@ from tokinfo.models.checkpoint import Checkpoint, load
 from tokinfo.models.remote_code import trusted
 from tokinfo.noise import alone
 from tokinfo.objective import distance
+from tokinfo.passagefile import read_passages
 from tokinfo.pose import activations, make_problem
 from tokinfo.provenance import versions
 from tokinfo.score import found_unordered, published_reference, verdict
@@ -56,6 +57,7 @@ def run_cell(
     *,
     target: Path | None = None,
     prior: Path | None = None,
+    passages: Path | None = None,
     device: str = "auto",
     threads: int = 1,
     code_digest: str = "",
@@ -75,6 +77,7 @@ def run_cell(
         target: checkpoint of the model whose activations are to be explained, where the cell's
             target names one.
         prior: unigram probabilities of the model's tokens, where the study names a prior.
+        passages: the cell's prompts, where they are drawn from a text and not in ``settings``.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: CPU threads.
         code_digest: digest of the code that makes a cell.
@@ -87,6 +90,8 @@ def run_cell(
     solver = _SOLVER.validate_python(settings["solver"])
     weights = MetricWeights.model_validate(settings.get("metric_weights") or {})
     try:
+        if passages is not None:
+            settings = settings | {"prompts": read_passages(passages)}
         other, told = None, {}
         if target is not None:
             # Before the cell's own model is loaded: memory need not hold both.
@@ -148,6 +153,11 @@ def make_rows(
         "weights_note": settings.get("weights_note", ""),
         "block": Site.parse(cell.site).block,
         "depth": int(facts["depth"]),
+        "width": int(facts["d_model"]),
+        # Of models that were trained here.
+        "training_share": facts.get("training_share"),
+        "training_tokens": facts.get("training_tokens"),
+        "held_out_loss": facts.get("held_out_loss"),
         "device": _device_name(embedding.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "kind": solver.kind,

@@ -29,6 +29,7 @@ from tokinfo.sources import (
     Model,
     Pretrained,
     Source,
+    Training,
     TransformerSource,
 )
 from tokinfo.study import Grid, Study
@@ -82,6 +83,7 @@ def check(draft: Draft) -> list[Problem]:
         *_sources(draft),
         *_models(draft),
         *_prompts(draft.study),
+        *_passages(draft),
         *_files(draft),
         *_grids(draft),
     ]
@@ -106,6 +108,11 @@ def _names(draft: Draft) -> Iterator[Problem]:
     for name, model in study.models.items():
         path = ("models", name, "source")
         yield from _reference(draft, path, model.source, "sources", "source")
+    for name, passages in study.passages.items():
+        path = ("passages", name, "corpus")
+        yield from _reference(draft, path, passages.corpus, "corpora", "corpus")
+        path = ("passages", name, "tokenizer")
+        yield from _reference(draft, path, passages.tokenizer, "tokenizers", "tokenizer")
     for index, grid in enumerate(study.grids):
         for axis, section, what in _REFERENCES:
             for place, name in enumerate(getattr(grid, axis)):
@@ -131,6 +138,8 @@ def _reference(
     draft: Draft, path: tuple[str | int, ...], name: str, section: str, what: str
 ) -> Iterator[Problem]:
     known = draft.names(section)
+    if section == "prompts":
+        known += draft.names("passages")
     if section not in draft.sections and name not in known:
         yield Problem(path, name, f"unknown {what}{suggestion(name, known)}", listing(known))
 
@@ -194,6 +203,7 @@ def _sources(draft: Draft) -> Iterator[Problem]:
             if warmup > steps:
                 message = f"is more than training.steps = {steps}"
                 yield Problem((*path, "training", "warmup"), warmup, message, f"0 to {steps}")
+            yield from _snapshots((*path, "training", "snapshots"), training)
         if isinstance(source, TransformerSource) and draft.sound("sources", name, "heads"):
             yield from _heads(path, source)
         yield from _trust(path, source)
@@ -216,6 +226,21 @@ def _trust(path: tuple[str, str], source: Source) -> Iterator[Problem]:
             "is not a commit, which trust_remote_code needs",
             "40 hexadecimal digits",
         )
+
+
+def _snapshots(path: tuple[str, ...], training: Training) -> Iterator[Problem]:
+    firsts: dict[int, float] = {training.steps: 1.0}
+    for place, share in enumerate(training.snapshots):
+        step = training.step_at(share)
+        if share > 0 and step == 0:
+            message = f"is less than half a step of {training.steps}"
+            yield Problem(
+                (*path, place), share, message, f"0, or {0.5 / training.steps:g} and more"
+            )
+        elif step in firsts:
+            message = f"is step {step} of {training.steps}, as {firsts[step]:g} is"
+            yield Problem((*path, place), share, message, "each step once")
+        firsts.setdefault(step, share)
 
 
 def _heads(path: tuple[str, str], source: TransformerSource) -> Iterator[Problem]:
@@ -252,9 +277,22 @@ def _models(draft: Draft) -> Iterator[Problem]:
         if model.state == "trained" and "seed" in model.model_fields_set:
             message = "a trained model has no random weights to seed"
             yield Problem(("models", name, "seed"), model.seed, message, "only state untrained")
+        if model.at < 1 and draft.sound("models", name, "at") and sound:
+            yield from _at(("models", name, "at"), model, source)
     for name, model in draft.study.models.items():
         if draft.sound("models", name, "quantization"):
             yield from _precision(("models", name), model)
+
+
+def _at(path: tuple[str, ...], model: Model, source: Source) -> Iterator[Problem]:
+    training = getattr(source, "training", None)
+    if model.state != "trained" or training is None:
+        message = "only a model that is trained here is taken along its training"
+        yield Problem(path, model.at, message, "1, or another model")
+    elif model.at not in training.snapshots:
+        kept = [f"{share:g}" for share in (*training.snapshots, 1.0)]
+        message = f"is not among sources.{model.source}.training.snapshots"
+        yield Problem(path, model.at, message, listing(kept))
 
 
 def _precision(path: tuple[str, str], model: Model) -> Iterator[Problem]:
@@ -281,6 +319,17 @@ def _prompts(study: Study) -> Iterator[Problem]:
                 yield Problem(("prompts", name, index), prompt, message, "a text")
 
 
+def _passages(draft: Draft) -> Iterator[Problem]:
+    for name, passages in draft.study.passages.items():
+        path = ("passages", name)
+        if name in draft.study.prompts:
+            message = "names a set of `prompts` too: a cell's file could be either's"
+            yield Problem(path, MISSING, message, "another name")
+        if draft.sound("passages", name, "tokens") and passages.tokens[0] > passages.tokens[1]:
+            message = "the fewest tokens are more than the most"
+            yield Problem((*path, "tokens"), passages.tokens, message, "[fewest, most]")
+
+
 def _files(draft: Draft) -> Iterator[Problem]:
     """Files on this machine that some cell needs."""
     study = draft.study
@@ -291,7 +340,11 @@ def _files(draft: Draft) -> Iterator[Problem]:
         for name in sources
         if isinstance(source := study.sources.get(name), MixerSource | TransformerSource)
     )
+    sets = dict.fromkeys(name for grid in study.grids for name in grid.prompts)
+    drawn = [study.passages[name] for name in sets if name in study.passages]
+    tokenizers |= dict.fromkeys(passages.tokenizer for passages in drawn)
     corpora = [study.tokenizers[name].corpus for name in tokenizers if name in study.tokenizers]
+    corpora += [passages.corpus for passages in drawn if passages.corpus in study.corpora]
     asked = [name for grid in study.grids for name in (*grid.solvers, *grid.identify)]
     if any(study.solvers[name].kind in SWEEPING for name in asked if name in study.solvers):
         corpora += [] if study.prior is None else [study.prior]

@@ -60,7 +60,7 @@ def validate(configfile: ConfigFiles = None) -> None:
     cells = study.cells()
     models = {cell.model for cell in cells}
     sets = {cell.prompts for cell in cells}
-    prompts = sum(len(study.prompts[name]) for name in sets)
+    prompts = sum(map(study.prompt_count, sets))
     typer.echo(
         f"{study.name}: valid. {len(cells)} cells, {len(models)} models, "
         f"{prompts} prompts, outputs in {study.results}/"

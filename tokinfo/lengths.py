@@ -44,6 +44,15 @@ def bounds(prompt: str, *, pretrained: bool) -> Bounds:
     return max(words, 1), max(most, 1)
 
 
+UNREAD: Bounds = (1, 1 << 30)
+"""Of a text that is not drawn yet: at least one token."""
+
+
+def read_tokenizer(tokenizer: Path) -> Tokenizer:
+    """Return the tokenizer of a ``tokenizer.json``, without truncation or padding."""
+    return _load(str(tokenizer), tokenizer.stat().st_mtime_ns)
+
+
 @functools.lru_cache(maxsize=16)
 def _load(path: str, changed: int) -> Tokenizer:
     """Load a tokenizer once per process and version of its file (``changed``, in ns)."""
@@ -61,7 +70,7 @@ def vocabulary(tokenizer: Path) -> int | None:
     if not tokenizer.is_file():
         return None
     try:
-        return int(_load(str(tokenizer), tokenizer.stat().st_mtime_ns).get_vocab_size())
+        return int(read_tokenizer(tokenizer).get_vocab_size())
     except Exception:  # the library raises Exception itself for a file it cannot read
         return None
 
@@ -73,7 +82,7 @@ def count_tokens(tokenizer: Path, prompts: Sequence[str]) -> list[int]:
         tokenizer: a ``tokenizer.json``; special tokens are added as it says.
         prompts: texts.
     """
-    loaded = _load(str(tokenizer), tokenizer.stat().st_mtime_ns)
+    loaded = read_tokenizer(tokenizer)
     return [len(encoding.ids) for encoding in loaded.encode_batch(list(prompts))]
 
 

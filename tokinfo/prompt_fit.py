@@ -13,7 +13,7 @@ from pathlib import Path
 from tokinfo import lengths
 from tokinfo.masks import Mask
 from tokinfo.problems import Problem, show
-from tokinfo.sources import LocalSource, MixerSource, TransformerSource
+from tokinfo.sources import LocalSource, MixerSource, Passages, TransformerSource
 from tokinfo.study import Study
 
 Tokens = Mapping[str, Mapping[str, Sequence[lengths.Bounds]]]
@@ -30,11 +30,16 @@ def token_bounds(study: Study, models: Iterable[str]) -> tuple[Tokens, dict[str,
     notes: dict[str, str] = {}
     for name in models:
         tokenizer = _tokenizer_file(study, name)
-        pretrained = not isinstance(study.source_of(name), MixerSource | TransformerSource)
+        source = study.source_of(name)
+        own = source.tokenizer if isinstance(source, MixerSource | TransformerSource) else None
         wanted = {set_ for grid in study.grids if name in grid.models for set_ in grid.prompts}
         tokens[name] = {
-            set_: _bounds(prompts, tokenizer, pretrained)
+            set_: _bounds(prompts, tokenizer, own is None)
             for set_, prompts in study.prompts.items()
+            if set_ in wanted
+        } | {
+            set_: _drawn(passages, own)
+            for set_, passages in study.passages.items()
             if set_ in wanted
         }
         if tokenizer is not None:
@@ -48,6 +53,12 @@ def _bounds(
     if tokenizer is None:
         return [lengths.bounds(prompt, pretrained=pretrained) for prompt in prompts]
     return [(count, count) for count in lengths.count_tokens(tokenizer, prompts)]
+
+
+def _drawn(passages: Passages, tokenizer: str | None) -> list[lengths.Bounds]:
+    """Return the lengths of passages: known before they are drawn, to whom they are counted for."""
+    own = passages.tokenizer == tokenizer
+    return [(count, count) if own else lengths.UNREAD for count in passages.lengths]
 
 
 def _tokenizer_file(study: Study, model: str) -> Path | None:
@@ -96,11 +107,15 @@ def problems(
             n_ctx = study.source_of(model).n_ctx
             uses = itertools.product(grid.prompts, places, grid.padding)
             for found in lengths.findings(tokens[model], uses, n_ctx):
-                prompt = study.prompts[found.prompts][found.index]
-                if not prompt.strip():
-                    continue  # a problem of its own, whatever the mask
-                path = ("prompts", found.prompts, found.index)
                 note = f"{notes.get(model, '')} (model `{model}`)"
+                path: tuple[str | int, ...] = ("prompts", found.prompts, found.index)
+                prompt: object = None
+                if found.prompts in study.passages:
+                    path = ("passages", found.prompts, "tokens")
+                    prompt = study.passages[found.prompts].tokens
+                    note = f" (model `{model}`)"
+                elif not (prompt := study.prompts[found.prompts][found.index]).strip():
+                    continue  # a problem of its own, whatever the mask
                 if found.mask:
                     example = f"{Problem(path, prompt, '').key} = {show(prompt)}"
                     example += f" of {found.length}{note}"

@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from tokinfo.atomic import new_file
 from tokinfo.lengths import Finding, count_tokens, findings, sentence
+from tokinfo.passagefile import read_passages
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 class PromptError(ValueError):
     """Prompts that do not suit a model or a mask; the message names all of them."""
 
 
-def check_prompts(settings: Mapping[str, Any], tokenizer: Path, out: Path) -> None:
+def check_prompts(
+    settings: Mapping[str, Any], tokenizer: Path, out: Path, passages: Sequence[Path] = ()
+) -> None:
     """Count the tokens of every prompt and write the counts, if every prompt can be used.
 
     Args:
@@ -25,27 +28,32 @@ def check_prompts(settings: Mapping[str, Any], tokenizer: Path, out: Path) -> No
             of every combination that is probed) and ``n_ctx``.
         tokenizer: directory with a ``tokenizer.json``.
         out: JSON file to write: number of tokens of each prompt, by set.
+        passages: files of sets that are drawn from a text, each named for its set.
 
     Raises:
         PromptError: a prompt is too long, or a mask shows or hides nothing of one.
     """
+    drawn = {path.stem: read_passages(path) for path in passages}
+    sets = {**settings["prompts"], **drawn}
     counts = {
-        name: count_tokens(tokenizer / "tokenizer.json", texts)
-        for name, texts in settings["prompts"].items()
+        name: count_tokens(tokenizer / "tokenizer.json", texts) for name, texts in sets.items()
     }
     exact = {name: [(count, count) for count in found] for name, found in counts.items()}
     uses = [(name, mask, padding) for name, mask, padding in settings["uses"]]
-    wrong = [_line(found, settings) for found in findings(exact, uses, settings["n_ctx"])]
+    wrong = [
+        _line(found, "passages" if found.prompts in drawn else "prompts", sets, settings["n_ctx"])
+        for found in findings(exact, uses, settings["n_ctx"])
+    ]
     if wrong:
         raise PromptError("; ".join(wrong))
     with new_file(out) as partial:
         partial.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
 
 
-def _line(found: Finding, settings: Mapping[str, Any]) -> str:
-    where = f"prompts.{found.prompts}[{found.index}]"
-    text = settings["prompts"][found.prompts][found.index]
-    said = sentence(found, settings["n_ctx"])
+def _line(found: Finding, section: str, sets: Mapping[str, Sequence[str]], n_ctx: int) -> str:
+    where = f"{section}.{found.prompts}[{found.index}]"
+    text = sets[found.prompts][found.index]
+    said = sentence(found, n_ctx)
     if found.mask:
         return f"mask {found.mask!r} {said} of {where} = {text!r} ({found.length})"
     return f"{where} = {text!r} {said}"

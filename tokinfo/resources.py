@@ -62,8 +62,12 @@ def sizes_of(study: Study, source: str) -> tuple[int, int]:
 def longest_prompt(study: Study, cell: Cell) -> int:
     """Return the most positions that a prompt of a cell can have, no tokenizer being at hand."""
     n_ctx = study.source_of(cell.model).n_ctx
-    # A byte-level token is at least one byte, so bytes bound a prompt's tokens from above.
-    longest = max(len(prompt.encode()) for prompt in study.prompts[cell.prompts])
+    if cell.prompts in study.passages:
+        # Counted with one tokenizer; another rarely needs twice as many tokens for real text.
+        longest = 2 * max(study.passages[cell.prompts].tokens)
+    else:
+        # A byte-level token is at least one byte, so bytes bound a prompt's tokens from above.
+        longest = max(len(prompt.encode()) for prompt in study.prompts[cell.prompts])
     return n_ctx if cell.padding == "n_ctx" else min(longest, n_ctx)
 
 
@@ -185,7 +189,7 @@ def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:
     vocabulary, d_model = sizes_of(study, model.source)
     solver = study.solvers[cell.solver]
     restarts = solver.restarts if isinstance(solver, AdamSolver) else 1
-    rows = len(study.prompts[cell.prompts]) * restarts
+    rows = study.prompt_count(cell.prompts) * restarts
     positions = longest_prompt(study, cell)
     width = 24 * d_model * max(blocks, 1)
     if cell.parametrisation == "vocabulary":

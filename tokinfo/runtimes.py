@@ -74,7 +74,7 @@ def _search(study: Study, cell: Cell, solver: Solver) -> tuple[float, float]:
 
     A pass over a whole sequence counts once for each of its positions.
     """
-    prompts, length = len(study.prompts[cell.prompts]), longest_prompt(study, cell)
+    prompts, length = study.prompt_count(cell.prompts), longest_prompt(study, cell)
     vocabulary = sizes_of(study, study.models[cell.model].source)[0]
     hidden = length - Mask(cell.mask).count(length)
     match solver:

@@ -37,6 +37,14 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
         pl.Float64(),
         "int8: columns with an input as large as this are multiplied in 16 bits; null: not int8",
     ),
+    "width": (pl.Int64(), "width of an embedding (hidden size)"),
+    "training_share": (
+        pl.Float64(),
+        "share of its training steps that a model trained here has had; null: untrained, or "
+        "trained elsewhere",
+    ),
+    "training_tokens": (pl.Int64(), "tokens seen in them; null as above"),
+    "held_out_loss": (pl.Float64(), "its loss on held-out text (nats per token); null as above"),
     "weights_note": (pl.String(), "what must be known of the weights; empty where nothing"),
     "site": (pl.String(), "where activations are read, resolved (block.8, never block.last)"),
     "block": (pl.Int64(), "number of the site's block, 0 for the embedding"),

@@ -90,6 +90,38 @@ class Tokenizer(Strict):
     )
 
 
+class Passages(Strict):
+    """Prompts drawn from text that no model of the study was trained on."""
+
+    corpus: Name = Field(description="Name of the corpus; passages come from its held-out part.")
+    tokenizer: Name = Field(
+        description="Name of the tokenizer that their lengths are counted with; other models' may "
+        "count otherwise."
+    )
+    count: Integer = Field(50, ge=1, le=10_000, description="Number of passages.")
+    tokens: list[Annotated[Integer, Field(ge=1)]] = Field(
+        [8, 32],
+        min_length=2,
+        max_length=2,
+        description="[fewest, most] tokens of a passage. Lengths are spread evenly between them.",
+    )
+    seed: Seed = Field(0, description="Decides which places of the text are drawn.")
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The number of tokens of each passage, known before any is drawn.
+
+        >>> Passages(corpus="c", tokenizer="t", count=4, tokens=[8, 11]).lengths
+        (8, 9, 10, 11)
+        """
+        fewest, most = self.tokens
+        if self.count == 1:
+            return ((fewest + most) // 2,)
+        return tuple(
+            fewest + round(i * (most - fewest) / (self.count - 1)) for i in range(self.count)
+        )
+
+
 # --- model sources ------------------------------------------------------------------------
 
 
@@ -110,6 +142,15 @@ class Training(Strict):
     checkpoint_every: Integer = Field(
         100, ge=1, description="Steps between resume points (kept outside the declared outputs)."
     )
+    snapshots: list[Annotated[Real, Field(ge=0, lt=1)]] = Field(
+        [],
+        description="Shares of the steps after which the weights are kept too, for models with "
+        "that `at` (0: before the first step). To change them is to train again.",
+    )
+
+    def step_at(self, share: float) -> int:
+        """Return the number of steps done after a share of the run, to the nearest step."""
+        return round(share * self.steps)
 
 
 class MixerSource(Strict):
@@ -219,6 +260,13 @@ class Model(Strict):
     source: Name = Field(description="Name of the source.")
     state: State = Field("trained", description="`untrained`: same architecture, random weights.")
     seed: Seed = Field(0, description="Seed of the random weights (untrained only).")
+    at: Real = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Trained here only: the weights after this share of the training steps, one of "
+        "the source's `training.snapshots` (1: after all of them).",
+    )
     quantization: Quantization = Field(
         "float32", description="Weights as the cells hold them; int8 and nf4 by bitsandbytes."
     )

@@ -20,7 +20,7 @@ from pydantic import Field
 from tokinfo.masks import Mask
 from tokinfo.sites import Site
 from tokinfo.solvers import MetricWeights, Solver
-from tokinfo.sources import Corpus, Model, Source, Tokenizer
+from tokinfo.sources import Corpus, Model, Passages, Source, Tokenizer
 from tokinfo.strict import Integer, MetricName, Name, Padding, Parametrisation, Seed, Strict
 from tokinfo.targets import OWN, other_model, slug
 
@@ -53,7 +53,9 @@ class Grid(Strict):
         "parametrisation `embedding` and target `own`. Which positions: the solver's own "
         "`positions` and `first`.",
     )
-    prompts: list[Name] = Field(min_length=1, description="Names of prompt sets.")
+    prompts: list[Name] = Field(
+        min_length=1, description="Names of prompt sets, of `prompts` or of `passages`."
+    )
     residual: list[bool] = Field(
         [True], min_length=1, description="False: without the residual around self-attention."
     )
@@ -160,7 +162,12 @@ class Study(Strict):
     )
     models: dict[Name, Model] = Field(min_length=1, description="What is probed, by name.")
     prompts: dict[Name, list[Annotated[str, Field(min_length=1)]]] = Field(
-        min_length=1, description="Sets of prompts, by name."
+        default_factory=dict, description="Sets of prompts, by name."
+    )
+    passages: dict[Name, Passages] = Field(
+        default_factory=dict,
+        description="Sets of prompts drawn from held-out text, by name; a name is that of one set "
+        "only, here or in `prompts`.",
     )
     metric_weights: MetricWeights = Field(
         default_factory=lambda: MetricWeights(), description="Weights of the `l1+cosine` metric."
@@ -176,6 +183,12 @@ class Study(Strict):
     def source_of(self, model: str) -> Source:
         """Return the source of a model, by the model's name."""
         return self.sources[self.models[model].source]
+
+    def prompt_count(self, prompts: str) -> int:
+        """Return how many prompts a set of `prompts` or `passages` has."""
+        if prompts in self.passages:
+            return self.passages[prompts].count
+        return len(self.prompts[prompts])
 
     def cells(self) -> tuple[Cell, ...]:
         """Return every cell once, in the order the grids name them."""

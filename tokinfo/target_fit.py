@@ -12,7 +12,7 @@ from tokinfo import targets
 from tokinfo.masks import Mask
 from tokinfo.problems import Problem
 from tokinfo.sites import Site
-from tokinfo.sources import MixerSource, Source, TransformerSource
+from tokinfo.sources import MixerSource, Model, Source, TransformerSource
 from tokinfo.study import Grid, Study
 
 _FAR = 1 << 12
@@ -90,7 +90,7 @@ def _unlike(study: Study, model: str, other: str) -> str | None:
     """Return why another model's activations are no control of a model, as far as is known."""
     mine, its = study.models[model], study.models[other]
     ours, theirs = study.sources[mine.source], study.sources[its.source]
-    if (mine.source, mine.state, mine.seed) == (its.source, its.state, its.seed):
+    if _weights(mine) == _weights(its):
         return "has the same weights, so the true prompt may explain it"
     local = (MixerSource, TransformerSource)
     if isinstance(ours, local) and isinstance(theirs, local):
@@ -103,6 +103,11 @@ def _unlike(study: Study, model: str, other: str) -> str | None:
     if theirs.n_ctx < ours.n_ctx:
         return f"holds {theirs.n_ctx} positions, not {ours.n_ctx}"
     return None
+
+
+def _weights(model: Model) -> tuple[object, ...]:
+    """Return what decides a model's weights before they are quantised."""
+    return model.source, model.state, model.seed, model.at
 
 
 def _sites(grid: Grid) -> Iterator[Site]:

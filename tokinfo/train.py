@@ -35,6 +35,7 @@ from tokinfo.atomic import new_directory, new_file
 from tokinfo.damaged import DamagedError, reading
 from tokinfo.models.build import new_model
 from tokinfo.models.checkpoint import save_model
+from tokinfo.snapshots import Snapshots, write_facts
 from tokinfo.sources import MixerSource, Training, TransformerSource
 from tokinfo.tokenizer import load_tokenizer
 
@@ -63,6 +64,7 @@ def train(
 ) -> None:
     """Train a new model and write it with its tokenizer to ``out``, its losses to ``history``.
 
+    Snapshots that the source asks for are directories of their own in ``out``.
     ``tokens`` holds ``train`` and ``held_out`` (int32 [tokens]). ``resume`` is a directory of
     this run's own; it is removed at the end. Raises ValueError for a source without training
     or a corpus shorter than a window, FloatingPointError when a loss is not finite.
@@ -82,19 +84,23 @@ def train(
     nn.Module.to(model, torch.device(device))
     optimizer = new_optimizer(model, training)
     digest = run_digest(source, vocabulary, data)
-    progress = load_resume(resume, model, optimizer, digest)
+    snapshots = Snapshots(resume / "snapshots", training, source.n_ctx)
+    progress = load_resume(resume, model, optimizer, digest, snapshots)
     with _deterministic(device):
-        _run(model, optimizer, source.n_ctx, training, data, progress, resume, digest)
+        _run(model, optimizer, source.n_ctx, training, data, progress, resume, digest, snapshots)
+    last = progress.rows[-1]
     with new_file(history) as partial, partial.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(progress.rows)
     with new_directory(out) as directory:
         save_model(model.eval().cpu(), directory)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copyfile(tokenizer / name, directory / name)
+        write_facts(directory, training, training.steps, source.n_ctx, last["held_out_loss"])
+        snapshots.copy(directory)
+        for place in (directory, *(path for path in directory.iterdir() if path.is_dir())):
+            for name in ("tokenizer.json", "tokenizer_config.json"):
+                shutil.copyfile(tokenizer / name, place / name)
     shutil.rmtree(resume, ignore_errors=True)
-    last = progress.rows[-1]
     print(
         f"{out.name}: {training.steps} steps, {progress.seconds:.0f} s, "
         f"loss {last['train_loss']:.3f}, held-out {last['held_out_loss']:.3f}",
@@ -111,6 +117,7 @@ def _run(
     progress: Progress,
     resume: Path,
     digest: str,
+    snapshots: Snapshots,
 ) -> None:
     device = next(model.parameters()).device
     per_step = training.batch * n_ctx
@@ -122,6 +129,8 @@ def _run(
         disable=None,  # quiet when stderr is not a terminal
     )
     started = time.perf_counter() - progress.seconds
+    if progress.step == 0 and 0 in snapshots.steps:
+        snapshots.keep(model, 0, held_out_loss(model, data["held_out"], training, n_ctx))
     while progress.step < training.steps:
         step = progress.step
         rate = learning_rate(step, training)
@@ -141,8 +150,11 @@ def _run(
         progress.step = step + 1
         last = progress.step == training.steps
         held_out = None
-        if last or progress.step % training.evaluate_every == 0:
+        kept = progress.step in snapshots.steps
+        if last or kept or progress.step % training.evaluate_every == 0:
             held_out = held_out_loss(model, data["held_out"], training, n_ctx)
+            if kept:
+                snapshots.keep(model, progress.step, held_out)
         progress.seconds = time.perf_counter() - started
         progress.rows.append(
             {
@@ -248,7 +260,11 @@ def save_resume(
 
 
 def load_resume(
-    resume: Path, model: nn.Module, optimizer: torch.optim.Optimizer, digest: str
+    resume: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    digest: str,
+    snapshots: Snapshots,
 ) -> Progress:
     """Restore the state that `save_resume` wrote, if it is of this very run; else start anew.
 
@@ -256,16 +272,21 @@ def load_resume(
     """
     path = resume / RESUME_FILE
     if not path.is_file():
+        snapshots.clear()
         return Progress()
     try:
         with reading(path), safe_open(path, "pt") as file:
             metadata = file.metadata()
-            if metadata.get("digest") != digest:
-                print(f"{path}: of other settings; training starts anew", file=sys.stderr)
+            other = metadata.get("digest") != digest
+            if other or snapshots.missing(json.loads(metadata["progress"])["step"]):
+                why = "of other settings" if other else "its snapshots are gone"
+                print(f"{path}: {why}; training starts anew", file=sys.stderr)
+                snapshots.clear()
                 return Progress()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except DamagedError:
         print(f"{path}: damaged or cut short; training starts anew", file=sys.stderr)
+        snapshots.clear()
         return Progress()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

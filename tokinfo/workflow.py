@@ -48,6 +48,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "corpus": ("tokinfo.corpus",),
     "tokenizer": ("tokinfo.tokenizer",),
     "tokens": ("tokinfo.tokenizer",),
+    "passages": ("tokinfo.passages",),
     "prompts": ("tokinfo.promptcheck",),
     "train": ("tokinfo.train",),
     "fetch": ("tokinfo.models.pretrained",),
@@ -188,6 +189,11 @@ class Plan:
             return []
         return [f"<results>/unigrams/{cell.model}.safetensors"]
 
+    def passages(self, sets: Iterable[str]) -> list[str]:
+        """Return the files of those of these sets of prompts that are drawn from a text."""
+        drawn = sorted(set(sets) & set(self.study.passages))
+        return [f"<results>/passages/{name}.json" for name in drawn]
+
     def cell(self, wildcards: Mapping[str, str]) -> Cell:
         """Return the cell that a file name's wildcards stand for."""
         return self.cells[CELL_PATH.format(**wildcards)]
@@ -208,6 +214,7 @@ class Plan:
         values["model"] = set(self.models)
         values["source"] = set(self.sources)
         values["corpus"] = set(self.study.corpora)
+        values["passages"] = set(self.study.passages)
         values["tokenizer"] = set(self.study.tokenizers)
         return {name: pattern(found) for name, found in values.items()}
 
@@ -225,6 +232,10 @@ class Plan:
     def tokenizer_settings(self, tokenizer: str) -> Settings:
         """Return what training a tokenizer depends on, besides its corpus."""
         return canonical({"vocabulary": self.study.tokenizers[tokenizer].vocabulary})
+
+    def passages_settings(self, passages: str) -> Settings:
+        """Return what drawing passages depends on, besides the held-out text and the tokenizer."""
+        return canonical(self.study.passages[passages].model_dump())
 
     def training_settings(self, source: str) -> Settings:
         """Return what training a model depends on, besides its tokenizer and tokens."""
@@ -277,29 +288,44 @@ class Plan:
             "source": source.model_dump(exclude=unused),
             "facts": {"model": model, "source": known.source, "n_ctx": source.n_ctx},
         }
+        training = source.training if isinstance(source, MixerSource | TransformerSource) else None
+        if training is not None and known.at < 1:
+            settings["snapshot"] = f"at-{training.step_at(known.at)}"
         return canonical(settings)
 
     def prompt_settings(self, source: str) -> Settings:
         """Return what checking the prompts of a source's models with its tokenizer depends on."""
         known = self.study.sources[source]
-        uses = {
+        uses = self._uses(source)
+        sets = {name for name, _, _ in uses}
+        return canonical(
+            {
+                "n_ctx": known.n_ctx,
+                "prompts": {
+                    name: list(texts) for name, texts in self.study.prompts.items() if name in sets
+                },
+                "uses": [list(use) for use in sorted(uses)],
+            }
+        )
+
+    def passages_of(self, source: str) -> list[str]:
+        """Return the files of the passages that a source's models are probed with."""
+        return self.passages(name for name, _, _ in self._uses(source))
+
+    def _uses(self, source: str) -> set[tuple[str, str, str]]:
+        """Return (prompt set, mask, padding) of every cell that a source's models take part in."""
+        return {
             (cell.prompts, Mask(cell.mask).text, cell.padding)
             for cell in self.cells.values()
             if source in {self.study.models[name].source for name in cell.models}
         }
-        return canonical(
-            {
-                "n_ctx": known.n_ctx,
-                "prompts": {name: list(self.study.prompts[name]) for name, _, _ in sorted(uses)},
-                "uses": [list(use) for use in sorted(uses)],
-            }
-        )
 
     def cell_settings(self, cell: Cell) -> Settings:
         """Return what solving a cell depends on, besides its checkpoints, decoder and prior.
 
         The metric's weights are there for the metric that has some, and for no other; so are
-        the name of the prior and what the model is whose activations are to be explained.
+        the name of the prior and what the model is whose activations are to be explained. Prompts
+        drawn from a text come in a file.
         """
         model = self.study.models[cell.model]
         source = self.study.sources[model.source]
@@ -313,14 +339,16 @@ class Plan:
             )
             if getattr(self.study.source_of(name), "trust_remote_code", False)
         }
+        written = cell.prompts in self.study.prompts
+        prompts = {"prompts": list(self.study.prompts[cell.prompts])} if written else {}
         return canonical(
             {
                 **trust,
                 **({"target_models": others} if others else {}),
                 **prior,
+                **prompts,
                 "cell": cell.model_dump(),
                 "metric_weights": weights,
-                "prompts": list(self.study.prompts[cell.prompts]),
                 "quantization": model.quantization,
                 "solver": self.study.solvers[cell.solver].model_dump(),
                 "source": model.source,

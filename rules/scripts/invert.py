@@ -22,6 +22,7 @@ with job(snakemake.log[0], f"invert {snakemake.output[0]}"):
         Path(snakemake.output[0]),
         target=next(map(Path, snakemake.input.target), None),
         prior=next(map(Path, snakemake.input.prior), None),
+        passages=next(map(Path, snakemake.input.passages), None),
         device=where,
         threads=snakemake.threads,
         code_digest=snakemake.params.code,

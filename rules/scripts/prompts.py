@@ -15,4 +15,5 @@ with job(snakemake.log[0], f"prompts for {snakemake.wildcards.source}"):
         snakemake.params.settings,
         Path(snakemake.input.tokenizer),
         Path(snakemake.output[0]),
+        [Path(path) for path in snakemake.input.passages],
     )
