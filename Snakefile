@@ -86,6 +86,7 @@ rule all:
             figure=(*plans.FIGURES, *plans.IDENTIFIABILITY, "training_curves", "loss_curves"),
             form=("svg", "png"),
         ),
+        expand("<results>/figures/scaling_{axis}.svg", axis=PLAN.scaling),
         "<results>/tables/noise.csv",
         "<results>/pages/strips.html",
         "<results>/pages/identifiability.html",

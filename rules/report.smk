@@ -225,6 +225,49 @@ rule identifiability_figure:
         "scripts/identifiability_figure.py"
 
 
+# Only along the axes on which the study has enough values for a line.
+rule scaling:
+    input:
+        recovery="<results>/tables/recovery.parquet",
+    output:
+        svg=report(
+            "<results>/figures/scaling_{axis}.svg",
+            caption="../report/scaling.rst",
+            category="Scaling",
+            labels={"figure": "scaling_{axis}", "format": "SVG"},
+        ),
+        png=report(
+            "<results>/figures/scaling_{axis}.png",
+            caption="../report/scaling.rst",
+            category="Scaling",
+            labels={"figure": "scaling_{axis}", "format": "PNG"},
+        ),
+        table=report(
+            "<results>/tables/scaling_{axis}.csv",
+            caption="../report/scaling.rst",
+            category="Scaling",
+            labels={"figure": "scaling_{axis}", "format": "CSV"},
+        ),
+    log:
+        "<logs>/scaling/{axis}.log",
+    benchmark:
+        "<benchmarks>/scaling/{axis}.tsv"
+    wildcard_constraints:
+        axis=plans.pattern(PLAN.scaling),
+    conda:
+        "../envs/tokinfo.yaml"
+    resources:
+        gpu=0,
+        mem_mb=1000,
+        runtime=30,
+    params:
+        code=plans.code("scaling"),
+    message:
+        "Drawing what depends on {wildcards.axis}"
+    script:
+        "scripts/scaling.py"
+
+
 rule noise_table:
     input:
         recovery="<results>/tables/recovery.parquet",

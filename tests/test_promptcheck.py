@@ -28,6 +28,21 @@ def settings(texts: list[str], *uses: tuple[str, str], n_ctx: int = 8) -> dict[s
     }
 
 
+def test_passages_are_counted_and_checked_like_other_prompts(
+    tokenizer: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "drawn.json"
+    file.write_text(json.dumps({"passages": [{"text": "abcd"}, {"text": "ab"}]}), encoding="utf-8")
+    asked = settings(["abc"], (":", "none"))
+    asked["uses"].append(["drawn", "1:", "none"])
+    check_prompts(asked, tokenizer, tmp_path / "p.json", [file])
+    counts = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
+    assert counts == {"p": [3], "drawn": [4, 2]}
+    asked["uses"].append(["drawn", "3:", "none"])
+    with pytest.raises(PromptError, match=r"mask '3:' shows no position of passages\.drawn\[1\]"):
+        check_prompts(asked, tokenizer, tmp_path / "p.json", [file])
+
+
 def test_counts_are_written_when_all_is_well(tokenizer: Path, tmp_path: Path) -> None:
     out = tmp_path / "p.json"
     check_prompts(settings(["abc", "abcdefgh"], (":", "none"), ("1:", "none")), tokenizer, out)

@@ -77,6 +77,8 @@ FORM = [
     (("prompts", "sky", 1), "a \ud800", "prompts.sky[1] = 'a \\ud800': has characters that ar"),
 ]
 
+PASSAGES = {"corpus": "bible", "tokenizer": "bpe", "count": 2, "tokens": [4, 6]}
+
 SENSE = [
     (("tokenizers", "bpe", "corpus"), "bibel", "tokenizers.bpe.corpus = 'bibel': unknown corpus"),
     ((*FLAT, "tokenizer"), "bpf", "sources.flat.tokenizer = 'bpf': unknown tokenizer (did you m"),
@@ -119,6 +121,24 @@ SENSE = [
     (("models", "flat", "outlier_threshold"), 5.0, "models.flat.outlier_threshold = 5.0: has no "
      "meaning for quantization 'float32'; allowed: only with quantization int8"),
     (("models", "flat", "seed"), 3, "models.flat.seed = 3: a trained model has no random weigh"),
+    (("models", "flat", "at"), 0.5, "models.flat.at = 0.5: is not among sources.flat.training.snap"
+     "shots; allowed: 1"),
+
+    (("models", "smol", "at"), 0.5, "models.smol.at = 0.5: only a model that is trained here is"),
+    (("models", "llama", "at"), 0, "models.llama.at = 0.0: only a model that is trained here is"),
+    ((*FLAT, "training", "snapshots"), [0.04], "sources.flat.training.snapshots[0] = 0.04: is less "
+     "than half a step of 10; allowed: 0, or more than 0.05"),
+    ((*FLAT, "training", "snapshots"), [0, 0.1, 0.12], "sources.flat.training.snapshots[2] = 0.12: "
+     "is step 1 of 10, as 0.1 is; allowed: each step once"),
+    ((*FLAT, "training", "snapshots"), [0.99], "sources.flat.training.snapshots[0] = 0.99: is step "
+     "10 of 10, as 1 is"),
+    ((*FLAT, "training", "snapshots"), [1], "sources.flat.training.snapshots[0] = 1: should be"),
+    (("passages",), {"p": {**PASSAGES, "corpus": "bibel"}}, "passages.p.corpus = 'bibel': unknown"),
+    (("passages",), {"p": {**PASSAGES, "tokenizer": "bp"}}, "passages.p.tokenizer = 'bp': unknown"),
+    (("passages",), {"p": {**PASSAGES, "tokens": [8, 4]}}, "passages.p.tokens = [8, 4]: the fewe"),
+    (("passages",), {"p": {**PASSAGES, "tokens": [8]}}, "passages.p.tokens = [8]: is empty"),
+    (("passages",), {"p": {**PASSAGES, "count": 0}}, "passages.p.count = 0: should be greater"),
+    (("passages",), {"sky": PASSAGES}, "passages.sky: names a set of `prompts` too"),
     (("prior",), "bibel", "prior = 'bibel': unknown corpus (did you mean `bible`?); allow"),
     (("grids", 0, "identify"), ["sgd"], "grids[0].identify[0] = 'sgd': unknown solver; allowed:"),
     (("grids", 0, "identify"), ["adam"], "grids[0].identify[0] = 'adam': is of kind adam, which "

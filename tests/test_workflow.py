@@ -115,6 +115,29 @@ def test_settings_of_a_cell_hold_its_own_slice_of_the_study() -> None:
     assert not {"device", "threads", "results", "name"} & set(settings)
 
 
+def test_passages_are_given_to_the_cells_and_checks_that_use_them_and_to_no_other() -> None:
+    made = plan()
+    file = "<results>/passages/drawn.json"
+    for cell in made.cells.values():
+        drawn = cell.prompts == "drawn"
+        assert made.passages([cell.prompts]) == ([file] if drawn else [])
+        # The texts are in the file: another seed must reach the cell through it.
+        assert ("prompts" in made.cell_settings(cell)) != drawn
+    assert made.passages_of("mixer-flat") == [file]
+    assert made.passages_of("transformer") == []
+    assert made.prompt_settings("mixer-flat")["prompts"].keys() == {"sea"}
+    assert ["drawn", "1:", "none"] in made.prompt_settings("mixer-flat")["uses"]
+
+
+def test_a_model_along_the_training_is_cut_from_the_same_run() -> None:
+    made = plan()
+    whole, early = (made.prepare_settings(name, 1) for name in ("mixer-flat", "mixer-flat-30"))
+    assert made.origin("mixer-flat-30", 1) == made.origin("mixer-flat", 1)
+    assert "snapshot" not in whole
+    assert early["snapshot"] == "at-6"
+    assert "snapshots" in made.training_settings("mixer-flat")["training"]
+
+
 def test_a_prior_is_given_to_the_cells_that_count_bits_and_to_no_other() -> None:
     without, other = plan(prior=None), plan()
     for path, cell in other.cells.items():

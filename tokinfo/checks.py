@@ -235,7 +235,7 @@ def _snapshots(path: tuple[str, ...], training: Training) -> Iterator[Problem]:
         if share > 0 and step == 0:
             message = f"is less than half a step of {training.steps}"
             yield Problem(
-                (*path, place), share, message, f"0, or {0.5 / training.steps:g} and more"
+                (*path, place), share, message, f"0, or more than {0.5 / training.steps:g}"
             )
         elif step in firsts:
             message = f"is step {step} of {training.steps}, as {firsts[step]:g} is"

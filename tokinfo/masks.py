@@ -70,6 +70,18 @@ class Mask:
             body = f"{start}to{stop}"
         return f"{body}by{parts[2]}" if len(parts) == 3 and parts[2] else body
 
+    @property
+    def leading(self) -> int | None:
+        """How many leading positions it hides, and nothing else; None: it is not such a mask.
+
+        >>> [Mask(text).leading for text in ("3:", ":", "-3:", "3:5", ":2")]
+        [3, None, None, None, None]
+        """
+        where = self.slice
+        if not isinstance(where, slice) or where.stop is not None or where.step is not None:
+            return None
+        return where.start if where.start is not None and where.start > 0 else None
+
     def visible(self, length: int) -> list[int]:
         """Return the visible positions of a sequence of ``length`` tokens, in order."""
         return list(self._shown(length))

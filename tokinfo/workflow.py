@@ -63,6 +63,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "loss_curves": ("tokinfo.figures",),
     "identifiability_figure": ("tokinfo.figures",),
     "noise_table": ("tokinfo.swept",),
+    "scaling": ("tokinfo.scaling", "tokinfo.figures.scaling"),
     "strips": ("tokinfo.report.strips",),
     "identifiability": ("tokinfo.report.identifiability",),
 }
@@ -87,6 +88,13 @@ IDENTIFIABILITY = (
     "noise_threshold",
 )
 """The figures drawn from the long table, position by position."""
+
+
+SCALING = ("width", "depth", "hidden", "training")
+"""What hidden-token recovery is drawn against (`tokinfo.scaling` is too heavy to import here)."""
+
+FEWEST = 3
+"""Values along an axis that make a line of a figure."""
 
 
 class Plan:
@@ -124,6 +132,34 @@ class Plan:
             if self.study.models[model].state == "trained"
         }
         return tuple(name for name in self.sources if name in wanted and self.is_local(name))
+
+    @cached_property
+    def scaling(self) -> tuple[str, ...]:
+        """Names of the axes on which some model takes values enough for a line of a figure.
+
+        Of pretrained models the width is not known here: they make no line along it.
+        """
+        values: dict[str, dict[object, set[object]]] = {}
+        for cell in self.cells.values():
+            model, source = self.study.models[cell.model], self.study.source_of(cell.model)
+            task = cell.model_copy(update={"model": "", "site": "", "mask": ""})
+            block, mask = Site.parse(cell.site).block, Mask(cell.mask)
+            kind = getattr(source, "form", source.kind), model.state, model.quantization, model.at
+            width = source.d_model if isinstance(source, MixerSource | TransformerSource) else None
+            for axis, line, value in (
+                ("width", (task, cell.site, mask.text, kind), width),
+                ("depth", (task, cell.model, mask.text), block or None),
+                ("hidden", (task, cell.model, cell.site), mask.leading),
+                (
+                    "training",
+                    (task, cell.site, mask.text, model.source),
+                    model.at if width and model.state == "trained" else None,
+                ),
+            ):
+                if value is not None:
+                    values.setdefault(axis, {}).setdefault(line, set()).add(value)
+        long = {axis for axis, lines in values.items() if max(map(len, lines.values())) >= FEWEST}
+        return tuple(axis for axis in SCALING if axis in long)
 
     @property
     def state(self) -> str:

@@ -25,6 +25,7 @@ FIGURE_JOBS = {f"figure {figure}" for figure in FIGURES}
 FIGURE_JOBS |= {f"identifiability_figure {figure}" for figure in IDENTIFIABILITY}
 PAGES = {"strips", "identifiability"}
 FIGURE_JOBS |= {"loss_curves"}
+FIGURE_JOBS |= {"scaling scaling_training"}
 AGGREGATE = {"collect", "summarise", "noise_table", *PAGES, *FIGURE_JOBS}
 FLAT_MIXERS = {"mixer-flat", "mixer-flat-untrained"}
 
@@ -41,6 +42,19 @@ def checkpoints(model: str, *blocks: int) -> set[str]:
 def checks(*sources: str) -> set[str]:
     return {f"prompts {source}" for source in sources}
 
+
+RUN = ("mixer-flat", "mixer-flat-0", "mixer-flat-30")
+"""The models taken along the training run of the flat mixer."""
+TRAINED_FLAT = {
+    *cells(smoke(), lambda cell: cell.model in RUN),
+    *checkpoints("mixer-flat", 1, 2),
+    *checkpoints("mixer-flat-0", 1),
+    *checkpoints("mixer-flat-30", 1),
+    *(f"unigram {model}" for model in RUN),
+    "train mixer-flat",
+    "training_curves",
+}
+"""What is made of that run."""
 
 ALL_SOURCES = ("mixer-flat", "mixer-expanded", "mixer-parallel", "transformer")
 
@@ -239,7 +253,15 @@ def test_identify_adds_one_cell_a_setting(finished: Path) -> None:
 def test_prompts_of_one_set_rerun_their_cells(finished: Path) -> None:
     study = smoke()
     study["prompts"]["sea"][1] = "She wrote down the sky."
-    assert pending(finished, study) == cells(study) | AGGREGATE | checks(*ALL_SOURCES)
+    touched = cells(study, lambda cell: cell.prompts == "sea")
+    assert pending(finished, study) == touched | AGGREGATE | checks(*ALL_SOURCES)
+
+
+def test_other_passages_are_drawn_and_rerun_their_cells(finished: Path) -> None:
+    study = smoke()
+    study["passages"]["drawn"]["seed"] = 1
+    touched = cells(study, lambda cell: cell.prompts == "drawn") | checks("mixer-flat")
+    assert pending(finished, study) == touched | AGGREGATE | {"passages drawn"}
 
 
 @pytest.mark.parametrize("change", ["added", "removed"])
@@ -288,9 +310,30 @@ def test_another_prior_is_counted_and_reruns_the_cells_that_count_bits(finished:
 def test_training_of_one_model_reruns_what_is_made_from_it(finished: Path) -> None:
     study = smoke()
     study["sources"]["mixer-flat"]["training"]["learning_rate"] = 0.002
-    touched = cells(study, lambda cell: cell.model == "mixer-flat")
-    made = checkpoints("mixer-flat", 1, 2) | {"train mixer-flat", "training_curves"}
     # The untrained twin has the same source and stays.
+    assert pending(finished, study) == TRAINED_FLAT | AGGREGATE
+
+
+def test_another_snapshot_trains_again_and_reruns_what_is_made_from_it(finished: Path) -> None:
+    study = smoke()
+    study["sources"]["mixer-flat"]["training"]["snapshots"].append(0.5)
+    assert pending(finished, study) == TRAINED_FLAT | AGGREGATE
+
+
+def test_a_model_at_a_kept_share_runs_its_checkpoint_and_cells_alone(finished: Path) -> None:
+    study = smoke()
+    study["models"]["early-int8"] = {"source": "mixer-flat", "at": 0.3, "quantization": "int8"}
+    study["grids"][1]["models"].append("early-int8")
+    new = cells(study, lambda cell: cell.model == "early-int8")
+    assert len(new) == 2
+    assert pending(finished, study) == new | checkpoints("early-int8", 1) | AGGREGATE
+
+
+def test_a_model_at_another_kept_share_is_another_model(finished: Path) -> None:
+    study = smoke()
+    study["models"]["mixer-flat-30"]["at"] = 0
+    touched = cells(study, lambda cell: cell.model == "mixer-flat-30")
+    made = checkpoints("mixer-flat-30", 1) | {"unigram mixer-flat-30"}
     assert pending(finished, study) == touched | made | AGGREGATE
 
 
@@ -347,6 +390,15 @@ def test_comments_and_docstrings_rerun_nothing(changed: Path) -> None:
         ("report/template.py", PAGES),
         ("swept.py", {"identifiability", "noise_table", "training_curves", *FIGURE_JOBS}),
         ("promptcheck.py", checks(*ALL_SOURCES)),
+        (
+            "passages.py",
+            {
+                "passages drawn",
+                *cells(smoke(), lambda cell: cell.prompts == "drawn"),
+                *checks("mixer-flat"),
+                *AGGREGATE,
+            },
+        ),
         ("score.py", cells(smoke()) | AGGREGATE),
         ("invert/adam.py", cells(smoke()) | AGGREGATE),
     ],
@@ -360,10 +412,9 @@ def test_logic_in_a_module_reruns_the_stage_that_uses_it(
 
 def test_logic_of_training_reruns_trained_models_alone(changed: Path) -> None:
     _append_logic(changed / "tokinfo" / "train.py")
-    trained = {"mixer-flat", "transformer", "transformer-int8"}
-    expected = cells(smoke(), lambda cell: cell.model in trained) | AGGREGATE
-    expected |= {"train mixer-flat", "train transformer", "training_curves"}
-    expected |= checkpoints("mixer-flat", 1, 2) | checkpoints("transformer", 1, 2)
+    trained = {"transformer", "transformer-int8"}
+    expected = cells(smoke(), lambda cell: cell.model in trained) | AGGREGATE | TRAINED_FLAT
+    expected |= {"train transformer"} | checkpoints("transformer", 1, 2)
     expected |= checkpoints("transformer-int8", 1) | {"unigram transformer"}
     assert pending(changed, smoke()) == expected
 
