@@ -1,0 +1,134 @@
+r"""Numbers of docs/findings.md, from the tables of docs/evidence: write them, or check them.
+
+    python benchmarks/findings.py            # writes every number anew
+    python benchmarks/findings.py --check    # fails where one is not what its table says
+
+A number stands between a marker and its end:
+
+    <!--= joint.csv model=flat => share hidden_found/hidden -->0 of 20 (0.00 to 0.16)<!--/-->
+
+The marker names a table, the rows (`key=value`; `a|b` for either; quotes as in a shell) and what is
+said of them:
+
+- `share FOUND/ALL`: totals over the rows with a 95 % interval. Where a table has totals only, it is
+  Wilson's with as many trials as PROMPTS: tokens of one prompt are not independent, and this is
+  the most cautious reading of their share. `share FOUND/ALL by COLUMN`: prompts are in that column.
+- `point`: one row of a scaling table, whose interval (over prompts) is in the row.
+- `value`, `least`, `most COLUMN`: one row's value, or the smallest or largest of several.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from tokinfo.intervals import wilson
+
+ROOT = Path(__file__).resolve().parents[1]
+FINDINGS = ROOT / "docs" / "findings.md"
+EVIDENCE = ROOT / "docs" / "evidence"
+NUMBER = re.compile(r"<!--= (\S+)(.*?) => (.*?) -->(.*?)<!--/-->", re.DOTALL)
+Row = dict[str, str]
+
+
+def rows_of(table: Path, conditions: str) -> list[Row]:
+    """Return the rows of a table that meet conditions such as ``model=flat solver=adam|joint``.
+
+    Raises:
+        ValueError: no row meets them, or the table has no such column.
+    """
+    with table.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    for condition in shlex.split(conditions):
+        key, _, values = condition.partition("=")
+        if key not in rows[0]:
+            raise ValueError(f"{table.name}: no column {key!r}")
+        rows = [row for row in rows if row[key] in values.split("|")]
+        if not rows:
+            raise ValueError(f"{table.name}: no row with {conditions.strip()}")
+    return rows
+
+
+def said(table: Path, conditions: str, what: str) -> str:
+    """Return what a table says, in the words that stand in the text.
+
+    Raises:
+        ValueError: it says nothing of that kind.
+    """
+    rows = rows_of(table, conditions)
+    kind, _, rest = what.partition(" ")
+    if kind == "share":
+        counts, _, by = rest.partition(" by ")
+        found, _, everything = counts.partition("/")
+        hits, trials, prompts = (
+            sum(int(row[column]) for row in rows) for column in (found, everything, by or "prompts")
+        )
+        low, high = wilson(hits / trials * prompts, prompts)
+        return f"{hits:,} of {trials:,} ({low:.2f} to {high:.2f})"
+    if kind == "point":
+        if len(rows) != 1:
+            raise ValueError(f"{table.name}: {len(rows)} rows with {conditions.strip()}, not one")
+        (row,) = rows
+        hits = round(float(row["share"]) * int(row["tokens"]))
+        low, high = float(row["low"]), float(row["high"])
+        return f"{hits:,} of {int(row['tokens']):,} ({low:.2f} to {high:.2f})"
+    values = [float(row[rest]) for row in rows]
+    if kind == "value" and len(values) != 1:
+        raise ValueError(f"{table.name}: {len(values)} rows with {conditions.strip()}, not one")
+    if kind not in ("value", "least", "most"):
+        raise ValueError(f"{what!r}: allowed: share, point, value, least, most")
+    return short(max(values) if kind == "most" else min(values))
+
+
+def short(value: float) -> str:
+    """Return a number in two significant digits, or whole where it is large.
+
+    >>> short(0.0749), short(5.62), short(47216.4), short(702.5)
+    ('0.075', '5.6', '47,216', '702')
+    """
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2g}"
+
+
+def rewritten(text: str, evidence: Path = EVIDENCE) -> str:
+    """Return a text in which every marked number is what its table says.
+
+    Raises:
+        ValueError: a table is missing, or says nothing of the kind.
+    """
+
+    def number(match: re.Match[str]) -> str:
+        table, conditions, what, before = match.groups()
+        try:
+            now = said(evidence / table, conditions, what)
+        except OSError:
+            raise ValueError(f"{table}: there is no such table") from None
+        return match.group(0).replace(f"-->{before}<!--/-->", f"-->{now}<!--/-->")
+
+    return NUMBER.sub(number, text)
+
+
+def main() -> None:
+    """Write or check docs/findings.md."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
+    asked = parser.parse_args()
+    text = FINDINGS.read_text(encoding="utf-8")
+    now = rewritten(text)
+    if not asked.check:
+        FINDINGS.write_text(now, encoding="utf-8")
+        return
+    wrong = [
+        f"{old[4]!r} should be {new[4]!r} ({old[1]}{old[2]})"
+        for old, new in zip(NUMBER.finditer(text), NUMBER.finditer(now), strict=True)
+        if old[4] != new[4]
+    ]
+    if wrong:
+        sys.exit("\n".join(wrong))
+
+
+if __name__ == "__main__":
+    main()
