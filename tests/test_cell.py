@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def run(made: Path, out: Path, label: str = "flat-float32", **changed: Any) -> p
         "state": "untrained",
         "quantization": quantization,
     }
-    files = {name: changed.pop(f"{name}_file", None) for name in ("target", "prior")}
+    files = {name: changed.pop(f"{name}_file", None) for name in ("target", "prior", "passages")}
     run_cell(
         cell | changed,
         settings,
@@ -117,6 +118,37 @@ def test_every_precision_runs_and_its_true_prompt_lies_at_the_floor(
     assert frame["quantization"].unique().to_list() == [held]
     assert frame["dtype"].unique().to_list() == ["float32" if held == "int8" else held]
     assert frame["outlier_threshold"].unique().to_list() == [6.0 if held == "int8" else None]
+
+
+def test_passages_come_from_their_file_and_are_kept_with_the_settings(
+    made: Path, tmp_path: Path
+) -> None:
+    texts = [PROMPTS[1], PROMPTS[0]]
+    file = tmp_path / "drawn.json"
+    file.write_text(json.dumps({"passages": [{"text": text} for text in texts]}))
+    drawn = run(made, tmp_path / "drawn.parquet", texts=[], passages_file=file)
+    assert drawn["prompt"].unique(maintain_order=True).to_list() == texts
+    told = json.loads(pl.read_parquet_metadata(tmp_path / "drawn.parquet")["tokinfo"])
+    assert told["settings"]["prompts"] == texts
+    written = run(made, tmp_path / "written.parquet", texts=texts)
+    assert drawn.drop("seconds").equals(written.drop("seconds"))
+
+
+def test_rows_say_how_wide_a_model_is_and_how_far_it_was_trained(
+    made: Path, tmp_path: Path
+) -> None:
+    untrained = run(made, tmp_path / "cell.parquet")
+    assert untrained["width"].unique().to_list() == [SOURCES["flat"].d_model]
+    told = ("training_share", "training_tokens", "held_out_loss")
+    assert all(untrained[name].null_count() == len(untrained) for name in told)
+    trained = tmp_path / "trained"
+    shutil.copytree(made / "flat-float32", trained / "flat-float32")
+    shutil.copy(made / "flat-float32.safetensors", trained)
+    facts = json.loads((trained / "flat-float32" / FACTS).read_text())
+    facts |= {"training_share": 0.3, "training_tokens": 96, "held_out_loss": 5.5}
+    (trained / "flat-float32" / FACTS).write_text(json.dumps(facts))
+    frame = run(trained, tmp_path / "trained.parquet")
+    assert frame.select(told).unique().rows() == [(0.3, 96, 5.5)]
 
 
 def test_padding_to_n_ctx_scores_the_prompts_own_positions_only(made: Path, tmp_path: Path) -> None:

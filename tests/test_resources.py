@@ -10,6 +10,7 @@ from tokinfo.resources import (
     checkpoint_mb,
     gpus,
     held_mb,
+    longest_prompt,
     prepare_mb,
     training_mb,
     weights_mb,
@@ -25,6 +26,14 @@ def study(**changes: object) -> Study:
 @pytest.mark.parametrize(("device", "wanted"), [("cpu", 0), ("cuda", 1)])
 def test_a_study_that_names_a_device_gets_it(device: str, wanted: int) -> None:
     assert gpus(study(device=device)) == wanted
+
+
+def test_passages_not_drawn_yet_are_planned_for_at_their_longest() -> None:
+    drawn = study()
+    (cell,) = (c for c in drawn.cells() if c.prompts == "drawn" and c.model == "mixer-flat")
+    assert longest_prompt(drawn, "drawn") == 24
+    many = {**drawn.passages["drawn"].model_dump(), "count": 2000}
+    assert cell_mb(study(passages={"drawn": many}), cell) > cell_mb(drawn, cell)
 
 
 @pytest.mark.parametrize("form", ["flat", "expanded", "parallel"])

@@ -630,3 +630,37 @@ def test_an_outlier_threshold_goes_with_int8() -> None:
     assert spoilt((("models", "smol", "outlier_threshold"), 3.5)) == []
     (line,) = spoilt((("models", "smol", "outlier_threshold"), 0))
     assert line.startswith("models.smol.outlier_threshold = 0: should be greater than 0")
+
+
+def drawn(tokens: list[int], mask: str) -> list[str]:
+    """Problems of a study whose first grid is given passages of these lengths, under one mask."""
+    raw = example()
+    raw["passages"] = {"p": PASSAGES | {"tokens": tokens}}
+    raw["grids"][0] |= {"models": ["flat", "smol"], "prompts": ["p"], "masks": [mask]}
+    return [str(problem) for problem in problems(raw)]
+
+
+def test_lengths_of_passages_are_known_before_they_are_drawn() -> None:
+    assert drawn([4, 6], "3:") == []
+    (line,) = drawn([4, 6], "5:")
+    # Only to the tokenizer that counts them: SmolLM2 may find more tokens in the same text.
+    assert line.startswith(
+        "grids[0].masks[0] = '5:': shows no position of passages.p.tokens = [4, 6] of 4 tokens "
+        "(model `flat`); allowed: a mask that"
+    )
+    (line,) = drawn([4, 20], "3:")
+    assert line == (
+        "passages.p.tokens = [4, 20]: has 20 tokens, more than n_ctx = 16 (model `flat`); "
+        "allowed: 1 to 16 tokens"
+    )
+
+
+def test_a_model_earlier_in_its_training_has_other_weights_to_explain() -> None:
+    raw = example()
+    put(raw, (*FLAT, "training", "snapshots"), [0.5])
+    raw["models"]["early"] = {"source": "flat", "at": 0.5}
+    raw["models"]["early-int8"] = {"source": "flat", "at": 0.5, "quantization": "int8"}
+    raw["grids"][0] |= {"models": ["early"], "targets": ["of:flat"]}
+    assert problems(raw) == []
+    raw["grids"][0]["targets"] = ["of:early-int8"]
+    assert "has the same weights" in str(problems(raw)[0])
