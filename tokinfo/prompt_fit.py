@@ -32,9 +32,10 @@ def token_bounds(study: Study, models: Iterable[str]) -> tuple[Tokens, dict[str,
         tokenizer = _tokenizer_file(study, name)
         source = study.source_of(name)
         own = source.tokenizer if isinstance(source, MixerSource | TransformerSource) else None
+        special = getattr(source, "special_tokens", True)
         wanted = {set_ for grid in study.grids if name in grid.models for set_ in grid.prompts}
         tokens[name] = {
-            set_: _bounds(prompts, tokenizer, own is None)
+            set_: _bounds(prompts, tokenizer, own is None, special)
             for set_, prompts in study.prompts.items()
             if set_ in wanted
         } | {
@@ -48,11 +49,12 @@ def token_bounds(study: Study, models: Iterable[str]) -> tuple[Tokens, dict[str,
 
 
 def _bounds(
-    prompts: Sequence[str], tokenizer: Path | None, pretrained: bool
+    prompts: Sequence[str], tokenizer: Path | None, pretrained: bool, special: bool
 ) -> list[lengths.Bounds]:
     if tokenizer is None:
         return [lengths.bounds(prompt, pretrained=pretrained) for prompt in prompts]
-    return [(count, count) for count in lengths.count_tokens(tokenizer, prompts)]
+    counts = lengths.count_tokens(tokenizer, prompts, special_tokens=special)
+    return [(count, count) for count in counts]
 
 
 def _drawn(passages: Passages, tokenizer: str | None) -> list[lengths.Bounds]:

@@ -25,7 +25,8 @@ def check_prompts(
 
     Args:
         settings: ``prompts`` (texts by the name of their set), ``uses`` ([set, mask, padding]
-            of every combination that is probed) and ``n_ctx``.
+            of every combination that is probed), ``n_ctx`` and, where prompts do not get the
+            tokenizer's own special tokens, ``special_tokens`` (false).
         tokenizer: directory with a ``tokenizer.json``.
         out: JSON file to write: number of tokens of each prompt, by set.
         passages: files of sets that are drawn from a text, each named for its set.
@@ -36,7 +37,12 @@ def check_prompts(
     drawn = {path.stem: read_passages(path) for path in passages}
     sets = {**settings["prompts"], **drawn}
     counts = {
-        name: count_tokens(tokenizer / "tokenizer.json", texts) for name, texts in sets.items()
+        name: count_tokens(
+            tokenizer / "tokenizer.json",
+            texts,
+            special_tokens=settings.get("special_tokens", True),
+        )
+        for name, texts in sets.items()
     }
     exact = {name: [(count, count) for count in found] for name, found in counts.items()}
     uses = [(name, mask, padding) for name, mask, padding in settings["uses"]]

