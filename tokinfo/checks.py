@@ -12,17 +12,16 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from tokinfo import architecture, masks, prompt_fit, sites, target_fit, targets
+from tokinfo import architecture, claim_fit, masks, prompt_fit, sites, target_fit, targets
 from tokinfo.masks import Mask
 from tokinfo.problems import MISSING, Problem, listing, suggestion
 from tokinfo.sites import Site
 from tokinfo.solvers import SWEEPING
 from tokinfo.sources import (
-    FileCorpus,
     HubSource,
     LocalSource,
     MixerSource,
@@ -84,13 +83,24 @@ def check(draft: Draft) -> list[Problem]:
         *_models(draft),
         *_prompts(draft.study),
         *_passages(draft),
-        *_files(draft),
-        *_grids(draft),
+        *_asked(draft),
+    ]
+    seen = {(problem.path, problem.message) for problem in problems}
+    problems += [
+        problem
+        for problem in claim_fit.problems(draft, lambda study: _asked(replace(draft, study=study)))
+        if (problem.path, problem.message) not in seen
     ]
     problems.extend(_size(draft.study))
     if draft.complete and not problems:
         problems.extend(_paths(draft.study))
     return problems
+
+
+def _asked(draft: Draft) -> Iterator[Problem]:
+    """Yield what is wrong with a study's grids and the files that they need."""
+    yield from _files(draft)
+    yield from _grids(draft)
 
 
 # --- names --------------------------------------------------------------------------------
@@ -179,6 +189,8 @@ def _study(study: Study) -> Iterator[Problem]:
         yield Problem(("results",), study.results, message, "such as results or results/smoke")
     if not study.name.strip():
         yield Problem(("name",), study.name, "is blank", "a title for the report")
+    if not study.grids and not study.claims:
+        yield Problem(("grids",), [], "is empty", "grids, or `claims`")
     used = any("l1+cosine" in grid.metrics for grid in study.grids)
     if used and study.metric_weights.l1 == study.metric_weights.cosine == 0:
         message = "both weights are 0, so `l1+cosine` would measure nothing"
@@ -350,8 +362,9 @@ def _files(draft: Draft) -> Iterator[Problem]:
         corpora += [] if study.prior is None else [study.prior]
     for name in dict.fromkeys(corpora):
         corpus = study.corpora.get(name)
-        if isinstance(corpus, FileCorpus) and not Path(corpus.path).is_file():
-            yield Problem(("corpora", name, "path"), corpus.path, "there is no such file")
+        path = None if corpus is None else corpus.path
+        if path is not None and not Path(path).expanduser().is_file():
+            yield Problem(("corpora", name, "path"), path, "there is no such file")
     for name in sources:
         source = study.sources.get(name)
         if isinstance(source, Pretrained) and draft.sound("sources", name, "config"):

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from tokinfo.claims import Claim, load_claims
 from tokinfo.masks import Mask
 from tokinfo.sites import Site
 from tokinfo.solvers import MetricWeights, Solver
@@ -78,6 +80,51 @@ class Grid(Strict):
     seeds: list[Seed] = Field([0], min_length=1, description="Seeds of the starts.")
 
 
+class Replication(Strict):
+    """Rows of the source chapter, and the models, prompts and solvers whose cells answer them.
+
+    Site, mask, metric, parametrisation, residual, causality and padding are the row's own.
+    """
+
+    rows: list[Name] = Field(
+        min_length=1, description="Ids of rows, as in `tokinfo/data/claims.yaml`."
+    )
+    models: list[Name] = Field(
+        min_length=1,
+        description="Models that answer them: the row's own, each with other random weights, or "
+        "what stands in for it.",
+    )
+    stand_in: str = Field(
+        "",
+        description="What stands in for the rows' own model, and why; empty: nothing does. A "
+        "stand-in is read at the same relative depth, `block.1` at its first block.",
+    )
+    prompts: list[Name] = Field(
+        min_length=1,
+        description="Names of prompt sets; a row is asked of those that have its prompt.",
+    )
+    published: Name = Field(
+        description="Name of the solver of kind `chapter` that is the published protocol."
+    )
+    solvers: list[Name] = Field([], description="Names of other solvers, in the same cells.")
+    identify: list[Name] = Field(
+        [],
+        description="Names of `sweep` and `joint` solvers that say what is identifiable. Sweeps "
+        "of hidden positions are made for rows that hide some, of all positions for the others.",
+    )
+    padding: Padding | None = Field(
+        None, description="In place of the rows' own padding (null: theirs); stand-ins only."
+    )
+    identify_padding: Padding | None = Field(
+        None,
+        description="Padding of the cells that `identify` makes (null: as the others). Without "
+        "the pads a row shows less, so what is identifiable there is so with them too.",
+    )
+    seeds: list[Seed] = Field(
+        [0], min_length=1, description="Seeds of the published protocol's starts."
+    )
+
+
 class Cell(Strict):
     """One point of the study: one job, all of its prompts and restarts as one batch."""
 
@@ -134,6 +181,28 @@ CELL_PATH = (
     "cells/{model}/{site}/{mask}/{metric}_{parametrisation}_{solver}_{prompts}_s{seed}.parquet"
 )
 
+
+@dataclass(frozen=True)
+class Answer:
+    """One row of the chapter and the cells that answer it.
+
+    Attributes:
+        name: of the `claims` entry.
+        claim: the row.
+        entry: the entry.
+        published: cells of the published protocol, one for each model, prompt set and seed.
+        others: cells of the other solvers, descents before those that identify.
+        runs: whether the study runs them.
+    """
+
+    name: str
+    claim: Claim
+    entry: Replication
+    published: tuple[Cell, ...]
+    others: tuple[Cell, ...]
+    runs: bool
+
+
 _IDENTIFY_BY: tuple[Parametrisation, ...] = ("embedding",)
 
 
@@ -178,7 +247,19 @@ class Study(Strict):
         description="Name of the corpus whose tokens' frequencies are the prior of `prior_bits` "
         "in cells of kind `sweep` and `joint` (null: none).",
     )
-    grids: list[Grid] = Field(min_length=1, description="Products of axes; their union is probed.")
+    grids: list[Grid] = Field(
+        default_factory=list, description="Products of axes; their union is probed."
+    )
+    claims: dict[Name, Replication] = Field(
+        default_factory=dict,
+        description="Which cells answer which rows of the source chapter, by a name for `run`; "
+        "they are probed beside the grids' and make the table `replication`.",
+    )
+    run: list[Name] | None = Field(
+        None,
+        description="Names of the `claims` that are run (null: all). The others' rows are listed "
+        "as not run, with the reason and the command that would.",
+    )
 
     def source_of(self, model: str) -> Source:
         """Return the source of a model, by the model's name."""
@@ -191,8 +272,76 @@ class Study(Strict):
         return len(self.prompts[prompts])
 
     def cells(self) -> tuple[Cell, ...]:
-        """Return every cell once, in the order the grids name them."""
-        return tuple(dict.fromkeys(cell for grid in self.grids for cell in self._cells(grid)))
+        """Return every cell once: of the grids in their order, then of the claims that run."""
+        gridded = (cell for grid in self.grids for cell in self._cells(grid))
+        answering = (
+            cell
+            for answer in self.answers()
+            if answer.runs
+            for cell in (*answer.published, *answer.others)
+        )
+        return tuple(dict.fromkeys((*gridded, *answering)))
+
+    def runs(self, entry: str) -> bool:
+        """Return whether an entry of `claims` is run."""
+        return self.run is None or entry in self.run
+
+    def answers(self) -> tuple[Answer, ...]:
+        """Return every row that an entry of `claims` answers, with its cells."""
+        return tuple(
+            Answer(
+                name=name,
+                claim=claim,
+                entry=entry,
+                published=tuple(cell for grid in published for cell in self._cells(grid)),
+                others=tuple(cell for grid in others for cell in self._cells(grid)),
+                runs=self.runs(name),
+            )
+            for name, entry in self.claims.items()
+            for claim in map(load_claims().rows.get, entry.rows)
+            if claim is not None
+            for published, others in [self.claim_grids(entry, claim)]
+        )
+
+    def claim_grids(self, entry: Replication, claim: Claim) -> tuple[list[Grid], list[Grid]]:
+        """Return what asks a row of the chapter of an entry's models, as grids.
+
+        Returns:
+            Those of the published protocol, and those of the other solvers.
+        """
+        padding = entry.padding or load_claims().models[claim.model].padding
+        asked: dict[str, object] = {
+            "masks": [claim.mask],
+            "metrics": [claim.metric],
+            "prompts": [name for name in entry.prompts if claim.prompt in self.prompts[name]],
+            "residual": [claim.residual],
+            "causal": [claim.causal],
+        }
+        published: list[Grid] = []
+        others: list[Grid] = []
+        for model in entry.models:
+            here = asked | {"models": [model], "sites": [self._claimed_site(entry, claim, model)]}
+            descent = here | {"parametrisations": [claim.parametrisation], "padding": [padding]}
+            identify = [name for name in entry.identify if self._has_a_say(name, claim)]
+            shown = [entry.identify_padding or padding]
+            first = {"solvers": [entry.published], "seeds": entry.seeds}
+            published.append(Grid.model_validate(descent | first))
+            others.append(Grid.model_validate(descent | {"solvers": entry.solvers}))
+            others.append(Grid.model_validate(here | {"identify": identify, "padding": shown}))
+        return published, [grid for grid in others if grid.solvers or grid.identify]
+
+    def _has_a_say(self, solver: str, claim: Claim) -> bool:
+        """Return whether a solver that identifies sweeps the tokens that a row asks about."""
+        positions = getattr(self.solvers[solver], "positions", None)
+        return positions is None or (positions == "hidden") == claim.hides
+
+    def _claimed_site(self, entry: Replication, claim: Claim, model: str) -> str:
+        """Return a row's site in a model: of a stand-in, that of the same relative depth."""
+        site, blocks = Site.parse(claim.site), self.source_of(model).blocks
+        if not entry.stand_in or site.block <= 1:
+            return str(site.resolve(blocks))
+        deep = load_claims().models[claim.model].blocks
+        return str(Site(site.place, max(1, round(site.block * blocks / deep))))
 
     def _cells(self, grid: Grid) -> Iterator[Cell]:
         settings = itertools.product(
