@@ -17,6 +17,7 @@ from tokinfo import plan as fetching
 from tokinfo import resources as needs
 from tokinfo import running, runtimes, submissions
 from tokinfo import workflow as plans
+from tokinfo.answers import answers
 from tokinfo.study import CELL_PATH
 from tokinfo.validate import StudyError, load_study
 
@@ -90,9 +91,24 @@ rule all:
         "<results>/tables/noise.csv",
         "<results>/pages/strips.html",
         "<results>/pages/identifiability.html",
+        # Of a study with `claims`: the rows of the source chapter that it answers.
+        expand(
+            "<results>/{made}",
+            made=(
+                (
+                    "tables/replication.parquet",
+                    "tables/replication.csv",
+                    "tables/replication_summary.csv",
+                    "pages/replication.html",
+                )
+                if STUDY.claims
+                else ()
+            ),
+        ),
 
 
 include: "rules/corpus.smk"
 include: "rules/models.smk"
 include: "rules/invert.smk"
 include: "rules/report.smk"
+include: "rules/replication.smk"

@@ -68,8 +68,9 @@ def problems(draft: Draft, check_grids: Callable[[Study], Iterable[Problem]]) ->
             entry_name, place = origins[index]
             row = study.claims[entry_name].rows[place]
             message = f"{problem.path[2]} {problem.value!r} {problem.message}"
-            if (entry_name, place, message) not in told:
-                told.add((entry_name, place, message))
+            # Once a row, whichever of its models and solvers it is about.
+            if (entry_name, place, problem.path[2]) not in told:
+                told.add((entry_name, place, problem.path[2]))
                 path = ("claims", entry_name, "rows", place)
                 yield Problem(path, row, message, problem.allowed)
 
@@ -160,10 +161,9 @@ def _rows(
         if entry.stand_in:
             continue
         own = claims.models[claim.model]
-        if published.learning_rate != own.learning_rate:
-            message = f"has learning_rate {published.learning_rate:g}; row {row} had another"
-            allowed = f"{own.learning_rate:g}"
-            yield Problem((*path, "published"), entry.published, message, allowed)
+        for what, has, needs in _protocol(published, own):
+            message = f"has {what} {has:g}; row {row} had another"
+            yield Problem((*path, "published"), entry.published, message, needs)
         for index, model in enumerate(entry.models):
             for what, has, needs in _unlike(study, model, claim, own):
                 yield Problem(
@@ -172,6 +172,18 @@ def _rows(
                     f"has {what} {has}, and the model of row {row} {needs}",
                     "that model, or a `stand_in:` that says what stands in for it",
                 )
+
+
+def _protocol(solver: ChapterSolver, own: ClaimedModel) -> Iterator[tuple[str, float, str]]:
+    """Yield what a solver has otherwise than the published protocol."""
+    plain = ChapterSolver()
+    if solver.learning_rate != own.learning_rate:
+        yield "learning_rate", solver.learning_rate, f"{own.learning_rate:g}"
+    if not 500 <= solver.steps <= 2000:
+        yield "steps", solver.steps, "500 (up to 2000 for Llama)"
+    for what in ("final_share", "start_scale"):
+        if getattr(solver, what) != getattr(plain, what):
+            yield what, getattr(solver, what), f"{getattr(plain, what):g}"
 
 
 def _unlike(

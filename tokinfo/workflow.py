@@ -67,6 +67,8 @@ CODE: dict[str, tuple[str, ...]] = {
     "scaling": ("tokinfo.scaling", "tokinfo.figures.scaling"),
     "strips": ("tokinfo.report.strips",),
     "identifiability": ("tokinfo.report.identifiability",),
+    "replication": ("tokinfo.replicate",),
+    "replication_page": ("tokinfo.report.replication",),
 }
 """The modules whose code, with all they import from this package, makes each rule's outputs."""
 

@@ -1,0 +1,21 @@
+"""Rule `replication`: what the source chapter states beside what came out, row by row."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokinfo.jobs import job
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+with job(snakemake.log[0], "replication"):
+    from tokinfo.replicate import write_replication
+
+    write_replication(
+        Path(snakemake.input.recovery),
+        snakemake.params.settings["answers"],
+        {Path(path).stem: Path(path) for path in snakemake.input.histories},
+        Path(snakemake.output.table),
+        Path(snakemake.output.csv),
+        Path(snakemake.output.summary),
+    )

@@ -1,0 +1,16 @@
+"""Rule `replication_page`: the page that says of each row of the chapter whether it agrees."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokinfo.jobs import job
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+with job(snakemake.log[0], "replication_page"):
+    from tokinfo.report.replication import write_replication_page
+
+    write_replication_page(
+        Path(snakemake.input.table), Path(snakemake.output.page), **snakemake.params.settings
+    )
