@@ -65,7 +65,7 @@ def test_the_command_of_a_row_that_was_not_run_would_run_it(finished: Path) -> N
     planned = snakemake(finished, PAGE, *asked, "-n")
     assert planned.returncode == 0, planned.stderr
     assert "Fetching llama, 1" in planned.stdout
-    assert "llama-7b at block.1, 2:: l1 by chapter-llama" in planned.stdout
+    assert "llama-7b at block.1, from2: l1 by chapter-llama" in planned.stdout
     # What has run is not run again.
     assert "tiny-untrained at" not in planned.stdout
 
