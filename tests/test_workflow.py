@@ -97,6 +97,18 @@ def test_what_is_said_of_a_fetched_model_reruns_nothing() -> None:
     assert bare.fetch_settings("real", "1") != bare.fetch_settings("real", "3")
 
 
+def test_prompts_without_special_tokens_change_checkpoints_and_no_fetching() -> (
+    None
+):
+    source = {"kind": "hub", "repository": "a/b", "blocks": 3}
+    plain, bare = fetched_plan(source), fetched_plan(source | {"special_tokens": False})
+    assert plain.fetch_settings("real", "1") == bare.fetch_settings("real", "1")
+    assert "special_tokens" not in plain.prepare_settings("real", 1)["facts"]
+    assert bare.prepare_settings("real", 1)["facts"]["special_tokens"] is False
+    assert bare.prompt_settings("real")["special_tokens"] is False
+    assert "special_tokens" not in plain.prompt_settings("real")
+
+
 def test_each_cell_loads_a_checkpoint_of_its_own_depth() -> None:
     made = plan()
     for cell in made.cells.values():

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 
 from tokinfo.models.build import new_model
 from tokinfo.models.checkpoint import digest, load, save_model
 from tokinfo.models.preparing import prepare
+from tokinfo.prompts import encode
 from tokinfo.sources import MixerSource, Model, TransformerSource
 from tokinfo.tokenizer import load_tokenizer, train_tokenizer
 
@@ -51,6 +54,23 @@ def hidden(decoder: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     out = decoder(inputs_embeds=x, attention_mask=None, use_cache=False).last_hidden_state
     (gradient,) = torch.autograd.grad((out.float() * torch.arange(64)).sum(), x)
     return out.detach(), gradient
+
+
+def test_prompts_get_the_tokenizers_own_special_tokens_or_not(
+    full: dict[str, Path], tmp_path: Path
+) -> None:
+    """Llama's tokenizer puts one in front, which mask `1:` would then hide in place of a word."""
+    origin = Path(shutil.copytree(full["mixer"], tmp_path / "origin"))
+    words = load_tokenizer(origin)
+    words.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    words.save(str(origin / "tokenizer.json"))
+    bare = words.encode("a sentence", add_special_tokens=False).ids
+    for facts, expected in (({}, [0, *bare]), ({"special_tokens": False}, bare)):
+        out = tmp_path / str(len(facts))
+        prepare(origin, Model(source="s"), 1, out, facts={"source": "s", **facts})
+        assert encode(load(out).tokenizer, ["a sentence"]) == [expected]
 
 
 @each_family
