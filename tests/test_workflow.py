@@ -97,9 +97,7 @@ def test_what_is_said_of_a_fetched_model_reruns_nothing() -> None:
     assert bare.fetch_settings("real", "1") != bare.fetch_settings("real", "3")
 
 
-def test_prompts_without_special_tokens_change_checkpoints_and_no_fetching() -> (
-    None
-):
+def test_prompts_without_special_tokens_change_checkpoints_and_no_fetching() -> None:
     source = {"kind": "hub", "repository": "a/b", "blocks": 3}
     plain, bare = fetched_plan(source), fetched_plan(source | {"special_tokens": False})
     assert plain.fetch_settings("real", "1") == bare.fetch_settings("real", "1")

@@ -161,9 +161,9 @@ def _rows(
         if entry.stand_in:
             continue
         own = claims.models[claim.model]
-        for what, has, needs in _protocol(published, own):
-            message = f"has {what} {has:g}; row {row} had another"
-            yield Problem((*path, "published"), entry.published, message, needs)
+        for setting, value, right in _protocol(published, own):
+            message = f"has {setting} {value:g}; row {row} had another"
+            yield Problem((*path, "published"), entry.published, message, right)
         for index, model in enumerate(entry.models):
             for what, has, needs in _unlike(study, model, claim, own):
                 yield Problem(

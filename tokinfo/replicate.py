@@ -10,6 +10,7 @@ interval over runs leaves one half out.
 from __future__ import annotations
 
 import csv
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -177,7 +178,7 @@ def _time(tflop: float, rate: tuple[float, float, str] | None) -> tuple[str, flo
         return f"needs time: its published protocol takes {tflop:.3g} TFLOP", None
     minutes = tflop / rate[1] / 60
     return (
-        f"needs about {minutes:.0f} minutes on this machine for its published protocol "
+        f"needs about {math.ceil(minutes)} minutes on this machine for its published protocol "
         f"({tflop:.3g} TFLOP, at the rate of {rate[2]})"
     ), minutes
 

@@ -84,25 +84,23 @@ def _rows(title: str, rows: list[Row], *, stood_in: bool = False) -> Iterator[st
         return
     yield f"<h2>{title}</h2><div class=wide><table><thead><tr>"
     heads = (
-        *("row", "verdict", "model", "site, mask, metric", "found: published", "found: here"),
+        *("row and verdict", "published text", "text here", "found: published", "found: here"),
         *("by adam", "by joint search", "identifiable", "margin (floor)", "bits", "visible"),
-        *("published text", "text here"),
+        *("site, mask, metric", "model"),
     )
     yield "".join(f"<th>{head}" for head in heads) + "</thead><tbody>"
     for row in rows:
         yield (
-            f"<tr><th>{text(row['row'])}"
-            f"<td><b>{text(row['verdict'])}</b>{'' if row['settled'] else ', not settled'}"
-            f"<td class=words>{_model(row, stood_in)}"
-            f"<td>{_setting(row)}"
+            f"<tr><th>{text(row['row'])}<br>"
+            f"<b>{text(row['verdict'])}</b>{'' if row['settled'] else ', not settled'}"
+            f"<td class=words>{_text(row['published'])}<td class=words>{_text(row['ours'])}"
             f"<td class=words>{text(row['published_found'])} <span class=ci>"
             f"({text(row['criterion'])})</span>"
-            f"<td>{row['runs_found']} of {row['runs']} runs {_interval(row, 'found')}"
+            f"<td>{row['runs_found']} of {row['runs']} runs<br>{_interval(row, 'found')}"
             f"<td>{_percent(row['adam_found'])}<td>{_percent(row['joint_found'])}"
-            f"<td>{_percent(row['identifiable'])} {_interval(row, 'identifiable')}"
-            f"<td>{_number(row['margin'])} <span class=ci>({_number(row['noise_floor'])})</span>"
-            f"<td>{_bits(row)}<td>{_percent(row['visible_found'])}"
-            f"<td class=words>{_text(row['published'])}<td class=words>{_text(row['ours'])}\n"
+            f"<td>{_percent(row['identifiable'])}<br>{_interval(row, 'identifiable')}"
+            f"<td>{_margin(row)}<td>{_bits(row)}<td>{_percent(row['visible_found'])}"
+            f"<td>{_setting(row)}<td class=words>{_model(row, stood_in)}\n"
         )
     yield "</tbody></table></div>"
 
@@ -133,14 +131,18 @@ def _waiting(rows: list[Row]) -> Iterator[str]:
     if not rows:
         return
     yield (
-        "<h2>Not run</h2><div class=wide><table><thead><tr><th>row<th>why<th>what would run it"
+        "<h2>Not run</h2><div class=wide><table><thead><tr><th>rows<th>why<th>what would run them"
         "</thead><tbody>"
     )
+    alike: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
-        stands = f" <span class=ci>({text(row['stand_in'])})</span>" if row["stand_in"] else ""
+        key = (row["stand_in"], row["reason"], row["command"] or "")
+        alike.setdefault(key, []).append(row["row"])
+    for (stand_in, reason, command), names in alike.items():
+        stands = f"<br><span class=ci>{text(stand_in)}</span>" if stand_in else ""
         yield (
-            f"<tr><th>{text(row['row'])}{stands}<td class=words>{text(row['reason'])}"
-            f"<td class=words><code>{text(row['command'] or '')}</code>\n"
+            f"<tr><td class=words>{text(', '.join(names))}{stands}<td class=words>{text(reason)}"
+            f"<td class=words><code>{text(command)}</code>\n"
         )
     yield "</tbody></table></div>"
 
@@ -156,14 +158,16 @@ def _interval(row: Row, name: str) -> str:
     return f"<span class=ci>({100 * low:.0f} to {100 * high:.0f}&nbsp;%)</span>"
 
 
+def _margin(row: Row) -> str:
+    if row["margin"] is None:
+        return ""
+    return f"{row['margin']:.3g} <span class=ci>({row['noise_floor']:.1g})</span>"
+
+
 def _bits(row: Row) -> str:
     if row["bits"] is None:
         return ""
     return f"{row['bits']:.1f} of {math.log2(row['vocabulary']):.1f}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
 
 
 def _text(value: str | None) -> str:
