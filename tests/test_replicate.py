@@ -11,16 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.synthetic_recovery import FakeModel, cell_rows, frame
+from tokinfo.agreement import VERDICTS, settled, verdict
 from tokinfo.claims import load_claims
 from tokinfo.intervals import Share, clustered_share
 from tokinfo.replicate import (
     REPLICATION_SCHEMA,
-    VERDICTS,
     counts,
     read_training,
     replication,
-    settled,
-    verdict,
     write_replication,
 )
 from tokinfo.report.replication import write_replication_page

@@ -1,10 +1,8 @@
 """The chapter, row by row: what it states, what came out here, and whether the two agree.
 
-Every figure and every verdict is computed from the long table; nothing is typed. A *run* is one
-start in one model: of an untrained model mostly another initialisation, of a trained one another
-start. What the chapter printed is one run, of which nothing says whether it is typical, so a row
-agrees where at least half of the runs here came out as that one did; `settled` says whether the
-interval over runs leaves one half out.
+Every figure is computed from the long table, and every verdict from the figures
+(`tokinfo.agreement`); nothing is typed. A *run* is one start in one model: of an untrained model
+mostly another initialisation, of a trained one another start.
 """
 
 from __future__ import annotations
@@ -19,12 +17,11 @@ from typing import Any
 
 import polars as pl
 
+from tokinfo.agreement import VERDICTS, settled, verdict
 from tokinfo.atomic import new_file
 from tokinfo.intervals import Share, clustered_share
 from tokinfo.schema import CELL_KEYS
 from tokinfo.tables import RECOVERED, scan
-
-VERDICTS = ("agrees", "agrees, but it is the optimiser", "differs", "not run")
 
 _SHARE = ("", "_low", "_high")
 REPLICATION_SCHEMA: dict[str, pl.DataType] = {
@@ -62,54 +59,6 @@ REPLICATION_SCHEMA: dict[str, pl.DataType] = {
 out by the row's own criterion; ``tokens_found``: of these tokens, over all runs; ``prompts_found``:
 share of the tokens in question found (top-1, in place) over all prompts of its sets, the row's own
 among them. ``identifiable`` is of swept tokens around the true prompt, ``margin`` their median."""
-
-
-def verdict(
-    found: bool | None,
-    share: tuple[float, float] | None,
-    ours: Share | None,
-    identifiable: float | None,
-) -> str:
-    """Return whether runs here agree with a row of the chapter.
-
-    Args:
-        found: whether the chapter found the tokens in question; None: the row states a share.
-        share: the range that the share of initialisations lies in, as stated.
-        ours: share of runs in which they were found; None: there were none.
-        identifiable: share of these tokens that a sweep identifies; None: nothing was swept.
-
-    Returns:
-        ``not run``; for a stated share ``agrees`` where the interval meets it, else ``differs``;
-        otherwise ``agrees`` where at least half of the runs came out as stated, else ``differs``.
-        Where both did not find them although most are identifiable: ``agrees, but it is the
-        optimiser``.
-
-    >>> verdict(False, None, Share(0.0, 0.0, 0.56, "wilson"), 1.0)
-    'agrees, but it is the optimiser'
-    """
-    if ours is None:
-        return "not run"
-    if share is not None:
-        return "agrees" if ours.low <= share[1] and ours.high >= share[0] else "differs"
-    assert found is not None, "a row states what was found, or a share"
-    if (ours.value if found else 1 - ours.value) < 0.5:
-        return "differs"
-    if not found and identifiable is not None and identifiable > 0.5:
-        return "agrees, but it is the optimiser"
-    return "agrees"
-
-
-def settled(share: tuple[float, float] | None, ours: Share | None) -> bool | None:
-    """Return whether more runs would hardly change a verdict; None: there were none.
-
-    The interval lies on one side of one half; of a stated share, inside it or apart from it.
-    """
-    if ours is None:
-        return None
-    if share is None:
-        return ours.low > 0.5 or ours.high < 0.5
-    low, high = share
-    return (low <= ours.low and ours.high <= high) or ours.high < low or ours.low > high
 
 
 @dataclass(frozen=True)

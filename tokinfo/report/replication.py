@@ -13,8 +13,9 @@ from typing import Any
 
 import polars as pl
 
+from tokinfo.agreement import VERDICTS
 from tokinfo.atomic import new_file
-from tokinfo.replicate import VERDICTS, counts
+from tokinfo.replicate import counts
 from tokinfo.report.template import HEAD, text
 
 Row = dict[str, Any]

@@ -1,0 +1,61 @@
+"""Whether runs here agree with what the source chapter states.
+
+What the chapter printed is one run, of which nothing says whether it is typical. So a statement
+agrees where at least half of the runs here came out as that one did; `settled` says whether the
+interval over runs leaves one half out.
+"""
+
+from __future__ import annotations
+
+from tokinfo.intervals import Share
+
+VERDICTS = ("agrees", "agrees, but it is the optimiser", "differs", "not run")
+"""Every verdict there is."""
+
+
+def verdict(
+    found: bool | None,
+    share: tuple[float, float] | None,
+    ours: Share | None,
+    identifiable: float | None,
+) -> str:
+    """Return whether runs here agree with a row of the chapter.
+
+    Args:
+        found: whether the chapter found the tokens in question; None: the row states a share.
+        share: the range that the share of initialisations lies in, as stated.
+        ours: share of runs in which they were found; None: there were none.
+        identifiable: share of these tokens that a sweep identifies; None: nothing was swept.
+
+    Returns:
+        ``not run``; for a stated share ``agrees`` where the interval meets it, else ``differs``;
+        otherwise ``agrees`` where at least half of the runs came out as stated, else ``differs``.
+        Where both did not find them although most are identifiable: ``agrees, but it is the
+        optimiser``.
+
+    >>> verdict(False, None, Share(0.0, 0.0, 0.56, "wilson"), 1.0)
+    'agrees, but it is the optimiser'
+    """
+    if ours is None:
+        return "not run"
+    if share is not None:
+        return "agrees" if ours.low <= share[1] and ours.high >= share[0] else "differs"
+    assert found is not None, "a row states what was found, or a share"
+    if (ours.value if found else 1 - ours.value) < 0.5:
+        return "differs"
+    if not found and identifiable is not None and identifiable > 0.5:
+        return "agrees, but it is the optimiser"
+    return "agrees"
+
+
+def settled(share: tuple[float, float] | None, ours: Share | None) -> bool | None:
+    """Return whether more runs would hardly change a verdict; None: there were none.
+
+    The interval lies on one side of one half; of a stated share, inside it or apart from it.
+    """
+    if ours is None:
+        return None
+    if share is None:
+        return ours.low > 0.5 or ours.high < 0.5
+    low, high = share
+    return (low <= ours.low and ours.high <= high) or ours.high < low or ours.low > high
