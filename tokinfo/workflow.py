@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import os
 import re
 from functools import cached_property
@@ -407,8 +408,16 @@ class Plan:
         return canonical(found)
 
     def labels(self) -> Settings:
-        """Return what the report's pages say about the study as a whole."""
-        return canonical({"name": self.study.name, "description": self.study.description})
+        """Return what the report's pages say about the study as a whole, as JSON.
+
+        Snakemake's report holds these parameters inside a script element, as they are: a
+        ``</script>`` in a title would end it. So no markup character is written as itself.
+        """
+        told = {"description": self.study.description, "name": self.study.name}
+        text = json.dumps(told)
+        for mark in "<>&":
+            text = text.replace(mark, f"\\u{ord(mark):04x}")
+        return {"labels": text}
 
 
 def _prompt_facts(source: Source) -> Settings:

@@ -1,5 +1,6 @@
 """Rule `identifiability`: the page that tells what was not found from what is not there."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,5 +13,7 @@ with job(snakemake.log[0], "identifiability"):
     from tokinfo.report.identifiability import write_identifiability
 
     write_identifiability(
-        Path(snakemake.input.recovery), Path(snakemake.output.page), **snakemake.params.settings
+        Path(snakemake.input.recovery),
+        Path(snakemake.output.page),
+        **json.loads(snakemake.params.settings["labels"]),
     )

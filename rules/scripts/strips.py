@@ -1,5 +1,6 @@
 """Rule `strips`: the page that shows prompts above what came back."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,5 +13,7 @@ with job(snakemake.log[0], "strips"):
     from tokinfo.report.strips import write_strips
 
     write_strips(
-        Path(snakemake.input.recovery), Path(snakemake.output.page), **snakemake.params.settings
+        Path(snakemake.input.recovery),
+        Path(snakemake.output.page),
+        **json.loads(snakemake.params.settings["labels"]),
     )

@@ -91,13 +91,13 @@ def job_at_work(directory: Path, run: subprocess.Popen[str], rule: str) -> int:
         "train": lambda process: resume.exists(),
         "invert": lambda process: "/checkpoints/flat/1/" in _read(process, "maps"),
     }
-    until = time.monotonic() + 120
+    until = time.monotonic() + 400
     while time.monotonic() < until:
         for process in _children(run.pid):
             if f".{rule}.py" in _read(process, "cmdline") and signs[rule](process):
                 return process
         assert run.poll() is None, finish(run)[-6000:]
-        time.sleep(0.02)
+        time.sleep(0.1)
     raise AssertionError(f"no {rule} at work")
 
 
@@ -109,11 +109,11 @@ def _read(process: int, name: str) -> str:
 
 
 def _children(process: int) -> Iterator[int]:
-    for directory in Path("/proc").glob("[0-9]*"):
-        told = _read(int(directory.name), "stat").rpartition(")")[2].split()
-        if told and told[1] == str(process):
-            yield int(directory.name)
-            yield from _children(int(directory.name))
+    # Children are listed by the thread that started them.
+    for task in Path(f"/proc/{process}/task").glob("*"):
+        for child in _read(process, f"task/{task.name}/children").split():
+            yield int(child)
+            yield from _children(int(child))
 
 
 def has_ended(process: int) -> bool:
