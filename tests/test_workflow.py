@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +238,10 @@ def test_the_figures_are_those_that_can_be_drawn() -> None:
 
     assert tuple(FIGURES) == workflow.FIGURES
     assert tuple(IDENTIFIABILITY) == workflow.IDENTIFIABILITY
+
+
+def test_a_title_is_given_to_the_pages_without_a_character_of_markup() -> None:
+    told = {"name": "</script><b>é & co", "description": "<!--"}
+    (text,) = workflow.Plan(Study.model_validate(example() | told)).labels().values()
+    assert not set(text) & set("<>&")
+    assert json.loads(text) == told
