@@ -75,6 +75,15 @@ def test_a_sweep_counts_as_identifiable_and_never_as_found(recovery: Path) -> No
     assert there["share"] == 1.0
 
 
+def test_what_the_same_search_found_of_visible_tokens_stands_beside(recovery: Path) -> None:
+    table = pl.read_parquet(recovery).filter("visible", pl.col("solver") == "adam")
+    for row in points(recovery, "width"):
+        own = table.filter(pl.col("width") == row["at"])
+        # In a sweep the visible tokens are known, not found.
+        expected = None if row["kind"] == "sweep" else own["correct"].mean()
+        assert row["visible_share"] == expected
+
+
 def test_depth_and_hidden_tokens_are_taken_along_one_model(recovery: Path) -> None:
     assert {row["panel"] for row in points(recovery, "depth")} == {"deep (untrained)"}
     assert sorted({row["at"] for row in points(recovery, "depth")}) == [1, 2, 4, 8]

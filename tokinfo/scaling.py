@@ -35,7 +35,15 @@ AXES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 
 COLUMNS = (
     *("axis", "at", "panel", "family", "state", "search", "kind", "share", "low", "high"),
-    *("method", "prompts", "tokens", "vocabulary", "training_tokens", "held_out_loss"),
+    *(
+        "method",
+        "visible_share",
+        "prompts",
+        "tokens",
+        "vocabulary",
+        "training_tokens",
+        "held_out_loss",
+    ),
     *("site", "mask", "metric", "prompt_set"),
 )
 """Columns of `write`: where on the axis, which line, its share with interval, and the setting."""
@@ -45,8 +53,10 @@ def points(tables: Path | Sequence[Path], axis: str) -> list[Row]:
     """Return the points of one axis, by line and place on it.
 
     A point is a share of hidden tokens: for a search (``kind`` `chapter`, `adam`, `joint`) those
-    it found, for a `sweep` around the true prompt those identifiable. Its interval is over
-    prompts; other seeds and models of one line and place count as further prompts.
+    it found, for a `sweep` around the true prompt those identifiable. `visible_share` is what the
+    same search found of visible tokens (a sweep searches none): where that is low too, the search
+    failed as a whole. The interval is over prompts; other seeds and models of one line and place
+    count as further prompts.
 
     Args:
         tables: the long table, or files of cells.
@@ -103,12 +113,17 @@ def _prompts(tables: Path | Sequence[Path]) -> pl.DataFrame:
     )
     found = (
         pl.scan_parquet(tables if isinstance(tables, Path) else list(tables))
-        .filter(OWN_TARGET, ~pl.col("visible"))
-        .with_columns(counted=~OTHERS_KNOWN | sweep)
+        .filter(OWN_TARGET)
+        .with_columns(
+            counted=~pl.col("visible") & (~OTHERS_KNOWN | sweep),
+            seen=pl.col("visible") & ~OTHERS_KNOWN,
+        )
         .group_by(cell)
         .agg(
             trials=pl.col("counted").sum(),
             successes=(pl.col("counted") & well.otherwise(pl.col("correct"))).sum(),
+            seen=pl.col("seen").sum(),
+            seen_found=(pl.col("seen") & pl.col("correct")).sum(),
         )
         .filter(pl.col("trials") > 0)
         .with_columns(place=pl.col("site").str.extract(r"^([a-z]+)"))
@@ -124,6 +139,7 @@ def _point(group: pl.DataFrame, axis: str, column: str) -> Row:
     clusters = group.sort("model", "seed", "prompt_id")
     share = clustered_share(clusters["successes"].to_list(), clusters["trials"].to_list())
     first = clusters.row(0, named=True)
+    seen, seen_found = (int(clusters[name].sum()) for name in ("seen", "seen_found"))
     return {
         "axis": axis,
         "at": first[column],
@@ -136,6 +152,7 @@ def _point(group: pl.DataFrame, axis: str, column: str) -> Row:
         "low": share.low,
         "high": share.high,
         "method": share.method,
+        "visible_share": seen_found / seen if seen else None,
         "prompts": len(clusters),
         "tokens": int(clusters["trials"].sum()),
         "vocabulary": first["vocabulary"],

@@ -58,7 +58,7 @@ def draw_scaling(rows: Sequence[Row], axis: str, svg: Path, png: Path) -> None:
         _panel(axes, here, axis, marks, colours[here[0]["family"]])
         axes.set_title(panels[number])
         if number % across == 0:
-            axes.set_ylabel("share of hidden tokens (%)")
+            axes.set_ylabel("share of tokens (%)")
         if number + across >= len(panels):
             axes.set_xlabel(_LABELS[axis])
     kinds = {row["search"]: row["kind"] for row in rows}
@@ -74,6 +74,17 @@ def draw_scaling(rows: Sequence[Row], axis: str, svg: Path, png: Path) -> None:
         )
         for name in searches
     ]
+    key.append(
+        Line2D(
+            [],
+            [],
+            color=style.OTHER_COLOUR,
+            linestyle=":",
+            marker="o",
+            markersize=3.5,
+            label="visible tokens, same search",
+        )
+    )
     chances = [1 / row["vocabulary"] for row in rows]
     style.legend(figure, [*key, style.interval_key(), style.chance_key(chances)], columns=3)
     style.save(figure, svg, png, title)
@@ -90,6 +101,19 @@ def _panel(axes: Axes, rows: list[Row], axis: str, marks: dict[str, str], colour
         xs = [values.index(row["at"]) + shift for row in line]
         for x, row in zip(xs, line, strict=True):
             style.error_bar(axes, row["low"], row["high"], x, along="y", colour=style.FAINT)
+        if not swept:
+            axes.plot(
+                xs,
+                [row["visible_share"] for row in line],
+                color=colour,
+                linestyle=":",
+                linewidth=1.3,
+                marker=marks[search],
+                markersize=3.5,
+                alpha=0.7,
+                zorder=5,
+                clip_on=False,
+            )
         axes.plot(
             xs,
             [row["share"] for row in line],
@@ -124,9 +148,10 @@ def _subtitle(rows: list[Row], axis: str, unshown: Sequence[str]) -> str:
     where = f"mask {first['mask']}" if first["mask"] else "leading tokens hidden"
     said = (
         f"Prompts {first['prompt_set']} ({prompts} a point), {first['site']}, {where}, distance "
-        f"{first['metric']}. Filled marks: hidden tokens that a search found, told none of them. "
-        "Hollow marks: those that no other token explains, the others known. What lies between is "
-        "there and was not found. The horizontal axis is not to scale."
+        f"{first['metric']}. Filled marks: hidden tokens that a search found, told none of them; "
+        "small dots: visible ones; where those are few, the search failed as a whole. Hollow "
+        "marks: hidden tokens that no other token explains, the others known; what they have more "
+        "is there and was not found. The horizontal axis is not to scale."
     )
     if unshown:
         said += f" Not shown: {', '.join(unshown)}."
