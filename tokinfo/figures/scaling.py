@@ -150,8 +150,8 @@ def _subtitle(rows: list[Row], axis: str, unshown: Sequence[str]) -> str:
         f"Prompts {first['prompt_set']} ({prompts} a point), {first['site']}, {where}, distance "
         f"{first['metric']}. Filled marks: hidden tokens that a search found, told none of them; "
         "small dots: visible ones; where those are few, the search failed as a whole. Hollow "
-        "marks: hidden tokens that no other token explains, the others known; what they have more "
-        "is there and was not found. The horizontal axis is not to scale."
+        "marks: hidden tokens that no other token explains, the others known. What lies between is "
+        "there and was not found. The horizontal axis is not to scale."
     )
     if unshown:
         said += f" Not shown: {', '.join(unshown)}."
