@@ -241,6 +241,22 @@ def test_where_nothing_is_hidden_every_token_is_in_question(tmp_path: Path) -> N
     assert (made["runs_found"], made["tokens_found"]) == (1, 7 / 8)
 
 
+def test_agreement_of_a_search_that_failed_altogether_is_hollow(tmp_path: Path) -> None:
+    lost = runs([False, False], visible=False)
+    (made,) = table(lost, [answer(HIDDEN, lost)], tmp_path)
+    assert (made["verdict"], made["visible_found"], made["hollow"]) == ("agrees", 0.0, True)
+    hollow = pl.DataFrame([made], schema=REPLICATION_SCHEMA)
+    assert counts(hollow)["hollow"].sum() == counts(hollow)["rows"].sum() == 1
+    seen = runs([False, False])
+    assert table(seen, [answer(HIDDEN, seen)], tmp_path)[0]["hollow"] is False
+    assert table(lost, [answer(FOUND, lost)], tmp_path)[0]["hollow"] is False  # it differs
+    # That not one token is found is what this row states.
+    row = "llama7b-block1-no-attention-residual"
+    none = runs([False], mask=":", visible=False)
+    (made,) = table(none, [answer(row, none)], tmp_path)
+    assert (made["verdict"], made["hollow"]) == ("agrees", False)
+
+
 def test_seeds_of_one_model_are_runs_of_their_own(tmp_path: Path) -> None:
     published = runs([True]) + [row | {"seed": 1} for row in runs([False])]
     (made,) = table(published, [answer(FOUND, published)], tmp_path)
@@ -310,7 +326,7 @@ def test_the_summary_counts_every_verdict_and_stand_ins_apart(tmp_path: Path) ->
     frame(published).write_parquet(tmp_path / "recovery.parquet")
     found = replication(tmp_path / "recovery.parquet", answers, {})
     assert dict(found.schema) == REPLICATION_SCHEMA
-    summary = {(a, v): n for a, v, n in counts(found).iter_rows()}
+    summary = {(a, v): n for a, v, n, _ in counts(found).iter_rows()}
     assert {word for _, word in summary} == set(VERDICTS)
     assert summary["the row's own model", "agrees"] == 1
     assert summary["the row's own model", "differs"] == 1

@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from tokinfo.agreement import VERDICTS, settled, verdict
+from tokinfo.agreement import VERDICTS, hollow, settled, verdict
 from tokinfo.atomic import new_file
 from tokinfo.intervals import Share, clustered_share
 from tokinfo.schema import CELL_KEYS
@@ -27,6 +27,7 @@ _SHARE = ("", "_low", "_high")
 REPLICATION_SCHEMA: dict[str, pl.DataType] = {
     **dict.fromkeys(("row", "verdict"), pl.String()),
     "settled": pl.Boolean(),
+    "hollow": pl.Boolean(),
     **dict.fromkeys(("reason", "command", "entry", "stand_in"), pl.String()),
     # what is stated, and of what
     **dict.fromkeys(("claimed_model", "state", "quantization", "claimed_site"), pl.String()),
@@ -169,6 +170,10 @@ def _row(
         row["reason"] = ""
     row["verdict"] = verdict(
         claim["found"], None if stated is None else tuple(stated), ours, row["identifiable"]
+    )
+    row["hollow"] = ours is not None and (
+        row["verdict"].startswith("agrees")
+        and hollow(claim["found"], claim["least"], row["visible_found"])
     )
     row["settled"] = settled(None if stated is None else tuple(stated), ours)
     return row
@@ -334,6 +339,7 @@ SUMMARY_SCHEMA: dict[str, pl.DataType] = {
     "answered_by": pl.String(),
     "verdict": pl.String(),
     "rows": pl.Int64(),
+    "hollow": pl.Int64(),
 }
 
 
@@ -349,8 +355,9 @@ def counts(table: pl.DataFrame) -> pl.DataFrame:
         ("stand-in", table.filter(pl.col("stand_in") != "")),
     ):
         for word in VERDICTS:
-            count = len(part.filter(verdict=word))
-            out.append({"answered_by": answered_by, "verdict": word, "rows": count})
+            own = part.filter(verdict=word)
+            told = {"rows": len(own), "hollow": own["hollow"].sum()}
+            out.append({"answered_by": answered_by, "verdict": word, **told})
     return pl.DataFrame(out, schema=SUMMARY_SCHEMA)
 
 

@@ -61,7 +61,10 @@ def _summary(found: pl.DataFrame) -> Iterator[str]:
     yield "<table><thead><tr><th>answered by"
     yield "".join(f"<th>{text(word)}" for word in VERDICTS) + "</thead><tbody>"
     for (answered_by,), part in counts(found).group_by("answered_by", maintain_order=True):
-        cells = "".join(f"<td>{count}" for count in part["rows"])
+        cells = "".join(
+            f"<td>{count}" + f" <span class=ci>({empty} hollow)</span>" * bool(empty)
+            for count, empty in part.select("rows", "hollow").iter_rows()
+        )
         yield f"<tr><th>{text(answered_by)}{cells}\n"
     yield "</tbody></table>"
 
@@ -71,7 +74,9 @@ _WORDS = """<h2>Words</h2>
 the mask hides none) came out by the row's own criterion, with its 95 % interval over
 initialisations, or over starts where there is one model. <b>Agrees</b>: at least half of the runs
 came out as the chapter's one did; of a stated share, the interval meets it. <b>Settled</b>: the
-interval leaves one half out. <b>Agrees, but it is the optimiser</b>: the tokens are not found here
+interval leaves one half out. <b>Hollow</b>: it agrees that tokens are not found, but fewer than
+half of the visible ones came back: the search failed, and no more is said. <b>Agrees, but it is
+the optimiser</b>: the tokens are not found here
 either, although a sweep identifies most of them: with the other tokens known, no token but the true
 one explains the visible activations. <b>Margin</b>: how much further off the best wrong token is
 (median), beside the noise floor. <b>Bits</b>: what a swept position gives away of its token (mean,
@@ -94,6 +99,7 @@ def _rows(title: str, rows: list[Row], *, stood_in: bool = False) -> Iterator[st
         yield (
             f"<tr><th>{text(row['row'])}<br>"
             f"<b>{text(row['verdict'])}</b>{'' if row['settled'] else ', not settled'}"
+            f"{'<br>hollow: the search failed' * bool(row['hollow'])}"
             f"<td class=words>{_text(row['published'])}<td class=words>{_text(row['ours'])}"
             f"<td class=words>{text(row['published_found'])} <span class=ci>"
             f"({text(row['criterion'])})</span>"
