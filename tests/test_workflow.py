@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.example_study import example
 from tests.workflow.run import REPOSITORY, smoke
 from tokinfo import workflow
 from tokinfo.study import Study
