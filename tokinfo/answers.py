@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tokinfo import plan, resources
+from tokinfo.architecture import architecture_of
 from tokinfo.claims import Claim, load_claims
 from tokinfo.sites import Site
 from tokinfo.solvers import ChapterSolver
@@ -109,8 +110,10 @@ def size(study: Study, source: str) -> str:
     if isinstance(known, MixerSource | TransformerSource):
         kind = f"{known.form} mixer" if isinstance(known, MixerSource) else "transformer"
         return f"{kind}, width {known.d_model}, {known.blocks} blocks, n_ctx {known.n_ctx}"
-    width = resources.sizes(study, source).width
-    return f"{source}, width {width}, {known.blocks} blocks"
+    # Not from an estimate, which is there to be rather too large.
+    known_sizes = architecture_of(known, resources.config_directory(study, source))
+    width = f"width {known_sizes.width}, " if known_sizes is not None else ""
+    return f"{source}, {width}{known.blocks} blocks"
 
 
 def flop(study: Study, cell: Cell) -> float:
