@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem
 from tokinfo.batches import Batcher
 from tokinfo.invert.detect import Detected, Responses, _mahalanobis, combinations
+from tokinfo.invert.joint import _Open, _Search
 from tokinfo.invert.problem import Problem
+from tokinfo.solvers import JointSolver
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
@@ -84,6 +86,19 @@ def test_the_nuisance_is_left_out_of_the_comparison() -> None:
     left = ((across.double() - mean) / scale)[0]
     expected = float(left @ torch.linalg.solve(correlation.double(), left))
     assert float(_mahalanobis(across, nuisance)) == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.parametrize("scores", [[-0.01, -5.0], [-2.0, -2.5]])
+def test_a_search_ends_where_every_token_is_settled(scores: list[float]) -> None:
+    """Sure of the last token or not: there is nothing left to detect."""
+    problem = problem_of("flat")
+    search = _Search(problem, JointSolver(), Batcher(), problem.batch.ids[0, :, None].repeat(1, 5))
+    found = {5: Detected(torch.tensor([9, 8]), torch.tensor(scores, dtype=torch.float64))}
+    assert search._settled(_Open(problem.batch.ids[0], (5,)), found) == []
+    # With another position open, the likeliest tokens are settled and it stays.
+    both = found | {6: Detected(torch.tensor([1, 2]), torch.tensor([-9.0, -9.5]))}
+    children = search._settled(_Open(problem.batch.ids[0], (5, 6)), both)
+    assert [child.unknown for child in children] == [(6,)] * (1 if scores[0] > -1 else 2)
 
 
 @given(st.lists(st.lists(st.integers(-50, 0), min_size=1, max_size=4), min_size=1, max_size=4))

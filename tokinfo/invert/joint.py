@@ -270,10 +270,12 @@ class _Search:
         """Return the node with more positions settled: the sure visible ones, or the surest."""
         sure = [p for p in node.unknown if p in self.visible and found[p].surely(_SURE)]
         if sure:
-            return [node.settle({p: int(found[p].tokens[0]) for p in sure}, 0.0)]
-        surest = max(node.unknown, key=lambda p: float(found[p].score[0]))
-        likely = zip(found[surest].tokens.tolist(), found[surest].score.tolist(), strict=True)
-        children = [node.settle({surest: token}, -score) for token, score in likely]
+            children = [node.settle({p: int(found[p].tokens[0]) for p in sure}, 0.0)]
+        else:
+            surest = max(node.unknown, key=lambda p: float(found[p].score[0]))
+            likely = zip(found[surest].tokens.tolist(), found[surest].score.tolist(), strict=True)
+            children = [node.settle({surest: token}, -score) for token, score in likely]
+        # Where nothing is left to detect, these tokens have been tried with the combinations.
         return [child for child in children[: self.settings.beam] if child.unknown]
 
     def _candidates(self, position: int) -> Tensor:
