@@ -332,7 +332,10 @@ def test_a_model_at_another_kept_share_is_another_model(finished: Path) -> None:
     study = smoke()
     study["models"]["mixer-flat-30"]["at"] = 0
     touched = cells(study, lambda cell: cell.model == "mixer-flat-30")
-    assert pending(finished, study) == touched | checkpoints("mixer-flat-30", 1) | AGGREGATE
+    made = checkpoints("mixer-flat-30", 1)
+    # Two shares are left of three, too few for a figure along the training.
+    rest = AGGREGATE - {"scaling scaling_training"}
+    assert pending(finished, study) == touched | made | rest
 
 
 def test_quantisation_of_one_model_reruns_its_checkpoint_and_cells(finished: Path) -> None:
