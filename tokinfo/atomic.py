@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_NO_ROOM = 16_384  # bytes
 
 
 def _partial(path: Path) -> Path:
@@ -24,6 +27,23 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
+def _told_of_a_full_disk(path: Path) -> Iterator[None]:
+    """Say that the disk is full where a library, whose writing failed for it, says anything else.
+
+    A write that finds no room fills what is left first, so that nothing is left afterwards.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        disk = os.statvfs(path.parent)
+        if disk.f_bavail * disk.f_frsize >= _NO_ROOM:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+
+
+@contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Yield a name to write to; it becomes ``path`` when the block ends without an error.
 
@@ -34,7 +54,8 @@ def new_file(path: Path) -> Iterator[Path]:
     partial.write_bytes(b"")
     mode = partial.stat().st_mode
     try:
-        yield partial
+        with _told_of_a_full_disk(path):
+            yield partial
         # Some writers (safetensors) make files that only their owner may read.
         partial.chmod(mode)
         _flush(partial)
@@ -53,7 +74,8 @@ def new_directory(path: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        yield partial
+        with _told_of_a_full_disk(path):
+            yield partial
         for file in partial.rglob("*"):
             if file.is_file():
                 _flush(file)

@@ -170,7 +170,8 @@ def _parts(ordered: Sequence[Path], scratch: Path) -> Iterator[Path]:
                 # Its footer can be read, its rows cannot.
                 raise TableError(_damaged(path, error)) from None
         part = scratch / f"{number:08d}.parquet"
-        pl.concat(frames).write_parquet(part, compression="lz4")
+        with new_file(part) as partial:
+            pl.concat(frames).write_parquet(partial, compression="lz4")
         yield part
 
 

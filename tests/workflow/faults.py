@@ -66,7 +66,7 @@ def start(directory: Path, *arguments: str, **options: Any) -> subprocess.Popen[
 def finish(run: subprocess.Popen[str]) -> str:
     """Wait for a run to end; returns what it said."""
     try:
-        said, _ = run.communicate(timeout=500)
+        said, _ = run.communicate(timeout=900)
         return said
     finally:
         if run.poll() is None:

@@ -32,6 +32,7 @@ from tests.workflow.run import copy_repository
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="finds its jobs by /proc"),
 ]
 
