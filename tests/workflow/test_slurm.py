@@ -199,11 +199,8 @@ def test_a_cancelled_job_and_a_drained_node_are_made_good_by_one_plain_rerun(
             waiting = [j for j, s in states(slurm, since).items() if s == "PENDING"]
             assert waiting, states(slurm, since)
             # Nothing starts any more, so the user stops Snakemake, which takes back what waits.
-            for _ in range(30):
-                if process.poll() is None:
-                    process.send_signal(signal.SIGINT)
-                    time.sleep(5)
-            assert process.poll() not in (None, 0)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=300) != 0
             until(lambda: "PENDING" not in states(slurm, since).values(), "jobs taken back", 60)
         finally:
             process.kill()
