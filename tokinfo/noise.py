@@ -95,8 +95,9 @@ def _rounding(
     sign = torch.ones_like(target)
     sign[..., ::2] = -1
     moved = distance(target * (1 + place * sign), target, visible, metric, weights)
-    # A cosine hardly sees that; its own last place is the same, whatever the activations'.
-    return moved + place if "cosine" in metric else moved
+    # A cosine hardly sees that, and rounds to either side of 0; its own last place is the same,
+    # whatever the activations'.
+    return moved.clamp_min(0) + place if "cosine" in metric else moved
 
 
 def _swept(

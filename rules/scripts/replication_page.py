@@ -1,5 +1,6 @@
 """Rule `replication_page`: the page that says of each row of the chapter whether it agrees."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,5 +13,7 @@ with job(snakemake.log[0], "replication_page"):
     from tokinfo.report.replication import write_replication_page
 
     write_replication_page(
-        Path(snakemake.input.table), Path(snakemake.output.page), **snakemake.params.settings
+        Path(snakemake.input.table),
+        Path(snakemake.output.page),
+        **json.loads(snakemake.params.settings["labels"]),
     )
