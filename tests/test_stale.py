@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +15,12 @@ from typer.testing import CliRunner
 from tests.example_study import example
 from tokinfo import running
 from tokinfo.cli import app
-from tokinfo.stale import STAMPS, find, outputs
+from tokinfo.stale import DIRECTORIES, FILES, STAMPS, TOLD, find, outputs
 from tokinfo.study import Study
 from tokinfo.workflow import Plan
 
 RESULTS = Path("results")
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +94,35 @@ def test_what_a_removed_model_leaves_goes_back_to_its_source() -> None:
     assert {"sources/smol/config", "sources/smol/0", "decoders/smol.safetensors"} <= gone
     assert {"prompts/smol.json", "logs/train/flat.log", "benchmarks/fetch/smol/0.tsv"} <= gone
     assert not [path for path in gone if "llama" in path or "bpe" in path or "bible" in path]
+
+
+def test_every_output_that_bears_a_name_of_the_study_is_known_here() -> None:
+    rules = "\n".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
+    # Figures and axes have names of the workflow's own, the same in every study.
+    told = {name for name in re.findall(r'"<logs>/(\S+)\.log"', rules) if "{" in name}
+    told = {name for name in told if "{figure}" not in name and "{axis}" not in name}
+    assert told == {name for name in TOLD if not name.startswith("cells/")}
+    found = set(re.findall(r"\boutput:(.*?)\n    log:", rules, flags=re.DOTALL))
+    made = {name for text in found for name in re.findall(r'"<results>/([^"]+)"', text)}
+    named = {name for name in made if re.search(r"\{(?!figure|axis)", name)}
+    known = {*FILES, *DIRECTORIES, "corpora/{corpus}.held-out.txt", "checkpoints/{model}/0"}
+    named.discard("{CELL_PATH}")
+    assert len(named) > 8
+    assert named <= known
+
+
+def test_passages_and_what_they_are_drawn_with_stay() -> None:
+    raw = study()
+    raw["tokenizers"]["other"] = raw["tokenizers"]["bpe"] | {"corpus": "other"}
+    raw["corpora"]["other"] = raw["corpora"]["bible"]
+    drawn = {"corpus": "other", "tokenizer": "other", "tokens": [4, 6], "count": 2, "seed": 0}
+    raw["passages"] = {"drawn": drawn}
+    without = copy.deepcopy(raw)
+    raw["grids"][0]["prompts"] = ["drawn"]
+    before = make(raw)
+    assert {"passages/drawn.json", "tokenizers/other", "corpora/other.held-out.txt"} <= before
+    assert stale(raw) == set()
+    assert {"passages/drawn.json", "tokenizers/other"} <= stale(without)
 
 
 def test_a_dry_run_lists_and_changes_nothing() -> None:

@@ -30,6 +30,7 @@ DIRECTORIES = (
 FILES = (
     "corpora/{corpus}.txt",
     "tokens/{tokenizer}.safetensors",
+    "passages/{passages}.json",
     "prompts/{source}.json",
     "training/{source}.csv",
     "decoders/{model}.safetensors",
@@ -42,6 +43,7 @@ TOLD = (
     "corpus/{corpus}",
     "tokenizer/{tokenizer}",
     "tokens/{tokenizer}",
+    "passages/{passages}",
     "prompts/{source}",
     "train/{source}",
     "fetch/{source}/{part}",
@@ -135,10 +137,12 @@ def _named(plan: Plan) -> Iterator[_Paths]:
         if source in plan.fetched:
             yield [f"sources/{source}/{CONFIG}"], [], [f"fetch/{source}/{CONFIG}"]
         if (name := plan.tokenizer_of(source)) is not None:
-            corpus = study.tokenizers[name].corpus
-            yield [f"tokenizers/{name}"], [], [f"tokenizer/{name}"]
+            yield from _tokenizer(study, name)
             yield [], [f"tokens/{name}.safetensors"], [f"tokens/{name}"]
-            yield _corpus(corpus)
+    for name in {cell.prompts for cell in plan.cells.values()} & set(study.passages):
+        yield [], [f"passages/{name}.json"], [f"passages/{name}"]
+        yield _corpus(study.passages[name].corpus)
+        yield from _tokenizer(study, study.passages[name].tokenizer)
     if study.prior is not None:
         yield _corpus(study.prior)
     depths = {
@@ -157,6 +161,11 @@ def _named(plan: Plan) -> Iterator[_Paths]:
         yield [], [cell.path], [cell.path.removesuffix(".parquet")]
         if plan.prior(cell):
             yield [], [f"unigrams/{cell.model}.safetensors"], [f"unigram/{cell.model}"]
+
+
+def _tokenizer(study: Study, name: str) -> Iterator[_Paths]:
+    yield [f"tokenizers/{name}"], [], [f"tokenizer/{name}"]
+    yield _corpus(study.tokenizers[name].corpus)
 
 
 def _corpus(name: str) -> _Paths:
