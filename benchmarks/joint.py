@@ -50,7 +50,6 @@ def main() -> None:
     """Run every solver on every cell and write the table after each."""
     arguments = parser(__doc__, ["smollm2/1"], prompts=20)
     arguments.add_argument("--hidden", type=int, nargs="+", default=[1, 3])
-    arguments.add_argument("--beam", type=int, default=4)
     asked = arguments.parse_args()
     rows: list[dict[str, object]] = []
     for cell in chosen(asked):
@@ -73,7 +72,7 @@ def main() -> None:
                 ("adam", lambda p: adam.solve(p, AdamSolver())),
                 (
                     "joint",
-                    lambda p: joint.solve(p, JointSolver(beam=asked.beam, sweep_found=False)),
+                    lambda p: joint.solve(p, JointSolver(sweep_found=False)),
                 ),
             ):
                 begun = time.perf_counter()

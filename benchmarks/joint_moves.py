@@ -18,19 +18,13 @@ from tokinfo.solvers import AdamSolver, JointSolver
 
 LEFT_OUT = {
     "nothing": {},
-    "detection": {"combinations": 0},
+    "detection": {"detections": 0},
+    "detection, and pairs": {"detections": 0, "pair": 1},
+    "rounds of detection": {"detection_rounds": 1},
+    "detections after the first": {"detections": 1},
     "combinations of several tokens": {"combinations": 1},
-    "stand-ins (one filling)": {"fillings": 1},
-    "relaxation": {"relax_steps": 0},
-    "beam": {"beam": 1},
     "checked windows in the descent": {"descent": AdamSolver()},
-    "all but single sweeps": {
-        "combinations": 0,
-        "beam": 1,
-        "relax_steps": 0,
-        "fillings": 1,
-        "pair": 1,
-    },
+    "descent but for one step": {"descent": AdamSolver(steps=1)},
 }
 
 

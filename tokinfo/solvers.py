@@ -194,26 +194,29 @@ class JointSolver(Strict):
     gradient_candidates: Integer = Field(
         64, ge=1, description="Tokens proposed by the gradient at each position."
     )
+    detections: Integer = Field(
+        3,
+        ge=0,
+        description="Most detections in a row, each around the visible tokens that the last one "
+        "found (0: none).",
+    )
+    detection_rounds: Integer = Field(
+        8,
+        ge=1,
+        description="Times that a detection judges every position, each time knowing more of what "
+        "the others may hold (1: once, as if they held anything).",
+    )
     combinations: Integer = Field(
         1024,
-        ge=0,
+        ge=1,
         description="Combinations of the likeliest tokens of several positions that are tried "
-        "after a detection (0: no detection).",
+        "after a detection.",
     )
     screen: Integer = Field(
         64, ge=1, description="Tokens of a sweep that are judged on the whole sequence."
     )
     screen_positions: Integer = Field(
         1, ge=1, description="Visible positions that a sweep is screened on."
-    )
-    beam: Integer = Field(
-        4, ge=1, description="Partial prompts a dive keeps side by side (1: no beam)."
-    )
-    fillings: Integer = Field(
-        16, ge=1, description="Random stand-ins for hidden tokens tried when visible ones are read."
-    )
-    relax_steps: Integer = Field(
-        15, ge=0, description="Descent steps of the open hidden positions in a dive (0: none)."
     )
     pair: Integer = Field(
         24, ge=1, description="Best tokens of each of two positions tried together (1: none)."

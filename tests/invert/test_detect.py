@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -11,10 +12,8 @@ from hypothesis import strategies as st
 
 from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem
 from tokinfo.batches import Batcher
-from tokinfo.invert.detect import Detected, Responses, _mahalanobis, combinations
-from tokinfo.invert.joint import _Open, _Search
+from tokinfo.invert.detect import Detected, Responses, _mahalanobis, _tempered, combinations
 from tokinfo.invert.problem import Problem
-from tokinfo.solvers import JointSolver
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
@@ -88,17 +87,49 @@ def test_the_nuisance_is_left_out_of_the_comparison() -> None:
     assert float(_mahalanobis(across, nuisance)) == pytest.approx(expected, rel=2e-3)
 
 
-@pytest.mark.parametrize("scores", [[-0.01, -5.0], [-2.0, -2.5]])
-def test_a_search_ends_where_every_token_is_settled(scores: list[float]) -> None:
-    """Sure of the last token or not: there is nothing left to detect."""
-    problem = problem_of("flat")
-    search = _Search(problem, JointSolver(), Batcher(), problem.batch.ids[0, :, None].repeat(1, 5))
-    found = {5: Detected(torch.tensor([9, 8]), torch.tensor(scores, dtype=torch.float64))}
-    assert search._settled(_Open(problem.batch.ids[0], (5,)), found) == []
-    # With another position open, the likeliest tokens are settled and it stays.
-    both = found | {6: Detected(torch.tensor([1, 2]), torch.tensor([-9.0, -9.5]))}
-    children = search._settled(_Open(problem.batch.ids[0], (5, 6)), both)
-    assert [child.unknown for child in children] == [(6,)] * (1 if scores[0] > -1 else 2)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_judging_again_with_what_was_learned_finds_what_one_judgement_misses(seed: int) -> None:
+    """Nothing known, every token of the prompt, in a Llama whose attention is sharp."""
+    model = tiny_llama(d_model=64, seed=seed)
+    for name, weight in model.named_parameters():
+        if weight.dim() == 2 and "embed" not in name:
+            weight.mul_(4)
+    problem = tiny_problem(
+        model.get_decoder(), model.get_input_embeddings().weight, [PROMPT], mask="3:"
+    )
+    ids = problem.batch.ids[0].clone()
+    ids[:3] = torch.tensor([77, 150, 201])
+    everywhere = range(len(PROMPT))
+
+    def likeliest(rounds: int) -> list[int]:
+        found = responses_of(problem, ids, everywhere).detect(everywhere, 8, rounds)
+        return [int(found[position].tokens[0]) for position in everywhere]
+
+    assert likeliest(8) == PROMPT
+    assert likeliest(1) != PROMPT, "once is enough: this test proves nothing"
+
+
+@given(
+    st.lists(st.floats(-1000, 0), min_size=2, max_size=40),
+    st.floats(1, 64),
+)
+def test_tempering_spreads_as_far_as_asked_and_keeps_the_order(
+    scores: list[float], spread: float
+) -> None:
+    score = torch.tensor(scores, dtype=torch.float64)
+    found, plain = _tempered(score, spread), score.softmax(0)
+
+    def perplexity(probabilities: torch.Tensor) -> float:
+        return math.exp(float(torch.special.entr(probabilities).sum()))
+
+    assert float(found.sum()) == pytest.approx(1)
+    # As far as asked, or as far as it goes; never less than it was; and no further than needed.
+    assert perplexity(found) >= min(spread, 0.99 * len(scores)) - 1e-6
+    assert perplexity(found) >= perplexity(plain) - 1e-6
+    if perplexity(plain) >= spread:
+        torch.testing.assert_close(found, plain)
+    order = score.argsort()
+    assert bool((found[order].diff() >= -1e-12).all())
 
 
 @given(st.lists(st.lists(st.integers(-50, 0), min_size=1, max_size=4), min_size=1, max_size=4))

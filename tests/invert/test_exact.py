@@ -97,7 +97,7 @@ def test_joint_certifies_a_hidden_token_that_descent_misses(family: str) -> None
 
 def test_joint_finds_three_hidden_tokens() -> None:
     problem = problem_of(mask="3:", site="block.1", prompts=[[3, 1, 4, 1, 5, 9, 2, 6]])
-    result = joint.solve(problem, JointSolver(descent=AdamSolver(steps=150), beam=8))
+    result = joint.solve(problem, JointSolver(descent=AdamSolver(steps=150)))
     assert result.top_ids[0, :, 0].tolist() == [3, 1, 4, 1, 5, 9, 2, 6]
 
 

@@ -9,6 +9,12 @@ which the others may have moved the activations anyway. So does the linear detec
 symbol among many (S. Verdu, Multiuser Detection, 1998, chapter 6). Responses add up only roughly
 (attention shares one unit of weight, the MLP is not linear); what they miss is in the measured
 nuisance.
+
+What has been learned of one position narrows the nuisance of the others: their tokens are drawn
+anew, now as likely as they were found to be, and everything is judged again (as soft decisions go
+round in turbo multiuser detection: X. Wang and H. V. Poor, IEEE Trans. Communications 47, 1999).
+A first judgement is sure of many wrong tokens. So draws are tempered: at first they are spread over
+hundreds of tokens, then over fewer from round to round, as a temperature is lowered in annealing.
 """
 
 from __future__ import annotations
@@ -30,6 +36,12 @@ _SAMPLES = 1024
 """Random prompts from which the nuisance is measured."""
 _ROWS = 1024
 """Tokens whose whole activations are held at once, which bounds the memory."""
+_SPREAD = 256
+"""Tokens that the second draw is spread over at least (perplexity); the last over one."""
+_FRESH = 0.1
+"""Share of uniform draws in every round, so that no token is ruled out for good."""
+_SURE = 0.99
+"""Probability of every position's best token from which nothing is judged again."""
 _RIDGE = 0.02
 """Share of the identity in the nuisance's correlation matrix: fewer samples than directions."""
 
@@ -105,27 +117,44 @@ class Responses:
         self._target = self._components(problem.target[:1, : self._length])[0]
         self._known: dict[int, Tensor] = {}
 
-    def detect(self, unknown: Sequence[int], count: int) -> dict[int, Detected]:
-        """Return the ``count`` likeliest tokens of each position of which none is known."""
+    def detect(self, unknown: Sequence[int], count: int, rounds: int = 1) -> dict[int, Detected]:
+        """Return the ``count`` likeliest tokens of each position of which none is known.
+
+        Every position is judged up to ``rounds`` times, the nuisance being drawn from what the
+        last time said of the others; fewer, where two rounds are sure of the same tokens.
+        """
         responses = {position: self._response(position) for position in unknown}
-        drawn = {position: self._draw(position) for position in unknown}
-        together = self._together(drawn) if len(unknown) > 1 else None
+        scores: dict[int, Tensor] = {}
+        for spread in _spreads(rounds if len(unknown) > 1 else 1):
+            drawn = {p: self._draw(p, scores.get(p), spread) for p in unknown}
+            together = self._together(drawn) if len(unknown) > 1 else None
+            before, scores = scores, {}
+            for position, response in responses.items():
+                left = self._target - response
+                if together is None:
+                    squared = left.square().sum(1)
+                else:
+                    squared = _mahalanobis(left, together - response[drawn[position]])
+                scores[position] = _scores(squared, left.shape[1])
+            if before and all(_settled(before[p], scores[p]) for p in unknown):
+                break
         found = {}
-        for position, response in responses.items():
-            left = self._target - response
-            if together is None:
-                squared = left.square().sum(1)
-            else:
-                squared = _mahalanobis(left, together - response[drawn[position]])
-            score = _scores(squared, left.shape[1])
+        for position, score in scores.items():
             best = score.topk(min(count, len(score)))
             found[position] = Detected(self.candidates[position][best.indices], best.values)
         return found
 
-    def _draw(self, position: int) -> Tensor:
+    def _draw(self, position: int, score: Tensor | None, spread: float) -> Tensor:
         """Return the indices [sample] of random tokens among a position's candidates."""
-        count = len(self.candidates[position])
-        return torch.randint(count, (_SAMPLES,), generator=self.generator).to(self.ids.device)
+        count, device = len(self.candidates[position]), self.ids.device
+        uniform = torch.randint(count, (_SAMPLES,), generator=self.generator)
+        if score is None:
+            return uniform.to(device)
+        likely = torch.multinomial(
+            _tempered(score.cpu(), spread), _SAMPLES, replacement=True, generator=self.generator
+        )
+        fresh = torch.rand(_SAMPLES, generator=self.generator) < _FRESH
+        return torch.where(fresh, uniform, likely).to(device)
 
     def _response(self, position: int) -> Tensor:
         """Return the change [candidate, component] by each token at a position."""
@@ -184,3 +213,36 @@ def _scores(squared: Tensor, dimensions: int) -> Tensor:
     squared = squared.double()
     size = (squared.min() / dimensions).clamp_min(1.0)
     return torch.log_softmax(-squared / (2 * size), dim=0)
+
+
+def _spreads(rounds: int) -> list[float]:
+    """Return how many tokens each round's draws are spread over; the first are uniform."""
+    last = max(rounds - 2, 1)
+    return [float("inf")] + [_SPREAD ** (1 - number / last) for number in range(rounds - 1)]
+
+
+def _settled(before: Tensor, after: Tensor) -> bool:
+    """Whether two rounds in a row are sure of the same token."""
+    token = after.argmax()
+    return bool(torch.minimum(before[token], after[token]) >= math.log(_SURE))
+
+
+def _tempered(score: Tensor, spread: float) -> Tensor:
+    """Return probabilities [candidate] with a perplexity of ``spread``, or more.
+
+    Log-probabilities are divided by the smallest temperature from 1 on that does it.
+    """
+    cold, hot = 1.0, 1.0
+    while _perplexity(score / hot) < min(spread, 0.99 * len(score)):
+        hot *= 2
+    for _ in range(20):
+        middle = (cold + hot) / 2
+        if _perplexity(score / middle) < spread:
+            cold = middle
+        else:
+            hot = middle
+    return (score / hot).softmax(0)
+
+
+def _perplexity(score: Tensor) -> float:
+    return float(torch.special.entr(score.softmax(0)).sum().exp())

@@ -1,35 +1,29 @@
 """Nothing known: descent for a start, then search over tokens until the activations match.
 
 Hidden positions are discrete tokens here from the first move on: a free embedding there
-absorbs any residual, which is why descent alone does not find them. Moves, from cheap to dear:
+absorbs any residual, which is why descent alone does not find them. Moves:
 
-1. detect: every token judged by what it changes of the visible activations, while the other
-   unknown positions stand at random tokens and what they may add is left out of the comparison
-   (`tokinfo.invert.detect`); the likeliest combinations are tried, the surest token is settled,
-   and the rest detected again around it;
-2. dive: the hidden positions one after another, whichever shows most first: a sweep of every
-   position that is still open, the best tokens of each judged by what the others can still
-   explain as free embeddings (`tokinfo.invert.relax`), the best few kept side by side;
-3. permute: the hidden tokens in every other order (early attention barely tells order apart);
-4. swap: one position, candidates from the descent's lists and from the gradient;
-5. read: the visible positions from left to right, every token judged by the activations at its
-   own position, the hidden ones standing at whichever of some random tokens explains most;
-   then dive once more, from those stand-ins;
-6. sweep: one position, every token;
-7. pair: two hidden positions at once, the best candidates of each;
-8. the whole vocabulary, then another start of the descent.
+1. detect: every token judged by what it changes of the visible activations, while what the
+   other unknown positions may add is measured and left out of the comparison
+   (`tokinfo.invert.detect`); first the hidden positions, behind the visible tokens as descent
+   has them, then all of them, then once more around the visible tokens found so; each time the
+   likeliest combinations are tried;
+2. swap: one position, candidates from the descent's lists and from the gradient;
+3. sweep: one position, every token;
+4. pair: two hidden positions at once, the best candidates of each;
+5. the whole vocabulary, then another start of the descent.
 
-A dearer move is made only where the cheaper ones have come to rest above the noise floor, and
-the search ends as soon as the prompt is certified: a match to within the floor proves itself,
-no exhaustive search is needed. That is why the moves may begin with a vocabulary's leading
-tokens: byte-pair tokenizers number them in the order learned, frequent ones first. Every token
-is judged by the forward model alone.
+Detection settles nearly everything; the others are made where it has come to rest above the
+noise floor, and the search ends as soon as the prompt is certified: a match to within the floor
+proves itself, no exhaustive search is needed. That is why the moves may begin with a
+vocabulary's leading tokens: byte-pair tokenizers number them in the order learned, frequent ones
+first. Every token is judged by the forward model alone.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -40,22 +34,11 @@ from tokinfo.identify import Identification
 from tokinfo.invert import adam
 from tokinfo.invert.detect import Detected, Responses, combinations
 from tokinfo.invert.problem import Problem, Result
-from tokinfo.invert.relax import relax
 from tokinfo.invert.sweep import sweep
 from tokinfo.noise import alone
 from tokinfo.objective import distance
 from tokinfo.solvers import JointSolver
 from tokinfo.substitute import Substitution
-
-_RELAX_RATE = 0.3
-_AT_ONCE = 3
-"""Open hidden positions that a dive sweeps before it settles one."""
-_SCREENED = 6
-"""Tokens that pass a screen, for each that is wanted in the end."""
-_SURE = 0.9
-"""Probability from which a visible token is settled at once."""
-_ORDERS = 5
-"""Most hidden tokens that are tried in every order."""
 
 
 def solve(problem: Problem, settings: JointSolver) -> Result:
@@ -109,38 +92,6 @@ def solve(problem: Problem, settings: JointSolver) -> Result:
     )
 
 
-@dataclass(frozen=True)
-class _Node:
-    """A prompt some of whose hidden positions are settled, the others free embeddings."""
-
-    ids: Tensor  # [position]; meaningless where a hidden position is not settled
-    settled: frozenset[int]
-    context: Tensor  # [position, d]
-
-    def settle(self, position: int, token: int, embedding: Tensor) -> _Node:
-        """Return the node with one more hidden position at a token."""
-        ids, context = self.ids.clone(), self.context.clone()
-        ids[position], context[position] = token, embedding[token]
-        return _Node(ids, self.settled | {position}, context)
-
-
-@dataclass(frozen=True)
-class _Open:
-    """A prompt with stand-ins at unknown positions, and what settling the others has cost."""
-
-    ids: Tensor  # [position]
-    unknown: tuple[int, ...]
-    cost: float = 0.0  # minus the log-probability of the tokens settled
-
-    def settle(self, tokens: dict[int, int], cost: float) -> _Open:
-        """Return the prompt with these tokens settled too."""
-        ids = self.ids.clone()
-        for position, token in tokens.items():
-            ids[position] = token
-        rest = tuple(position for position in self.unknown if position not in tokens)
-        return _Open(ids, rest, self.cost + cost)
-
-
 @dataclass
 class _Search:
     """The search for one prompt: the best tokens so far, and what they have cost."""
@@ -153,8 +104,6 @@ class _Search:
     loss: float = field(init=False)
     evaluations: int = field(init=False, default=0)
     vocabulary: Tensor = field(init=False)  # [candidate] tokens that sweeps try
-    # Prompts whose hidden tokens are stand-ins, once the visible ones have been read so.
-    readings: list[Tensor] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         batch = self.problem.batch
@@ -170,11 +119,7 @@ class _Search:
         self.reached = [
             p for p in self.hidden if not self.problem.probe.causal or p < self.visible[-1]
         ]
-        # Where hidden tokens show first.
-        self.first = next(
-            (p for p in self.visible if self.reached and p > self.reached[0]), self.visible[0]
-        )
-        self.loss = self._score(self.ids)
+        self.loss = float(self._distances(self.ids[None])[0])
 
     @property
     def certified(self) -> bool:
@@ -195,33 +140,21 @@ class _Search:
 
     def run(self) -> None:
         """Make moves until the prompt is certified or none helps."""
-        moves: list[Callable[[], None]] = []
-        if self.settings.combinations:
-            moves.append(self._detect)
-        if self.reached:
-            # Hidden positions before visible ones: a wrong hidden token can make a wrong
-            # visible one look better.
-            moves.append(self._dive)
-        if 1 < len(self.reached) <= _ORDERS:
-            moves.append(self._permute)
-        moves += [self._swap, self._read]
-        if self.reached:
-            moves.append(self._dive)
-        moves.append(self._sweep)
+        moves = [self._swap, self._sweep]
+        if self.settings.detections:
+            moves.insert(0, self._detect)
         if len(self.reached) > 1 and self.settings.pair > 1:
             moves.append(self._pairs)
         every = self.problem.decoder.ids
         for count in sorted({min(self.settings.leading or len(every), len(every)), len(every)}):
             self.vocabulary = every[:count]
-            self.readings = []
             level = 0
             for _ in range(self.settings.rounds):
                 if level == len(moves) or self.certified:
                     break
                 before = self.loss
                 moves[level]()
-                # Any gain makes the cheaper moves worth another try; the first two follow one
-                # another anyway.
+                # Any gain makes the moves before worth another try.
                 gained = self.loss < before * (1 - 1e-6)
                 level = 0 if gained else level + 1
             if self.certified:
@@ -230,53 +163,35 @@ class _Search:
     # --- moves ------------------------------------------------------------------------------
 
     def _detect(self) -> None:
-        """Detect the hidden tokens behind random ones, then all tokens; settle the surest first.
+        """Detect the hidden tokens behind random ones, then all tokens, and again around those.
 
         Responses are kept for as long as the prompt that they are measured from stays the same:
         the second detection adds those of visible positions alone.
         """
-        ids = self.ids.clone()
-        ids[self.reached] = self._random(len(self.reached))
         every = (*self.reached, *self.visible)
         candidates = {position: self._candidates(position) for position in every}
-        responses = Responses(self.problem, ids, candidates, self.batcher, self.drawn)
-        nodes = [_Open(ids, every)]
-        if self.reached:
-            self._detected(responses, nodes[0].ids, self.reached)
-        while nodes and not self.certified:
-            children = []
-            for node in nodes:
-                if not torch.equal(responses.ids, node.ids):
-                    responses = Responses(
-                        self.problem, node.ids, candidates, self.batcher, self.drawn
-                    )
-                found = self._detected(responses, node.ids, node.unknown)
+        ids = self.ids.clone()
+        for _ in range(self.settings.detections):
+            ids = ids.clone()
+            ids[self.reached] = self._random(len(self.reached))
+            responses = Responses(self.problem, ids, candidates, self.batcher, self.drawn)
+            if self.reached:
+                self._detected(responses, self.reached)
                 if self.certified:
                     return
-                children += self._settled(node, found)
-            nodes = sorted(children, key=lambda node: node.cost)[: self.settings.beam]
+            found = self._detected(responses, every)
+            if self.certified:
+                return
+            for position in self.visible:
+                ids[position] = found[position].tokens[0]
 
-    def _detected(
-        self, responses: Responses, ids: Tensor, unknown: Sequence[int]
-    ) -> dict[int, Detected]:
+    def _detected(self, responses: Responses, unknown: Sequence[int]) -> dict[int, Detected]:
         """Return the likeliest tokens of unknown positions; try their combinations."""
         spent = responses.evaluations
-        found = responses.detect(unknown, self.settings.screen)
+        found = responses.detect(unknown, self.settings.screen, self.settings.detection_rounds)
         self.evaluations += responses.evaluations - spent
-        self._keep_best(list(combinations(ids, found, self.settings.combinations)))
+        self._keep_best(combinations(responses.ids, found, self.settings.combinations))
         return found
-
-    def _settled(self, node: _Open, found: dict[int, Detected]) -> list[_Open]:
-        """Return the node with more positions settled: the sure visible ones, or the surest."""
-        sure = [p for p in node.unknown if p in self.visible and found[p].surely(_SURE)]
-        if sure:
-            children = [node.settle({p: int(found[p].tokens[0]) for p in sure}, 0.0)]
-        else:
-            surest = max(node.unknown, key=lambda p: float(found[p].score[0]))
-            likely = zip(found[surest].tokens.tolist(), found[surest].score.tolist(), strict=True)
-            children = [node.settle({surest: token}, -score) for token, score in likely]
-        # Where nothing is left to detect, these tokens have been tried with the combinations.
-        return [child for child in children[: self.settings.beam] if child.unknown]
 
     def _candidates(self, position: int) -> Tensor:
         """Return the tokens tried at a position; at a visible one descent may know better."""
@@ -288,109 +203,6 @@ class _Search:
     def _random(self, count: int) -> Tensor:
         """Return random tokens [count] of the vocabulary tried, to stand in for unknown ones."""
         return self.vocabulary[torch.randint(len(self.vocabulary), (count,), generator=self.drawn)]
-
-    def _read(self) -> None:
-        blind = bool(self.reached) and not self.readings
-        if blind:
-            self.readings = self._readings()
-            # Each keeps its own first token, so that they stay different.
-            self.readings = [self._left_to_right(ids, self.first) for ids in self.readings]
-        read = self.readings if blind else [self._left_to_right(self.ids)]
-        losses = self._distances(read)
-        best = int(losses.argmin())
-        # Blind readings are a new start for the next dive, even where they explain less.
-        if float(losses[best]) < self.loss or (blind and self.problem.probe.causal):
-            self.ids, self.loss = read[best], float(losses[best])
-
-    def _readings(self) -> list[Tensor]:
-        """Return prompts [position] with random hidden tokens and the first visible one read.
-
-        The descent's hidden tokens are as good as none, and so is the embedding's mean, which
-        no model has ever seen; of many real tokens some blur the first visible one little.
-        """
-        drawn = torch.Generator().manual_seed(self.problem.seed)
-        shape = (self.settings.fillings, len(self.reached))
-        fillings = self.vocabulary[torch.randint(len(self.vocabulary), shape, generator=drawn)]
-        found: dict[int, tuple[float, Tensor]] = {}
-        for filling in fillings:
-            ids = self.ids.clone()
-            ids[self.reached] = filling
-            tokens, losses = self._at(ids, self.first)
-            near = losses.topk(min(self.settings.beam, len(losses)), largest=False)
-            for loss, index in zip(near.values.tolist(), near.indices.tolist(), strict=True):
-                token = int(tokens[index])
-                if loss < found.get(token, (float("inf"),))[0]:
-                    ids = ids.clone()
-                    ids[self.first] = token
-                    found[token] = (loss, ids)
-        best = sorted(found.values(), key=lambda pair: pair[0])
-        return [ids for _, ids in best[: 2 * self.settings.beam]]
-
-    def _left_to_right(self, ids: Tensor, kept: int | None = None) -> Tensor:
-        """Return a prompt whose visible tokens, but one, are read again, given those before."""
-        ids = ids.clone()
-        for position in self.visible:
-            if position != kept:
-                tokens, losses = self._at(ids, position)
-                ids[position] = tokens[int(losses.argmin())]
-        return ids
-
-    def _at(self, ids: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        """Return tokens for a visible position, judged by the activations up to it."""
-        tokens = torch.cat([self.vocabulary, self.lists[position]])
-        context = self.problem.decoder.embedding[ids]
-        return tokens, self._substitute(context, position, tokens, upto=position + 1)
-
-    def _dive(self) -> None:
-        settings, embedding = self.settings, self.problem.decoder.embedding
-        nodes: list[_Node] = []
-        for ids in self.readings or [self.ids]:
-            context = embedding[ids[: self.length]].clone()
-            if not self.readings:
-                context[self.hidden] = embedding.mean(0)
-            nodes.append(_Node(ids, frozenset(), context))
-        for _ in range(len(self.reached) - 1):
-            nodes = self._relaxed(self._grown(nodes, settings.screen))
-        # The last hidden token is judged where it must show first: the visible tokens further
-        # right are often wrong until it is known, and read again with it.
-        last = [node.ids for node in self._grown(nodes, settings.screen)]
-        order = self._distances(last, upto=self.first + 1).argsort()
-        near = [last[index] for index in order[: settings.beam].tolist()]
-        self._keep_best(near)
-        if not self.certified:
-            self._keep_best([self._left_to_right(near[0])])
-
-    def _grown(self, nodes: list[_Node], width: int) -> list[_Node]:
-        """Return the nodes with one more hidden position settled, at the tokens that fit best."""
-        grown: dict[tuple[int, ...], _Node] = {}
-        for node in nodes:
-            # The nearest to the visible ones, where many are hidden.
-            for position in [p for p in self.reached if p not in node.settled][-_AT_ONCE:]:
-                chosen, losses = self._best(node.context, position, _SCREENED * width)
-                best = losses.topk(min(width, len(losses)), largest=False).indices
-                for token in chosen[best].tolist():
-                    child = node.settle(position, token, self.problem.decoder.embedding)
-                    grown.setdefault((*child.ids.tolist(), *sorted(child.settled)), child)
-        return list(grown.values())
-
-    def _relaxed(self, nodes: list[_Node]) -> list[_Node]:
-        """Return the few nodes whose open positions, as free embeddings, explain most."""
-        contexts = torch.stack([node.context for node in nodes])
-        free = torch.zeros(contexts.shape[:2], dtype=torch.bool, device=contexts.device)
-        for row, node in enumerate(nodes):
-            free[row, [p for p in self.reached if p not in node.settled]] = True
-        steps = self.settings.relax_steps
-        contexts, losses = relax(self.problem, contexts, free, steps, _RELAX_RATE)
-        self.evaluations += len(nodes) * (1 + steps)
-        best = losses.topk(min(self.settings.beam, len(losses)), largest=False).indices.tolist()
-        return [replace(nodes[row], context=contexts[row]) for row in best]
-
-    def _permute(self) -> None:
-        orders = []
-        for order in sorted(set(itertools.permutations(self.ids[self.reached].tolist()))):
-            orders.append(self.ids.clone())
-            orders[-1][self.reached] = torch.tensor(order, device=self.ids.device)
-        self._keep_best(orders)
 
     def _swap(self) -> None:
         for position in (*self.reached, *self.visible):
@@ -432,30 +244,26 @@ class _Search:
         if loss < self.loss:
             self.loss, self.ids = loss, ids
 
-    def _keep_best(self, prompts: list[Tensor]) -> None:
+    def _keep_best(self, prompts: Tensor) -> None:
         losses = self._distances(prompts)
         best = int(losses.argmin())
         self._keep(float(losses[best]), prompts[best])
 
-    def _score(self, ids: Tensor) -> float:
-        return float(self._distances([ids])[0])
-
-    def _distances(self, prompts: list[Tensor], upto: int | None = None) -> Tensor:
-        """Return the distances [prompt] of prompts, in a causal model up to a position only."""
-        problem, length = self.problem, self.length
-        if upto is not None and problem.probe.causal:
-            length = upto
+    def _distances(self, prompts: Tensor) -> Tensor:
+        """Return the distances [prompt] of prompts [prompt, position]."""
+        problem = self.problem
 
         def away(ids: Tensor) -> Tensor:
             with torch.no_grad():
                 found = problem.probe(
-                    problem.decoder.embedding[ids[:, :length]], problem.batch.seen.expand(len(ids))
+                    problem.decoder.embedding[ids], problem.batch.seen.expand(len(ids))
                 )
-            target, visible = problem.target[:, :length], problem.batch.visible[:, :length]
-            return distance(found, target, visible, problem.metric, problem.weights)
+            return distance(
+                found, problem.target, problem.batch.visible, problem.metric, problem.weights
+            )
 
         self.evaluations += len(prompts)
-        return self.batcher.map(away, torch.stack(prompts))
+        return self.batcher.map(away, prompts)
 
     def _substitute(
         self, context: Tensor, position: int, tokens: Tensor, upto: int | None = None
