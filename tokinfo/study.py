@@ -118,7 +118,7 @@ class Replication(Strict):
     identify_padding: Padding | None = Field(
         None,
         description="Padding of the cells that `identify` makes (null: as the others). Without "
-        "the pads a row shows less, so what is identifiable there is so with them too.",
+        "the pads a row shows less, and its margins and floors are not those of the padded row.",
     )
     seeds: list[Seed] = Field(
         [0], min_length=1, description="Seeds of the published protocol's starts."
