@@ -15,6 +15,7 @@ said of them:
   the most cautious reading of their share. `share FOUND/ALL by COLUMN`: prompts are in that column.
 - `point`: one row of a scaling table, whose interval (over prompts) is in the row.
 - `value`, `least`, `most COLUMN`: one row's value, or the smallest or largest of several.
+- `count`: how many rows there are.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ def said(table: Path, conditions: str, what: str) -> str:
     """
     rows = rows_of(table, conditions)
     kind, _, rest = what.partition(" ")
+    if kind == "count":
+        return f"{len(rows):,}"
     if kind == "share":
         counts, _, by = rest.partition(" by ")
         found, _, everything = counts.partition("/")
@@ -76,11 +79,11 @@ def said(table: Path, conditions: str, what: str) -> str:
         hits = round(float(row["share"]) * int(row["tokens"]))
         low, high = float(row["low"]), float(row["high"])
         return f"{hits:,} of {int(row['tokens']):,} ({low:.2f} to {high:.2f})"
+    if kind not in ("value", "least", "most"):
+        raise ValueError(f"{what!r}: allowed: share, point, value, least, most, count")
     values = [float(row[rest]) for row in rows]
     if kind == "value" and len(values) != 1:
         raise ValueError(f"{table.name}: {len(values)} rows with {conditions.strip()}, not one")
-    if kind not in ("value", "least", "most"):
-        raise ValueError(f"{what!r}: allowed: share, point, value, least, most")
     return short(max(values) if kind == "most" else min(values))
 
 

@@ -64,6 +64,7 @@ def test_every_table_has_its_command() -> None:
         ("t.csv model=a solver=adam => share found/all", "10 of 20 (0.24 to 0.76)"),
         ("t.csv model=a => share found/all", "30 of 40 (0.53 to 0.89)"),
         ("t.csv solver=adam|joint model=b => share found/all by prompts", "0 of 20 (0.00 to 0.28)"),
+        ("t.csv solver=adam => count", "2"),
         ("t.csv model=a solver=adam => point", "10 of 20 (0.25 to 0.75)"),
         ("t.csv model=b => value times", "12,345"),
         ("t.csv => least times", "0.075"),
