@@ -125,3 +125,16 @@ def test_memory_grows_with_depth_and_attempts() -> None:
     assert training_mb(made, "mixer-flat") > prepare_mb(made, "mixer-flat", 1)
     for cell in made.cells():
         assert cell_mb(made, cell, 2) >= 2 * cell_mb(made, cell) - 2
+
+
+def test_what_a_detection_keeps_of_every_token_is_asked_for() -> None:
+    raw = smoke()
+    solvers = {**raw["solvers"], "blind": {"kind": "joint", "detections": 0}}
+    grids = [{**raw["grids"][0], "solvers": ["joint", "blind"]}]
+    made = study(solvers=solvers, grids=grids)
+    cells = {cell.solver: cell for cell in made.cells()}
+    positions = longest_prompt(made, cells["joint"])
+    (tokenizer,) = made.tokenizers.values()
+    vocabulary = tokenizer.vocabulary
+    kept = positions * vocabulary * 640 * 4 / 1e6
+    assert cell_mb(made, cells["joint"]) >= cell_mb(made, cells["blind"]) + int(kept)

@@ -232,5 +232,8 @@ Solver = Annotated[
     Field(discriminator="kind"),
 ]
 
+COMPONENTS = 640
+"""Visible components that a detection compares, drawn at random where there are more."""
+
 SWEEPING = ("sweep", "joint")
 """Kinds of solver that say what the activations identify at a position."""

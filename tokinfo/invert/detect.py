@@ -28,10 +28,9 @@ from torch import Tensor
 
 from tokinfo.batches import Batcher
 from tokinfo.invert.problem import Problem
+from tokinfo.solvers import COMPONENTS
 from tokinfo.substitute import Substitution
 
-_COMPONENTS = 640
-"""Visible components that are compared, drawn at random where there are more."""
 _SAMPLES = 1024
 """Random prompts from which the nuisance is measured."""
 _ROWS = 1024
@@ -112,7 +111,7 @@ class Responses:
         self._visible = problem.batch.visible[0, : self._length].nonzero()[:, 0]
         self._own = self._activations(ids[None, : self._length])[0]
         size = len(self._visible) * self._own.shape[-1]
-        chosen = torch.randperm(size, generator=generator)[:_COMPONENTS].sort().values
+        chosen = torch.randperm(size, generator=generator)[:COMPONENTS].sort().values
         self._chosen = chosen.to(ids.device)
         self._target = self._components(problem.target[:1, : self._length])[0]
         self._known: dict[int, Tensor] = {}
