@@ -55,6 +55,11 @@ def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
         return
     # Only where a sweep says what is there can a search's share be judged.
     table = table.join(swept.select(SETTING).unique(), on=list(SETTING), how="semi")
+    # And a line of what is there alone, in a study that searched elsewhere, compares nothing.
+    compared = table.filter(pl.col("kind").is_in(list(_SHAPES)))
+    if len(compared):
+        shown = pl.concat([compared, table.filter("control")]).select(SETTING).unique()
+        table = table.join(shown, on=list(SETTING), how="semi")
     rows = data.at_few_places(settings(table))
     masks, unshown = data.few_masks(rows)
     rows = [row for row in rows if row["mask"] in masks]
