@@ -58,10 +58,6 @@ class Detected:
     tokens: Tensor
     score: Tensor
 
-    def surely(self, probability: float) -> bool:
-        """Whether the first token is at least this likely."""
-        return float(self.score[0]) >= math.log(probability)
-
 
 def combinations(ids: Tensor, detected: dict[int, Detected], count: int) -> Tensor:
     """Return the likeliest prompts [prompt, position] that the detected tokens make up.
