@@ -105,13 +105,19 @@ def _adam(solver: AdamSolver, length: int) -> tuple[float, float]:
 
 
 def _joint(solver: JointSolver, length: int, hidden: int, vocabulary: int) -> tuple[float, float]:
-    """Return the work of one prompt: most searches are certified well before half of the moves."""
+    """Return the work of one prompt that is found by detection, or by a sweep of all after it."""
     steps, passes = _adam(solver.descent, length)
     leading = min(solver.leading or vocabulary, vocabulary)
-    tried = leading + (vocabulary if leading < vocabulary else 0)
-    moves = solver.rounds * length / 2
+    wider = vocabulary if leading < vocabulary else 0
+    rounds = solver.detections * solver.detection_rounds
+    # Every token at every position; where the leading ones are not enough, mostly once.
+    judged = length * (solver.detections * leading + min(solver.detections, 1) * wider)
+    # Swaps are few; a sweep is screened on little more than one position.
+    screened = 2 * length * (leading + wider)
+    passes += length * (judged + solver.combinations * rounds) + screened
+    steps += length * (rounds + solver.rounds / 2)
     around = hidden * vocabulary * length if solver.sweep_found else 0
-    return solver.restarts * (steps + moves), solver.restarts * (passes + moves * tried) + around
+    return solver.restarts * steps, solver.restarts * passes + around
 
 
 def training_minutes(study: Study, source: str, attempt: int = 1) -> int:

@@ -101,6 +101,17 @@ def test_joint_finds_three_hidden_tokens() -> None:
     assert result.top_ids[0, :, 0].tolist() == [3, 1, 4, 1, 5, 9, 2, 6]
 
 
+@pytest.mark.parametrize("family", ["flat", "expanded", "parallel"])
+def test_swaps_alone_find_hidden_tokens_of_a_mixer(family: str) -> None:
+    """The cheap move comes first: no position is put through the vocabulary."""
+    problem = problem_of(family, mask="3:", site="block.1", prompts=[[3, 1, 4, 1, 5, 9, 2, 6]])
+    descent = AdamSolver(steps=100)
+    found = joint.solve(problem, JointSolver(descent=descent, sweep_found=False))
+    assert found.top_ids[0, :, 0].tolist() == [3, 1, 4, 1, 5, 9, 2, 6]
+    spent = found.evaluations - adam.solve(problem, descent).evaluations
+    assert int(spent) < 3 * VOCABULARY
+
+
 @pytest.mark.parametrize("family", ["llama", "flat", "expanded", "parallel"])
 @pytest.mark.parametrize("site", ["block.1", "block.2"])
 def test_sequential_is_exact_and_cheaper_than_a_sweep(family: str, site: str) -> None:

@@ -3,19 +3,20 @@
 Hidden positions are discrete tokens here from the first move on: a free embedding there
 absorbs any residual, which is why descent alone does not find them. Moves:
 
-1. detect: every token judged by what it changes of the visible activations, while what the
+1. swap: one position, candidates from the descent's lists and from the gradient; a thousand
+   evaluations, and all that a mixer needs where descent has the visible tokens;
+2. detect: every token judged by what it changes of the visible activations, while what the
    other unknown positions may add is measured and left out of the comparison
-   (`tokinfo.invert.detect`); first the hidden positions, behind the visible tokens as descent
-   has them, then all of them, then once more around the visible tokens found so; each time the
+   (`tokinfo.invert.detect`); first the hidden positions, behind the visible tokens as found so
+   far, then all of them, then once more around the visible tokens found so; each time the
    likeliest combinations are tried;
-2. swap: one position, candidates from the descent's lists and from the gradient;
 3. sweep: one position, every token;
 4. pair: two hidden positions at once, the best candidates of each;
 5. the whole vocabulary, then another start of the descent.
 
-Detection settles nearly everything; the others are made where it has come to rest above the
-noise floor, and the search ends as soon as the prompt is certified: a match to within the floor
-proves itself, no exhaustive search is needed. That is why the moves may begin with a
+Each move is made where those before it have come to rest above the noise floor, and the search
+ends as soon as the prompt is certified: a match to within the floor proves itself, no exhaustive
+search is needed. That is why the moves may begin with a
 vocabulary's leading tokens: byte-pair tokenizers number them in the order learned, frequent ones
 first. Every token is judged by the forward model alone.
 """
@@ -142,7 +143,7 @@ class _Search:
         """Make moves until the prompt is certified or none helps."""
         moves = [self._swap, self._sweep]
         if self.settings.detections:
-            moves.insert(0, self._detect)
+            moves.insert(1, self._detect)
         if len(self.reached) > 1 and self.settings.pair > 1:
             moves.append(self._pairs)
         every = self.problem.decoder.ids
