@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -144,35 +145,38 @@ def collect(cells: Sequence[Path], recovery: Path, recovery_csv: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         scratch.mkdir(parents=True)
-        parts = list(_parts(ordered, scratch))
-        with new_file(recovery) as partial:
+        with new_file(recovery) as partial, new_file(recovery_csv) as partial_csv:
+            parts = list(_parts(ordered, scratch, partial_csv))
             pl.scan_parquet(parts).sink_parquet(
                 partial, row_group_size=ROW_GROUP, metadata=metadata, engine="streaming"
             )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _parts(ordered: Sequence[Path], scratch: Path, csv: Path) -> Iterator[Path]:
+    """Write the rows of a few cells at a time, in order: all to one CSV, each to a parquet file.
+
+    polars' streaming CSV sink reads far ahead of what it has written, so the CSV is written here.
+    """
     lists = [name for name, dtype in RECOVERY_SCHEMA.items() if isinstance(dtype, pl.List)]
     joined = [pl.col(name).cast(pl.List(pl.String)).list.join(" | ") for name in lists]
-    with new_file(recovery_csv) as partial:
-        pl.scan_parquet(recovery).with_columns(joined).sink_csv(
-            partial, engine="streaming", check_extension=False
-        )
-
-
-def _parts(ordered: Sequence[Path], scratch: Path) -> Iterator[Path]:
-    """Write the rows of a few cells at a time into files of their own, in order."""
-    for number, paths in enumerate(_chunks(ordered, AT_ONCE)):
-        frames = []
-        for path in paths:
-            try:
-                frames.append(pl.read_parquet(path, columns=list(RECOVERY_SCHEMA)).sort(_ROW_ORDER))
-            except pl.exceptions.PolarsError as error:
-                # Its footer can be read, its rows cannot.
-                raise TableError(_damaged(path, error)) from None
-        part = scratch / f"{number:08d}.parquet"
-        with new_file(part) as partial:
-            pl.concat(frames).write_parquet(partial, compression="lz4")
-        yield part
+    with csv.open("wb") as rows:
+        for number, paths in enumerate(_chunks(ordered, AT_ONCE)):
+            frames = []
+            for path in paths:
+                try:
+                    frame = pl.read_parquet(path, columns=list(RECOVERY_SCHEMA))
+                except pl.exceptions.PolarsError as error:
+                    # Its footer can be read, its rows cannot.
+                    raise TableError(_damaged(path, error)) from None
+                frames.append(frame.sort(_ROW_ORDER))
+            whole = pl.concat(frames)
+            whole.with_columns(joined).write_csv(rows, include_header=number == 0)
+            part = scratch / f"{number:08d}.parquet"
+            with new_file(part) as partial:
+                whole.write_parquet(partial, compression="lz4")
+            yield part
 
 
 def _chunks(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
@@ -193,7 +197,8 @@ def _cell_key(path: Path) -> tuple[object, ...]:
         raise TableError(_damaged(path, error)) from None
     if len(found) != 1:
         raise TableError(f"{path}: holds {len(found)} cells, not 1")
-    return found.row(0)
+    # What many cells share is held once.
+    return tuple(sys.intern(value) if isinstance(value, str) else value for value in found.row(0))
 
 
 def _damaged(path: Path, error: Exception) -> str:
@@ -216,12 +221,13 @@ def _metadata(paths: Sequence[Path]) -> list[object]:
     return list(distinct.values())
 
 
-def _natural(value: object) -> list[tuple[int, str]]:
+@lru_cache(maxsize=4096, typed=True)
+def _natural(value: object) -> tuple[tuple[int, str], ...]:
     """Return a sorting key that puts block.2 before block.10 and compares any two values."""
-    return [
+    return tuple(
         (int(part), "") if part.isdigit() else (-1, part)
         for part in re.split(r"([0-9]+)", str(value))
-    ]
+    )
 
 
 def display_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -387,10 +393,9 @@ def shares(rows: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
         around=pl.col("around").max(),
     )
     per_prompt = per_prompt.drop("around").join(both, on=one_prompt, maintain_order="left")
-    out = [
-        {**dict(zip(group, key, strict=True)), **_summary_row(part, facts)}
-        for key, part in per_prompt.group_by(group, maintain_order=True)
-    ]
+    groups = per_prompt.group_by(group, maintain_order=True)
+    plain = groups.agg(*_plain(facts)).iter_rows(named=True)
+    out = [row | _intervals(part) for row, (_, part) in zip(plain, groups, strict=True)]
     table = pl.DataFrame(out, schema=_summary_schema(group, facts))
     order = table.select(by).unique(maintain_order=True).with_row_index("_order")
     return (
@@ -414,9 +419,22 @@ def _summary_schema(group: Sequence[str], facts: Sequence[str]) -> dict[str, pl.
     return schema | {name: pl.Float64() for name in rest.split()}
 
 
-def _summary_row(part: pl.DataFrame, facts: Sequence[str]) -> dict[str, object]:
-    """Summarise the prompts of one group: one row of `part` per cell and prompt."""
-    row: dict[str, object] = {name: _only(part[name]) for name in (*facts, "around")}
+def _plain(facts: Sequence[str]) -> Iterator[pl.Expr]:
+    """Yield what polars summarises by itself of a group's cells and prompts."""
+    for name in (*facts, "around"):  # null where the cells of a group differ
+        yield pl.when(pl.col(name).n_unique() == 1).then(pl.col(name).first()).alias(name)
+    yield (pl.col("loss") / pl.col("first_loss")).median().alias("descent")
+    yield from (pl.col(name).median() for name in _PER_PROMPT)
+    yield from (pl.col(name).mean() for name in ("whole", "prompt_whole", "seconds"))
+
+
+def _intervals(part: pl.DataFrame) -> dict[str, object]:
+    """Return shares of a group with their intervals, and what is weighted by positions.
+
+    Args:
+        part: one row per cell and prompt of the group.
+    """
+    row: dict[str, object] = {}
     clusters = part.group_by("prompts", "prompt_id", maintain_order=True).agg(
         pl.col("positions").sum(), pl.col("^.*_(found|of)$").sum()
     )
@@ -433,25 +451,13 @@ def _summary_row(part: pl.DataFrame, facts: Sequence[str]) -> dict[str, object]:
         "chance_top1": _mean(1 / part["vocabulary"], weights),
         "chance_top5": _mean((5 / part["vocabulary"]).clip(upper_bound=1.0), weights),
         "chance_unordered": _mean(_chances(part), weights),
-        "whole": part["whole"].mean(),
-        "prompt_whole": part["prompt_whole"].mean(),
-        "descent": (part["loss"] / part["first_loss"]).median(),
         "rank_first": _ratio(part["rank_first"], part["ranked"]),
         "margin": part["margins"].explode(empty_as_null=False).median(),
         **{name: _ratio(part[name], part[f"with_{name}"]) for name in _BITS},
         # The lower of two middle values: a threshold may be infinite, a mean with it says nothing.
         "noise_threshold": part["thresholds"].explode(empty_as_null=False).quantile(0.5, "lower"),
-        "seconds": part["seconds"].mean(),
     }
-    for name in _PER_PROMPT:
-        row[name] = part[name].median()
     return row
-
-
-def _only(values: pl.Series) -> object:
-    """Return the value that all cells of a group share, or null where they differ."""
-    distinct = values.unique()
-    return distinct.item() if len(distinct) == 1 else None
 
 
 def _chances(part: pl.DataFrame) -> pl.Series:
