@@ -281,7 +281,7 @@ def summarise(recovery: Path, summary: Path, summary_csv: Path) -> None:
     Raises:
         TableError: the long table cannot be read or has another schema.
     """
-    table = shares_by_cell(scan(recovery))
+    table = shares_by_cell(recovery)
     for path in (summary, summary_csv):
         with new_file(path) as partial:
             if path is summary:
@@ -299,37 +299,55 @@ def scan(recovery: Path, *, controls: bool = False) -> pl.LazyFrame:
     Raises:
         TableError: it is unreadable or of another schema.
     """
+    return _open(recovery).filter(~OWN_TARGET if controls else OWN_TARGET)
+
+
+def _open(recovery: Path) -> pl.LazyFrame:
+    """Return all rows of the long table, whose schema is checked."""
     try:
         problem = schema_problem(pl.read_parquet_schema(recovery))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise TableError(_damaged(recovery, error)) from None
     if problem:
         raise TableError(f"{recovery}: not a recovery table: {problem}")
-    return pl.scan_parquet(recovery).filter(~OWN_TARGET if controls else OWN_TARGET)
+    return pl.scan_parquet(recovery)
 
 
-def shares_by_cell(rows: pl.LazyFrame) -> pl.DataFrame:
-    """Return `shares` of every cell, holding the rows of a few cells at a time.
+def shares_by_cell(recovery: Path, which: pl.Expr = OWN_TARGET) -> pl.DataFrame:
+    """Return `shares` of every cell of the long table, holding the rows of a few at a time.
 
     A cell's rows stand together in the table that `collect` writes. Where they do not, all rows
     are held after all.
+
+    Args:
+        recovery: the long table.
+        which: the rows that are counted.
+
+    Raises:
+        TableError: the long table cannot be read or has another schema.
     """
+    every = _open(recovery)
+    rows = every.filter(which).drop(_UNUSED)
     whole: list[pl.DataFrame] = []
-    done: set[tuple[object, ...]] = set()
-    rest = rows.drop(_UNUSED).head(0).collect()
+    done: set[int] = set()
+    rest = rows.head(0).collect()
     together = True
-    # Every batch is taken: a query that is left half read keeps its threads waiting.
-    for batch in rows.drop(_UNUSED).collect_batches(chunk_size=ROW_GROUP, maintain_order=True):
-        if not together or batch.is_empty():
+    # Slices of the file: polars' own generator of batches reads ahead of who takes them.
+    for start in range(0, every.select(pl.len()).collect().item(), ROW_GROUP):
+        batch = every.slice(start, ROW_GROUP).filter(which).drop(_UNUSED).collect()
+        if batch.is_empty():
             continue
         held = pl.concat([rest, batch])
         run = held.select(pl.struct(CELL_KEYS).rle_id()).to_series()
         # The last cell may go on in the next batch.
         part, rest = held.filter(run != run[-1]), held.filter(run == run[-1])
-        names = part.select(CELL_KEYS).unique().rows() + rest.select(CELL_KEYS).head(1).rows()
+        first = [part.select(CELL_KEYS).unique(), rest.select(CELL_KEYS).head(1)]
+        names = pl.concat(first).hash_rows().to_list()
         together = done.isdisjoint(names)
+        if not together:
+            break
         done.update(names[:-1])
-        if together and len(part):
+        if len(part):
             whole.append(shares(part.lazy(), CELL_KEYS))
     if not together or rest.is_empty():
         return shares(rows, CELL_KEYS)

@@ -20,7 +20,15 @@ from tokinfo.atomic import new_file
 from tokinfo.report.template import HEAD, LEGEND
 from tokinfo.report.template import text as _text
 from tokinfo.schema import CELL_KEYS
-from tokinfo.tables import OTHERS_KNOWN, TableError, display_order, scan, shares, shares_by_cell
+from tokinfo.tables import (
+    OTHERS_KNOWN,
+    OWN_TARGET,
+    TableError,
+    display_order,
+    scan,
+    shares,
+    shares_by_cell,
+)
 
 MOST_BYTES = 2_000_000
 """The page's size aimed at; what does not fit is left out and said to be."""
@@ -93,7 +101,7 @@ def write_strips(
         if count
     ]
     rows = every.filter(~OTHERS_KNOWN)
-    by_cell = shares_by_cell(rows)
+    by_cell = shares_by_cell(recovery, OWN_TARGET & ~OTHERS_KNOWN)
     if by_cell.is_empty():
         if not notes:
             raise TableError(f"{recovery}: has no rows")
