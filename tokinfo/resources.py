@@ -13,7 +13,7 @@ from pathlib import Path
 from tokinfo.architecture import Architecture, architecture_of, estimate
 from tokinfo.devices import visible
 from tokinfo.sites import Site
-from tokinfo.solvers import COMPONENTS, AdamSolver, JointSolver
+from tokinfo.solvers import COMPONENTS, AdamSolver, JointSolver, SequentialSolver
 from tokinfo.sources import GgufSource, MixerSource, TransformerSource, WheelSource
 from tokinfo.study import Cell, Study
 
@@ -201,4 +201,7 @@ def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:
     if isinstance(solver, JointSolver) and solver.detections:
         # What every token at every position changes, and three times that of one position.
         activations += (positions + 3) * vocabulary * COMPONENTS * 4 / 1e6
+    if isinstance(solver, SequentialSolver):
+        # What a surrogate keeps of every token for each one tried, and a copy as it grows.
+        activations += 2 * min(solver.guesses, vocabulary) * vocabulary * 4 / 1e6
     return attempt * int(PROCESS_MB + weights + 2 * table + block + activations)

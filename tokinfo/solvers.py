@@ -123,8 +123,13 @@ class SequentialSolver(Strict):
     attempts: Integer = Field(
         3,
         ge=1,
-        description="Descents for one token before the vocabulary is tried, each from the best "
-        "token of the one before.",
+        description="Descents for one token, each from the best token of the one before.",
+    )
+    guesses: Integer = Field(
+        2048,
+        ge=0,
+        description="Most tokens that are tried where descent fails, as a surrogate of the model "
+        "proposes them; then the vocabulary is swept (0: none).",
     )
     check_every: Integer = Field(10, ge=1, description="Steps between trials of candidates.")
     candidates: Integer = Field(16, ge=5, description="Nearest tokens tried at each check.")

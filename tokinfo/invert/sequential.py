@@ -5,8 +5,10 @@ tokens before it known, one token is left to find, and a found one is proven by 
 model. The idea is that of SipIt (arXiv 2510.15511, section 4). Here all prompts move together:
 the first position is settled by one sweep of the vocabulary that serves every prompt, each later
 one by a descent of one free embedding, whose nearest tokens are tried as a batch. A descent that
-has come to rest elsewhere starts again from the best token it tried; a sweep of the vocabulary,
-which ends with the token that proves itself, is the last resort.
+has come to rest elsewhere starts again from the best token it tried. Where that fails too, as it
+does behind many blocks, tokens are tried as a surrogate of the model proposes them
+(`tokinfo.invert.surrogate`); a sweep of the vocabulary, which ends with the token that proves
+itself, is the last resort.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from tokinfo.batches import Batcher
 from tokinfo.invert.problem import Problem, Result, SolverError
+from tokinfo.invert.surrogate import Surrogate, directions_of
 from tokinfo.objective import distance
 from tokinfo.probe import Prefix
 from tokinfo.solvers import SequentialSolver
@@ -23,6 +26,8 @@ from tokinfo.solvers import SequentialSolver
 _BETAS, _EPSILON = (0.9, 0.999), 1e-12
 _PART = 2048
 """Tokens of a sweep between two looks at what is proven."""
+_FIRST_GUESSES, _GUESSES = 128, 32
+"""Tokens drawn at random for a surrogate, and proposed by it between two fits."""
 
 
 def solve(problem: Problem, settings: SequentialSolver) -> Result:
@@ -38,6 +43,7 @@ def solve(problem: Problem, settings: SequentialSolver) -> Result:
     top = torch.zeros(*batch.ids.shape, 5, dtype=torch.int64, device=batch.ids.device)
     spent = _Spent(len(batch), batch.ids.device)
     batcher = Batcher()
+    directions = directions_of(embedding[problem.decoder.ids])
     for position in range(batch.ids.shape[1]):
         rows = (batch.seen > position).nonzero()[:, 0]
         before = top[rows, :position, 0]
@@ -48,6 +54,7 @@ def solve(problem: Problem, settings: SequentialSolver) -> Result:
         if position:
             for attempt in range(settings.attempts):
                 step.descend(attempt)
+            step.guess(directions)
         step.sweep()
         top[rows, position] = step.answer
     found = torch.where(own, top[..., 0], batch.ids)
@@ -135,6 +142,34 @@ class _Step:
                 stay = self._verify(free)
                 free, mean, square = free[stay], mean[stay], square[stay]
 
+    def guess(self, directions: Tensor) -> None:
+        """Try tokens of each open row in the order of a surrogate, until one is proven.
+
+        Args:
+            directions: [candidate, d] of the surrogate.
+        """
+        ids = self.problem.decoder.ids
+        most = min(self.settings.guesses, len(ids))
+        for row in self.open[:, None] if most else ():
+            prefix = _rows_of(self.prefix, row)
+            drawn = torch.Generator().manual_seed(self.problem.seed)
+            surrogate = Surrogate(directions, drawn)
+            picked = torch.randperm(len(ids), generator=drawn)[:_FIRST_GUESSES].to(ids.device)
+            losses, tokens = self.nearest.new_full((1, 5), torch.inf), self.answer[row]
+            while True:
+                found = self._found(ids[picked], prefix)
+                away = self._distance(found, self.target[row])
+                self.spent.evaluations[self.rows[row]] += len(picked)
+                losses, tokens = _merge(losses, tokens, away[None], ids[picked])
+                left = most - len(surrogate.tried) - len(picked)
+                if left <= 0 or float(losses[0, 0]) <= float(self.threshold[row]):
+                    break
+                surrogate.add(picked, found[:, 0])
+                picked = surrogate.likeliest(self.target[row][0, 0], min(_GUESSES, left))
+            if losses[0, 0] < self.nearest[row]:
+                self.nearest[row], self.answer[row] = losses[0, :1], tokens
+        self.open = self.open[self.nearest[self.open] > self.threshold[self.open]]
+
     def sweep(self) -> None:
         """Try the vocabulary on the rows still open, until each is proven.
 
@@ -164,6 +199,15 @@ class _Step:
             return [self.open] if len(self.open) else []
         _, group = torch.unique(self.before[self.open], dim=0, return_inverse=True)
         return [self.open[group == number] for number in range(int(group.max()) + 1)]
+
+    def _found(self, tokens: Tensor, prefix: Prefix | None) -> Tensor:
+        """Return the activations [token, 1, d_model] of tokens behind one prefix."""
+
+        def found(some: Tensor) -> Tensor:
+            with torch.no_grad():
+                return self.problem.probe(self.embedding[some[:, None]], prefix=prefix)
+
+        return self.batcher.map(found, tokens)
 
     def _away(self, part: Tensor, prefix: Prefix | None, group: Tensor) -> Tensor:
         """Return the distance [row, candidate] of candidates to the targets of some rows."""
