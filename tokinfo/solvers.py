@@ -188,7 +188,7 @@ class JointSolver(Strict):
         default_factory=lambda: AdamSolver(window=64),
         description="The descent that gives the start.",
     )
-    restarts: Integer = Field(1, ge=1, description="Starts; the next is used when one fails.")
+    restarts: Integer = Field(2, ge=1, description="Starts; the next is used when one fails.")
     rounds: Integer = Field(24, ge=1, description="Most moves a start, on each vocabulary.")
     leading: Integer | None = Field(
         8192,

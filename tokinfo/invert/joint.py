@@ -49,7 +49,7 @@ def solve(problem: Problem, settings: JointSolver) -> Result:
         SolverError: the descent that gives the start failed.
     """
     starts = [
-        adam.solve(replace(problem, seed=problem.seed + 7919 * number), settings.descent)
+        adam.solve(replace(problem, seed=_seed(problem, number)), settings.descent)
         for number in range(settings.restarts)
     ]
     batcher = Batcher()
@@ -60,7 +60,8 @@ def solve(problem: Problem, settings: JointSolver) -> Result:
         best: _Search | None = None
         best_start, spent = 0, 0
         for number, start in enumerate(starts):
-            search = _Search(one, settings, batcher, start.top_ids[row])
+            again = replace(one, seed=_seed(problem, number))
+            search = _Search(again, settings, batcher, start.top_ids[row])
             search.run()
             spent += search.evaluations + int(start.evaluations[row])
             if best is None or search.loss < best.loss:
@@ -91,6 +92,11 @@ def solve(problem: Problem, settings: JointSolver) -> Result:
         identified=identified if settings.sweep_found else None,
         around="found" if settings.sweep_found else None,
     )
+
+
+def _seed(problem: Problem, start: int) -> int:
+    """Return the seed of a start: of its descent, and of what detection draws."""
+    return problem.seed + 7919 * start
 
 
 @dataclass
