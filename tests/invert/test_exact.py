@@ -101,6 +101,15 @@ def test_joint_finds_three_hidden_tokens() -> None:
     assert result.top_ids[0, :, 0].tolist() == [3, 1, 4, 1, 5, 9, 2, 6]
 
 
+def test_every_start_draws_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The detection of a second start with the first one's draws would fail as the first did."""
+    seeds: list[int] = []
+    monkeypatch.setattr(joint._Search, "run", lambda self: seeds.append(self.problem.seed))
+    problem = problem_of(mask="3:", site="block.1", prompts=PROMPTS[:1])
+    joint.solve(problem, JointSolver(restarts=3, descent=AdamSolver(steps=1), sweep_found=False))
+    assert len(set(seeds)) == 3
+
+
 @pytest.mark.parametrize("family", ["flat", "expanded", "parallel"])
 def test_swaps_alone_find_hidden_tokens_of_a_mixer(family: str) -> None:
     """The cheap move comes first: no position is put through the vocabulary."""

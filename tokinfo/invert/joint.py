@@ -16,9 +16,9 @@ absorbs any residual, which is why descent alone does not find them. Moves:
 
 Each move is made where those before it have come to rest above the noise floor, and the search
 ends as soon as the prompt is certified: a match to within the floor proves itself, no exhaustive
-search is needed. That is why the moves may begin with a
-vocabulary's leading tokens: byte-pair tokenizers number them in the order learned, frequent ones
-first. Every token is judged by the forward model alone.
+search is needed. That is why the moves may begin with a vocabulary's leading tokens: byte-pair
+tokenizers number them in the order learned, frequent ones first. Every token is judged by the
+forward model alone.
 """
 
 from __future__ import annotations
