@@ -30,8 +30,9 @@ from tokinfo.masks import Mask
 from tokinfo.report.identifiability import write_identifiability
 from tokinfo.report.strips import write_strips
 from tokinfo.schema import METADATA_KEY, RECOVERY_SCHEMA
+from tokinfo.summary import summarise
 from tokinfo.swept import write_noise_table
-from tokinfo.tables import collect, summarise
+from tokinfo.tables import collect
 
 MASKS = ("1:", "2:", "3:", ":")
 SOLVERS = {"chapter": "chapter", "adam": "adam", "sweep": "sweep", "joint": "joint"}

@@ -173,7 +173,7 @@ def default_study(models: list[FakeModel] | None = None) -> pl.DataFrame:
 
 def write_tables(rows: pl.DataFrame, directory: Path) -> tuple[Path, Path]:
     """Write recovery.parquet and its summary; return both paths."""
-    from tokinfo.tables import summarise
+    from tokinfo.summary import summarise
 
     recovery, summary = directory / "recovery.parquet", directory / "summary.parquet"
     rows.write_parquet(recovery)

@@ -181,7 +181,7 @@ def test_a_killed_figure_leaves_no_file(
 
 def test_figures_and_tables_need_no_torch() -> None:
     code = (
-        "import sys, tokinfo.figures, tokinfo.tables, tokinfo.report.strips; "
+        "import sys, tokinfo.figures, tokinfo.summary, tokinfo.report.strips; "
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -18,11 +18,12 @@ from tests.synthetic_recovery import (
     swept_rows,
     write_tables,
 )
-from tokinfo import tables
+from tokinfo import summary, tables
 from tokinfo.intervals import clustered_share
 from tokinfo.schema import CELL_KEYS, RECOVERY_SCHEMA
 from tokinfo.study import Cell
-from tokinfo.tables import TableError, collect, scan, shares, shares_by_cell, summarise
+from tokinfo.summary import shares, shares_by_cell, summarise
+from tokinfo.tables import TableError, collect, scan
 
 FLAT = FakeModel("flat", "flat", "mixer-flat", 8, hidden=0.6)
 
@@ -78,7 +79,8 @@ def test_cells_read_a_few_at_a_time_make_the_same_tables(
     assert told["of_cells"] == [{"settings": {"solver": "adam", "block": n}} for n in (1, 2, 10)]
 
     monkeypatch.setattr(tables, "AT_ONCE", 4)
-    monkeypatch.setattr(tables, "ROW_GROUP", 50)
+    for module in (tables, summary):
+        monkeypatch.setattr(module, "ROW_GROUP", 50)
     assert_frame_equal(gather(cells, tmp_path), whole, check_exact=True)
     assert not list(tmp_path.glob(".*"))
     assert_frame_equal(shares_by_cell(tmp_path / "recovery.parquet"), by_cell)
@@ -91,7 +93,7 @@ def test_rows_that_are_not_in_order_are_summarised_all_the_same(
 ) -> None:
     rows = [*cell_rows(FLAT, block=1), *cell_rows(FLAT, block=2)]
     mixed = frame([*rows[::2], *rows[1::2]])
-    monkeypatch.setattr(tables, "ROW_GROUP", 10)
+    monkeypatch.setattr(summary, "ROW_GROUP", 10)
     mixed.write_parquet(tmp_path / "recovery.parquet")
     found = shares_by_cell(tmp_path / "recovery.parquet")
     assert_frame_equal(found, shares(mixed.lazy(), CELL_KEYS))

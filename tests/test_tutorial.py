@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.synthetic_recovery import cell_rows, default_models, frame
-from tokinfo.tables import collect, summarise
+from tokinfo.summary import summarise
+from tokinfo.tables import collect
 
 TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorial.md"
 

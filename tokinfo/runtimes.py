@@ -87,7 +87,7 @@ def _search(study: Study, cell: Cell, solver: Solver) -> tuple[float, float]:
             tried = solver.candidates * math.ceil(solver.steps / solver.check_every)
             steps = float(length * solver.attempts * solver.steps)
             passes = length * solver.attempts * (BACKWARD * solver.steps + tried)
-            # Measured behind 30 blocks: a fifth of the most that may be.
+            # Behind 30 blocks most tokens took a tenth to a third of the most that may be tried.
             passes += length * solver.guesses / 4
         case SweepSolver():
             swept = length if solver.positions == "all" else hidden

@@ -59,7 +59,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "unigram": ("tokinfo.unigram",),
     "invert": ("tokinfo.cell",),
     "collect": ("tokinfo.tables",),
-    "summarise": ("tokinfo.tables",),
+    "summarise": ("tokinfo.summary",),
     "figure": ("tokinfo.figures",),
     "training_curves": ("tokinfo.figures",),
     "loss_curves": ("tokinfo.figures",),

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job(snakemake.log[0], "summarise"):
-    from tokinfo.tables import summarise
+    from tokinfo.summary import summarise
 
     summarise(
         Path(snakemake.input.recovery),

@@ -42,7 +42,8 @@ class Surrogate:
         self.directions = directions
         self.generator = generator
         size = len(directions)
-        self.prior = torch.log(torch.arange(size, device=directions.device) + 50.0)
+        # -log of Zipf's law, but for a constant; offset, as the first ids are bytes and signs.
+        self.rarity = torch.log(torch.arange(size, device=directions.device) + 50.0)
         self.tried = torch.zeros(0, dtype=torch.int64, device=directions.device)
         self.activations: Tensor | None = None  # [tried, d_model]
         self.projection: Tensor | None = None  # [d_model, COMPONENTS]
@@ -81,7 +82,8 @@ class Surrogate:
         unit = weights.square().mean()  # prior variance of a component, by maximum likelihood
         left = (_VARIANCE - self.solved.square().sum(0)).clamp_min(1e-3) + NOISE * _VARIANCE
         away = (self.solved.T @ weights - wanted).square().sum(1)
-        score = away / (left * unit) + COMPONENTS * left.log() + 2 * self.prior
+        # -2 log of the posterior, but for a constant.
+        score = away / (left * unit) + COMPONENTS * left.log() + 2 * self.rarity
         score[self.tried] = torch.inf
         left_over = len(score) - len(self.tried)
         best: Tensor = score.topk(min(count, left_over), largest=False).indices

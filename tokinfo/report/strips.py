@@ -20,15 +20,8 @@ from tokinfo.atomic import new_file
 from tokinfo.report.template import HEAD, LEGEND
 from tokinfo.report.template import text as _text
 from tokinfo.schema import CELL_KEYS
-from tokinfo.tables import (
-    OTHERS_KNOWN,
-    OWN_TARGET,
-    TableError,
-    display_order,
-    scan,
-    shares,
-    shares_by_cell,
-)
+from tokinfo.summary import shares, shares_by_cell
+from tokinfo.tables import OTHERS_KNOWN, OWN_TARGET, TableError, display_order, scan
 
 MOST_BYTES = 2_000_000
 """The page's size aimed at; what does not fit is left out and said to be."""
