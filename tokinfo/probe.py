@@ -179,6 +179,30 @@ class Probe:
                 raise self._forgetful() from error
         raise RuntimeError(f"the forward of {type(self.decoder).__name__} never met {self.site}")
 
+    def expected(self, embeddings: Tensor, outputs: Tensor) -> Tensor:
+        """Return what the decoder expects behind prompts, as far as its embedding can say.
+
+        With tied embeddings, and all of its blocks there, these are the model's logits. Elsewhere
+        they are those of the `logit lens` (nostalgebraist, 2020): better than nothing near the
+        last block, noise behind the first ones, or where the output head is another matrix.
+
+        Args:
+            embeddings: [row, position, d_model]; at least one position.
+            outputs: [token, d_model], one direction for each token that may come.
+
+        Returns:
+            [row, token] scores, larger for what is more likely; equal ones where the decoder's
+            output is not of the width of ``outputs``.
+        """
+        with torch.no_grad():
+            out = self.decoder(
+                inputs_embeds=embeddings.to(self.dtype), attention_mask=None, use_cache=False
+            )
+            last: Tensor = out.last_hidden_state[:, -1].to(outputs)
+        if last.shape[1] != outputs.shape[1]:
+            return outputs.new_zeros(len(last), len(outputs))
+        return last @ outputs.T
+
     def _kept(self, cache: Any, positions: int) -> tuple[tuple[Tensor, Tensor], ...]:
         """Return the keys and values of the blocks up to the site's; all positions are in them."""
         layers = cache.layers[: self.site.block]

@@ -204,4 +204,6 @@ def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:
     if isinstance(solver, SequentialSolver):
         # What a surrogate keeps of every token for each one tried, and a copy as it grows.
         activations += 2 * min(solver.guesses, vocabulary) * vocabulary * 4 / 1e6
+        # What the model expects behind each prompt: scores, their order, and the tokens in it.
+        activations += rows * vocabulary * (4 + 8 + 8) / 1e6
     return attempt * int(PROCESS_MB + weights + 2 * table + block + activations)

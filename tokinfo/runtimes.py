@@ -88,7 +88,7 @@ def _search(study: Study, cell: Cell, solver: Solver) -> tuple[float, float]:
             steps = float(length * solver.attempts * solver.steps)
             passes = length * solver.attempts * (BACKWARD * solver.steps + tried)
             # Behind 30 blocks most tokens took a tenth to a third of the most that may be tried.
-            passes += length * solver.guesses / 4
+            passes += length * (solver.expected + solver.guesses / 4)
         case SweepSolver():
             swept = length if solver.positions == "all" else hidden
             swept = min(swept, solver.first or swept)

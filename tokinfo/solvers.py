@@ -119,6 +119,12 @@ class SequentialSolver(Strict):
     decode: DecodeSettings = Field(
         default_factory=lambda: DecodeSettings(), description="How candidates are ordered."
     )
+    expected: Integer = Field(
+        256,
+        ge=0,
+        description="Most tokens tried of those that the model itself expects next, as long as "
+        "more than half of the tokens found so far were among them (0: none).",
+    )
     steps: Integer = Field(20, ge=1, description="Descent steps for one token in one attempt.")
     attempts: Integer = Field(
         3,

@@ -4,9 +4,10 @@ In a causal model the activations at position p depend on the tokens up to p alo
 tokens before it known, one token is left to find, and a found one is proven by the forward
 model. The idea is that of SipIt (arXiv 2510.15511, section 4). Here all prompts move together:
 the first position is settled by one sweep of the vocabulary that serves every prompt, each later
-one by a descent of one free embedding, whose nearest tokens are tried as a batch. A descent that
-has come to rest elsewhere starts again from the best token it tried. Where that fails too, as it
-does behind many blocks, tokens are tried as a surrogate of the model proposes them
+one by the tokens that the model itself expects there, as long as it has been right about the ones
+before, and by a descent of one free embedding, whose nearest tokens are tried as a batch. A descent
+that has come to rest elsewhere starts again from the best token it tried. Where that fails too, as
+it does behind many blocks, tokens are tried as a surrogate of the model proposes them
 (`tokinfo.invert.surrogate`); a sweep of the vocabulary, which ends with the token that proves
 itself, is the last resort.
 """
@@ -44,6 +45,7 @@ def solve(problem: Problem, settings: SequentialSolver) -> Result:
     spent = _Spent(len(batch), batch.ids.device)
     batcher = Batcher()
     directions = directions_of(embedding[problem.decoder.ids])
+    expectations = _Expectations(settings.expected)
     for position in range(batch.ids.shape[1]):
         rows = (batch.seen > position).nonzero()[:, 0]
         before = top[rows, :position, 0]
@@ -52,11 +54,15 @@ def solve(problem: Problem, settings: SequentialSolver) -> Result:
         # Descent does not find a first token behind many blocks (SmolLM2, block 15: median rank
         # 14,000 and more after 60 steps), and one sweep does it for all prompts at once.
         if position:
+            expected = step.expected()
+            step.expect(expected[:, : expectations.worth(settings.candidates)])
             for attempt in range(settings.attempts):
                 step.descend(attempt)
             step.guess(directions)
-        step.sweep()
+        step.sweep(expected if position and expectations.right else None)
         top[rows, position] = step.answer
+        if position:
+            expectations.add(expected, step.answer[:, 0])
     found = torch.where(own, top[..., 0], batch.ids)
     return Result(
         top_ids=top,
@@ -76,6 +82,36 @@ class _Spent:
         self.evaluations = torch.zeros(rows, dtype=torch.int64, device=device)
         self.steps = torch.zeros(rows, dtype=torch.int64, device=device)
         self.first_loss = torch.zeros(rows, device=device)
+
+
+class _Expectations:
+    """Whether tokens are found among those that the model expects, so far.
+
+    A trained model in front of its output head expects them well; one that is cut after its first
+    blocks, or is untrained, does not, and trying what it expects is a waste.
+
+    Args:
+        most: most tokens to try of each expectation.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.hits, self.trials = most, 0, 0
+
+    def add(self, expected: Tensor, proven: Tensor) -> None:
+        """Count how many of the proven tokens [row] stood first among the expected [row, k]."""
+        self.hits += int((expected[:, : self.most] == proven[:, None]).sum())
+        self.trials += len(proven)
+
+    @property
+    def right(self) -> bool:
+        """Whether they have been right more often than not."""
+        return 2 * self.hits > self.trials
+
+    def worth(self, few: int) -> int:
+        """Return how many expected tokens to try next: a ``few`` as long as nothing is known."""
+        if self.right:
+            return self.most
+        return 0 if self.trials else min(few, self.most)
 
 
 class _Step:
@@ -113,6 +149,18 @@ class _Step:
         self.threshold = torch.maximum(settings.tolerance * scale, 2 * problem.floor[rows])
         spent.first_loss[rows] += scale
 
+    def expected(self) -> Tensor:
+        """Return each row's candidates [row, candidate], those the model expects most first."""
+        decoder = self.problem.decoder
+        scores = self.problem.probe.expected(self.embedding[self.before], self.embedding)
+        return decoder.ids[scores[:, decoder.ids].argsort(dim=1, descending=True)]
+
+    def expect(self, tokens: Tensor) -> None:
+        """Try the tokens [row, k], a batch of them at a time, best first."""
+        for part in torch.split(tokens, self.settings.candidates, dim=1):
+            if len(self.open) and part.shape[1]:
+                self._try(part[self.open])
+
     def descend(self, attempt: int) -> None:
         """Descend by Adam on each open row's one embedding, trying its nearest tokens."""
         problem, settings = self.problem, self.settings
@@ -139,7 +187,7 @@ class _Step:
             self.spent.steps[self.rows[self.open]] += 1
             self.spent.evaluations[self.rows[self.open]] += 1
             if (step + 1) % settings.check_every == 0:
-                stay = self._verify(free)
+                stay = self._try(self.problem.decoder.top(free[:, 0], k=settings.candidates))
                 free, mean, square = free[stay], mean[stay], square[stay]
 
     def guess(self, directions: Tensor) -> None:
@@ -170,14 +218,17 @@ class _Step:
                 self.nearest[row], self.answer[row] = losses[0, :1], tokens
         self.open = self.open[self.nearest[self.open] > self.threshold[self.open]]
 
-    def sweep(self) -> None:
+    def sweep(self, order: Tensor | None) -> None:
         """Try the vocabulary on the rows still open, until each is proven.
 
-        Rows that begin alike share the work. Tokens are tried in the order of their ids, in
-        which byte-pair tokenizers learned them: frequent ones first.
+        Rows that begin alike share the work.
+
+        Args:
+            order: [row, candidate] the candidates in the order to try them; None: in that of their
+                ids, in which byte-pair tokenizers learned them: frequent ones first.
         """
-        candidates = self.problem.decoder.ids
         for rows in self._alike():
+            candidates = self.problem.decoder.ids if order is None else order[rows[0]]
             group, prefix = rows, _rows_of(self.prefix, rows[:1])
             losses = torch.full((len(rows), 5), torch.inf, device=rows.device)
             tokens = self.answer[rows]
@@ -220,10 +271,9 @@ class _Step:
 
         return self.batcher.map(away, part).T
 
-    def _verify(self, free: Tensor) -> Tensor:
-        """Try each open row's nearest tokens as one batch; return which rows stay open."""
-        count = self.settings.candidates
-        tokens = self.problem.decoder.top(free[:, 0], k=count)
+    def _try(self, tokens: Tensor) -> Tensor:
+        """Try tokens [open row, k] as one batch; return which of the open rows stay open."""
+        count = tokens.shape[1]
         row = self.open.repeat_interleave(count)
         with torch.no_grad():
             found = self.problem.probe(
@@ -231,10 +281,11 @@ class _Step:
             )
             away = self._distance(found, self.target[row]).view(-1, count)
         self.spent.evaluations[self.rows[self.open]] += count
-        order = away.argsort(dim=1)
-        nearer = away.min(dim=1).values < self.nearest[self.open]
-        self.answer[self.open[nearer]] = tokens.gather(1, order)[nearer, :5]
-        self.nearest[self.open] = torch.minimum(self.nearest[self.open], away.min(dim=1).values)
+        best = away.topk(min(5, count), dim=1, largest=False)
+        nearer = best.values[:, 0] < self.nearest[self.open]
+        row = self.open[nearer]
+        self.answer[row, : best.indices.shape[1]] = tokens.gather(1, best.indices)[nearer]
+        self.nearest[row] = best.values[nearer, 0]
         stay = (self.nearest[self.open] > self.threshold[self.open]).nonzero()[:, 0]
         self.open = self.open[stay]
         return stay
