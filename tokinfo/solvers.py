@@ -122,8 +122,8 @@ class SequentialSolver(Strict):
     expected: Integer = Field(
         256,
         ge=0,
-        description="Most tokens tried of those that the model itself expects next, as long as "
-        "more than half of the tokens found so far were among them (0: none).",
+        description="Most tokens tried of those that the model itself expects next; as many of "
+        "them as would have paid for the tokens found so far (0: none).",
     )
     steps: Integer = Field(20, ge=1, description="Descent steps for one token in one attempt.")
     attempts: Integer = Field(

@@ -1,4 +1,4 @@
-"""Sequential search tries what the model expects, as long as that is right."""
+"""Sequential search tries what the model expects, as far as that pays."""
 
 from __future__ import annotations
 
@@ -49,6 +49,36 @@ def test_outputs_of_another_width_say_nothing() -> None:
     scores = probe.expected(torch.randn(2, 3, 32), torch.randn(256, 16))
     assert scores.shape == (2, 256)
     assert not scores.any()
+
+
+def judged(ranks: list[int], others: int, spent: int, most: int = 64) -> int:
+    expectations = sequential._Expectations(most, 16)
+    expected = torch.arange(100).expand(len(ranks), -1)
+    expectations.add(expected, torch.tensor(ranks), others, spent)
+    return expectations.worth()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "spent", "worth"),
+    [
+        ([0, 3, 8, 99], 400, 16),  # 16 a token, and 100 for every fourth, against 100 each
+        ([0, 3, 8, 40], 4000, 48),
+        ([99, 98, 97, 96], 4000, 0),
+        ([0, 3, 98, 99], 40, 0),  # what else there is finds them in 10
+    ],
+)
+def test_as_many_are_tried_as_would_have_paid(ranks: list[int], spent: int, worth: int) -> None:
+    assert judged(ranks, 4, spent) == worth
+
+
+def test_where_nothing_else_was_needed_expectations_go_as_far_as_they_had_to() -> None:
+    assert judged([0, 20, 3], 0, 0) == 32
+
+
+def test_before_anything_is_known_one_batch_is_tried() -> None:
+    assert sequential._Expectations(64, 16).worth() == 16
+    assert sequential._Expectations(5, 16).worth() == 5
+    assert sequential._Expectations(0, 16).worth() == 0
 
 
 def test_expected_tokens_are_found_without_descent() -> None:

@@ -45,24 +45,19 @@ def solve(problem: Problem, settings: SequentialSolver) -> Result:
     spent = _Spent(len(batch), batch.ids.device)
     batcher = Batcher()
     directions = directions_of(embedding[problem.decoder.ids])
-    expectations = _Expectations(settings.expected)
+    expectations = _Expectations(settings.expected, settings.candidates)
     for position in range(batch.ids.shape[1]):
         rows = (batch.seen > position).nonzero()[:, 0]
         before = top[rows, :position, 0]
         prefix = problem.probe.prefix(embedding[before]) if position else None
         step = _Step(problem, settings, rows, before, prefix, spent, batcher)
-        # Descent does not find a first token behind many blocks (SmolLM2, block 15: median rank
-        # 14,000 and more after 60 steps), and one sweep does it for all prompts at once.
         if position:
-            expected = step.expected()
-            step.expect(expected[:, : expectations.worth(settings.candidates)])
-            for attempt in range(settings.attempts):
-                step.descend(attempt)
-            step.guess(directions)
-        step.sweep(expected if position and expectations.right else None)
+            _settle(step, expectations, directions)
+        else:
+            # Descent does not find a first token behind many blocks (SmolLM2, block 15: median
+            # rank 14,000 and more after 60 steps), and one sweep does it for all prompts at once.
+            step.sweep(None)
         top[rows, position] = step.answer
-        if position:
-            expectations.add(expected, step.answer[:, 0])
     found = torch.where(own, top[..., 0], batch.ids)
     return Result(
         top_ids=top,
@@ -75,6 +70,18 @@ def solve(problem: Problem, settings: SequentialSolver) -> Result:
     )
 
 
+def _settle(step: _Step, expectations: _Expectations, directions: Tensor) -> None:
+    """Find one token of every prompt, behind others that are known: the cheapest way first."""
+    expected, worth = step.expected(), expectations.worth()
+    step.expect(expected[:, :worth])
+    others, before = len(step.open), step.spent.total
+    for attempt in range(step.settings.attempts):
+        step.descend(attempt)
+    step.guess(directions)
+    step.sweep(expected if worth and expectations.known else None)
+    expectations.add(expected, step.answer[:, 0], others, step.spent.total - before)
+
+
 class _Spent:
     """What the search has cost each prompt so far."""
 
@@ -83,35 +90,58 @@ class _Spent:
         self.steps = torch.zeros(rows, dtype=torch.int64, device=device)
         self.first_loss = torch.zeros(rows, device=device)
 
+    @property
+    def total(self) -> int:
+        """Evaluations of all prompts together."""
+        return int(self.evaluations.sum())
+
 
 class _Expectations:
-    """Whether tokens are found among those that the model expects, so far.
+    """How many of the tokens that a model expects are worth trying, judged by the ones proven.
 
-    A trained model in front of its output head expects them well; one that is cut after its first
-    blocks, or is untrained, does not, and trying what it expects is a waste.
+    A trained model in front of its output head expects well what comes; one that is cut after its
+    first blocks, or is untrained, does not. How dear the other ways to a token are counts as much.
 
     Args:
-        most: most tokens to try of each expectation.
+        most: most tokens to try.
+        batch: tokens tried at a time.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most, self.hits, self.trials = most, 0, 0
-
-    def add(self, expected: Tensor, proven: Tensor) -> None:
-        """Count how many of the proven tokens [row] stood first among the expected [row, k]."""
-        self.hits += int((expected[:, : self.most] == proven[:, None]).sum())
-        self.trials += len(proven)
+    def __init__(self, most: int, batch: int) -> None:
+        self.sizes = range(0, most + 1, min(batch, most) or 1)
+        self.batch, self.ranks = batch, torch.zeros(0, dtype=torch.int64)
+        self.others, self.spent = 0, 0
 
     @property
-    def right(self) -> bool:
-        """Whether they have been right more often than not."""
-        return 2 * self.hits > self.trials
+    def known(self) -> bool:
+        """Whether any token is proven, by which the others can be judged."""
+        return len(self.ranks) > 0
 
-    def worth(self, few: int) -> int:
-        """Return how many expected tokens to try next: a ``few`` as long as nothing is known."""
-        if self.right:
-            return self.most
-        return 0 if self.trials else min(few, self.most)
+    def add(self, expected: Tensor, proven: Tensor, others: int, spent: int) -> None:
+        """Take note of one position.
+
+        Args:
+            expected: [row, candidate] what was expected.
+            proven: [row] what was there.
+            others: tokens that were not found among those tried of the expected ones.
+            spent: evaluations which that took.
+        """
+        ranks = (expected == proven[:, None]).int().argmax(dim=1)
+        self.ranks = torch.cat([self.ranks, ranks.cpu()])
+        self.others, self.spent = self.others + others, self.spent + spent
+
+    def worth(self) -> int:
+        """Return how many to try: what would have cost fewest evaluations so far."""
+        if not self.known:
+            return self.sizes[min(1, len(self.sizes) - 1)]
+        elsewhere = self.spent / self.others if self.others else torch.inf
+        tried = self.batch * (1 + self.ranks // self.batch)
+
+        def cost(size: int) -> float:
+            missed = float((self.ranks >= size).double().mean())
+            return float(tried.clamp(max=size).double().mean()) + (missed and missed * elsewhere)
+
+        return min(self.sizes, key=cost)
 
 
 class _Step:
