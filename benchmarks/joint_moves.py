@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import time
+from contextlib import nullcontext
+from unittest import mock
 
 import torch
 from cells import chosen, parser
@@ -16,30 +18,39 @@ from exact import alone_losses, pose
 from tokinfo.invert import joint
 from tokinfo.solvers import AdamSolver, JointSolver
 
-LEFT_OUT = {
+LEFT_OUT: dict[str, dict[str, object]] = {
     "nothing": {},
     "detection": {"detections": 0},
     "detection, and pairs": {"detections": 0, "pair": 1},
+    "pairs": {"pair": 1},
     "rounds of detection": {"detection_rounds": 1},
     "detections after the first": {"detections": 1},
     "combinations of several tokens": {"combinations": 1},
     "checked windows in the descent": {"descent": AdamSolver()},
     "descent but for one step": {"descent": AdamSolver(steps=1)},
+    "starts after the first": {"restarts": 1},
 }
+WITHOUT = {"swaps": "_swap", "sweeps": "_sweep"}
+"""Moves that no setting leaves out, and what they are called in the search."""
 
 
 def main() -> None:
     """Search with each set of moves and write the table after each."""
     arguments = parser(__doc__, ["transformer/1"], prompts=8)
     arguments.add_argument("--hidden", type=int, nargs="+", default=[1, 3])
+    arguments.add_argument(
+        "--left-out", nargs="+", default=[*LEFT_OUT, *WITHOUT], help="what to leave out in turn"
+    )
     asked = arguments.parse_args()
     rows: list[dict[str, object]] = []
     for cell, hidden in itertools.product(chosen(asked), asked.hidden):
         problem = pose(asked.results, cell.model, cell.block, cell.prompts, mask=f"{hidden}:")
-        for name, settings in LEFT_OUT.items():
+        for name in asked.left_out:
             begun = time.process_time()
-            solver = JointSolver.model_validate({"sweep_found": False, **settings})
-            result = joint.solve(problem, solver)
+            solver = JointSolver.model_validate({"sweep_found": False, **LEFT_OUT.get(name, {})})
+            move = WITHOUT.get(name)
+            with mock.patch.object(joint._Search, move) if move else nullcontext():
+                result = joint.solve(problem, solver)
             ids = torch.where(problem.batch.scored, result.top_ids[..., 0], problem.batch.ids)
             hit = (ids == problem.batch.ids)[:, :hidden]
             certified = alone_losses(problem, ids) <= problem.floor
