@@ -15,9 +15,13 @@ from torch import Tensor
 from tokinfo.batches import Batcher
 from tokinfo.identify import Identification, identify
 from tokinfo.invert.problem import Problem, Result
+from tokinfo.noise import alone
 from tokinfo.objective import distance
 from tokinfo.solvers import NoiseSettings, SweepSolver
 from tokinfo.substitute import Substitution
+
+_NEAR, _MOST = 16, 64
+"""Candidates within so many floors are computed once more, alone, where they are not more."""
 
 
 def solve(problem: Problem, settings: SweepSolver) -> Result:
@@ -77,7 +81,7 @@ def sweep(
     for position in positions:
         around = problem.decoder.embedding[ids]
         moved = Substitution(problem, around, position, batcher)
-        residuals = moved.residuals(candidates)
+        residuals = _verified(problem, ids, position, moved.residuals(candidates))
         top = residuals.topk(min(5, len(residuals)), largest=False).indices
         best[position] = candidates[top[torch.arange(5).clamp_max(len(top) - 1)]]
         true = (candidates == problem.batch.ids[0, position]).nonzero()
@@ -88,6 +92,25 @@ def sweep(
                 judged = replace(judged, noise_threshold=level)
             identified[position] = judged
     return identified, best
+
+
+def _verified(problem: Problem, ids: Tensor, position: int, residuals: Tensor) -> Tensor:
+    """Return the residuals [candidate], those of the nearest as computed alone.
+
+    So was the target. In a batch a candidate may be off by more than the floor that a few batches
+    have shown: in int8 it is the rows beside it that decide which columns are multiplied in full.
+    """
+    near = (residuals <= _NEAR * problem.floor[0]).nonzero()[:, 0]
+    if not 0 < len(near) <= _MOST:
+        return residuals
+    prompts = ids.repeat(len(near), 1)
+    prompts[:, position] = problem.decoder.ids[near]
+    seen = problem.batch.seen.expand(len(near))
+    found = alone(problem.probe, problem.decoder.embedding, prompts, seen)
+    away = distance(found, problem.target, problem.batch.visible, problem.metric, problem.weights)
+    residuals = residuals.clone()
+    residuals[near] = away.to(residuals)
+    return residuals
 
 
 def noise_threshold(
