@@ -92,6 +92,11 @@ def test_unexpected_tokens_cost_one_batch_of_candidates_and_no_more() -> None:
     assert spent(problem, expected=32) == spent(problem, expected=0) + few * len(OTHERS)
 
 
+def test_who_wants_no_expectations_pays_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Probe, "expected")
+    spent(problem_of(OTHERS), expected=0)
+
+
 def test_a_sweep_is_in_the_order_of_expectation_once_that_was_right(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -4,10 +4,10 @@ In a causal model the activations at position p depend on the tokens up to p alo
 tokens before it known, one token is left to find, and a found one is proven by the forward
 model. The idea is that of SipIt (arXiv 2510.15511, section 4). Here all prompts move together:
 the first position is settled by one sweep of the vocabulary that serves every prompt, each later
-one by the tokens that the model itself expects there, as long as it has been right about the ones
-before, and by a descent of one free embedding, whose nearest tokens are tried as a batch. A descent
-that has come to rest elsewhere starts again from the best token it tried. Where that fails too, as
-it does behind many blocks, tokens are tried as a surrogate of the model proposes them
+one by the tokens that the model itself expects there, as far as that has paid for the ones before,
+and by a descent of one free embedding, whose nearest tokens are tried as a batch. A descent that
+has come to rest elsewhere starts again from the best token it tried. Where that fails too, as it
+does behind many blocks, tokens are tried as a surrogate of the model proposes them
 (`tokinfo.invert.surrogate`); a sweep of the vocabulary, which ends with the token that proves
 itself, is the last resort.
 """
@@ -182,6 +182,8 @@ class _Step:
     def expected(self) -> Tensor:
         """Return each row's candidates [row, candidate], those the model expects most first."""
         decoder = self.problem.decoder
+        if not self.settings.expected:
+            return decoder.ids.expand(len(self.rows), -1)
         scores = self.problem.probe.expected(self.embedding[self.before], self.embedding)
         return decoder.ids[scores[:, decoder.ids].argsort(dim=1, descending=True)]
 
