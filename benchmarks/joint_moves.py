@@ -29,8 +29,9 @@ LEFT_OUT: dict[str, dict[str, object]] = {
     "checked windows in the descent": {"descent": AdamSolver()},
     "descent but for one step": {"descent": AdamSolver(steps=1)},
     "starts after the first": {"restarts": 1},
+    "sweeps, and pairs": {"pair": 1},
 }
-WITHOUT = {"swaps": "_swap", "sweeps": "_sweep"}
+WITHOUT = {"swaps": "_swap", "sweeps": "_sweep", "sweeps, and pairs": "_sweep"}
 """Moves that no setting leaves out, and what they are called in the search."""
 
 
@@ -39,7 +40,7 @@ def main() -> None:
     arguments = parser(__doc__, ["transformer/1"], prompts=8)
     arguments.add_argument("--hidden", type=int, nargs="+", default=[1, 3])
     arguments.add_argument(
-        "--left-out", nargs="+", default=[*LEFT_OUT, *WITHOUT], help="what to leave out in turn"
+        "--left-out", nargs="+", default=list({**LEFT_OUT, **WITHOUT}), help="what to leave out in turn"
     )
     asked = arguments.parse_args()
     rows: list[dict[str, object]] = []
