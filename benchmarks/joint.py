@@ -10,76 +10,114 @@ at all, so that what a solver misses is told from what is not there.
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import torch
 from cells import chosen, parser
 from common import write
 from exact import alone_losses, pose
 
-from tokinfo.invert import adam, chapter, joint, sweep
+from tokinfo.batches import Batcher
+from tokinfo.invert import adam, chapter, joint
 from tokinfo.invert.problem import Problem, Result
-from tokinfo.solvers import AdamSolver, ChapterSolver, JointSolver, SweepSolver
+from tokinfo.invert.sweep import sweep
+from tokinfo.solvers import AdamSolver, ChapterSolver, JointSolver
+from tokinfo.substitute import Substitution
+
+_NEAR = 16
+"""Candidates that the bound leaves within so many floors are swept in full."""
+
+
+def identifiable(problem: Problem) -> torch.Tensor:
+    """Return which hidden tokens a sweep around the true prompt identifies, bool [row, position].
+
+    The verdict of a sweep for a part of its work: what the first visible position shows bounds
+    the distance from below (l1), and only candidates that it leaves near are computed in full.
+    How far off the others are is not known then.
+    """
+    found = torch.zeros_like(problem.batch.visible)
+    batcher = Batcher()
+    for row in range(len(problem.batch)):
+        one = problem.rows(torch.tensor([row]))
+        ids, visible = one.batch.ids[0], one.batch.visible[0]
+        context = one.decoder.embedding[ids]
+        for position in (one.batch.scored[0] & ~visible).nonzero()[:, 0].tolist():
+            shown = position + int(visible[position:].to(torch.uint8).argmax())
+            bound = Substitution(one, context, position, batcher, upto=shown + 1)
+            near = bound.residuals(one.decoder.ids) <= _NEAR * one.floor[0]
+            near[one.decoder.ids == ids[position]] = True
+            few = replace(one, decoder=replace(one.decoder, candidates=one.decoder.ids[near]))
+            judged, _ = sweep(few, ids, [position], batcher)
+            found[row, position] = position in judged and judged[position].verdict == "identifiable"
+    return found
 
 
 def row_of(
-    name: str, problem: Problem, result: Result, spent: float, identifiable: torch.Tensor
+    name: str, problem: Problem, result: Result, spent: float, there: torch.Tensor
 ) -> dict[str, object]:
-    """Return what one solver found on one cell; ``identifiable`` is [row, position]."""
-    ids = torch.where(problem.batch.scored, result.top_ids[..., 0], problem.batch.ids)
+    """Return what one solver found on the cell's first prompts, as many as ``there`` has rows."""
+    rows = range(len(there))
+    problem = problem.rows(torch.arange(len(there)))
+    ids = torch.where(problem.batch.scored, result.top_ids[rows, :, 0], problem.batch.ids)
     hit = ids == problem.batch.ids
     visible = problem.batch.visible
     certified = alone_losses(problem, ids) <= problem.floor
     whole = (hit | ~problem.batch.scored).all(1)
     return {
+        "prompts": len(rows),
         "solver": name,
         "hidden_found": int(hit[~visible & problem.batch.scored].sum()),
         "hidden": int((~visible & problem.batch.scored).sum()),
-        "hidden_identifiable": int(identifiable.sum()),
-        "identifiable_found_and_certified": int((hit & identifiable & certified[:, None]).sum()),
+        "hidden_identifiable": int(there.sum()),
+        "identifiable_found_and_certified": int((hit & there & certified[:, None]).sum()),
         "visible_found": int(hit[visible].sum()),
         "visible": int(visible.sum()),
         "prompts_certified": int(certified.sum()),
         "prompts_exact": int(whole.sum()),
-        "evaluations": int(result.evaluations.sum()),
-        "seconds_per_prompt": round(spent / len(problem.target), 3),
+        "evaluations": int(result.evaluations[rows].sum()),
+        "seconds_per_prompt": round(spent / len(result.evaluations), 3),
     }
 
 
+def timed(solve: Callable[[], Result]) -> tuple[Result, float]:
+    """Return a solver's result and the seconds it took."""
+    begun = time.perf_counter()
+    return solve(), time.perf_counter() - begun
+
+
 def main() -> None:
-    """Run every solver on every cell and write the table after each."""
+    """Run every solver on every cell; the table is written anew after each prompt."""
     arguments = parser(__doc__, ["smollm2/1"], prompts=20)
     arguments.add_argument("--hidden", type=int, nargs="+", default=[1, 3])
     asked = arguments.parse_args()
-    rows: list[dict[str, object]] = []
-    for cell in chosen(asked):
+    done: list[dict[str, object]] = []
+    for cell, hidden in itertools.product(chosen(asked), asked.hidden):
+        problem = pose(asked.results, cell.model, cell.block, cell.prompts, mask=f"{hidden}:")
         rate = 2.0 if cell.checkpoint.facts["family"] == "llama" else 0.02
-        for hidden in asked.hidden:
-            problem = pose(asked.results, cell.model, cell.block, cell.prompts, mask=f"{hidden}:")
-            swept = sweep.solve(problem, SweepSolver())
-            identifiable = torch.zeros_like(problem.batch.visible)
-            for row, found in enumerate(swept.identified or []):
-                for position, judged in found.items():
-                    identifiable[row, position] = judged.verdict == "identifiable"
-            told = {
-                "model": cell.model,
-                "block": cell.block,
-                "hidden_leading": hidden,
-                "prompts": len(cell.prompts),
-            }
-            for solver, solve in (
-                ("chapter", lambda p, r=rate: chapter.solve(p, ChapterSolver(learning_rate=r))),
-                ("adam", lambda p: adam.solve(p, AdamSolver())),
-                (
-                    "joint",
-                    lambda p: joint.solve(p, JointSolver(sweep_found=False)),
-                ),
-            ):
-                begun = time.perf_counter()
-                result = solve(problem)
-                spent = time.perf_counter() - begun
-                rows.append({**told, **row_of(solver, problem, result, spent, identifiable)})
-            write(asked.out, rows)
+        descents = {
+            "chapter": timed(partial(chapter.solve, problem, ChapterSolver(learning_rate=rate))),
+            "adam": timed(partial(adam.solve, problem, AdamSolver())),
+        }
+        there, searched, spent = [], [], 0.0
+        rows: list[dict[str, object]] = []
+        for number in range(len(cell.prompts)):
+            one = problem.rows(torch.tensor([number]))
+            there.append(identifiable(one))
+            result, took = timed(partial(joint.solve, one, JointSolver(sweep_found=False)))
+            searched.append(result)
+            spent += took
+            solvers = {**descents, "joint": (Result.concatenate(searched), spent)}
+            told = {"model": cell.model, "block": cell.block, "hidden_leading": hidden}
+            rows = [
+                {**told, **row_of(name, problem, found, seconds, torch.cat(there))}
+                for name, (found, seconds) in solvers.items()
+            ]
+            write(asked.out, [*done, *rows])
+        done += rows
 
 
 if __name__ == "__main__":
