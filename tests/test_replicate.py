@@ -257,6 +257,20 @@ def test_agreement_of_a_search_that_failed_altogether_is_hollow(tmp_path: Path) 
     assert (made["verdict"], made["hollow"]) == ("agrees", False)
 
 
+def test_a_stated_share_that_no_run_reaches_agrees_hollowly_where_the_search_failed(
+    tmp_path: Path,
+) -> None:
+    row = "width4096-untrained-share"
+    for visible, found, hollow in (
+        (False, False, True),
+        (True, False, False),
+        (False, True, False),
+    ):
+        made = runs([found, False, False], visible=visible)
+        (told,) = table(made, [answer(row, made)], tmp_path)
+        assert (told["verdict"], told["hollow"]) == ("agrees", hollow)
+
+
 def test_seeds_of_one_model_are_runs_of_their_own(tmp_path: Path) -> None:
     published = runs([True]) + [row | {"seed": 1} for row in runs([False])]
     (made,) = table(published, [answer(FOUND, published)], tmp_path)

@@ -48,17 +48,22 @@ def verdict(
     return "agrees"
 
 
-def hollow(found: bool | None, least: float, visible: float | None) -> bool:
+def hollow(found: bool | None, least: float, ours: Share, visible: float | None) -> bool:
     """Return whether agreement that tokens are not found only says that the search failed.
 
     Fewer than half of the *visible* tokens came back, whose activations the search was given: it
-    would have found no hidden one either way. Where the statement itself is that hardly any token
-    is found (``least`` below one half) that is no failure.
+    would have found no hidden one either way. So it is with a stated share (``found`` is None)
+    where no run found them. Where the statement itself is that hardly any token is found
+    (``least`` below one half) that is no failure.
 
-    >>> hollow(False, 1.0, 0.1), hollow(False, 1.0, 0.9), hollow(True, 1.0, 0.1)
-    (True, False, False)
+    >>> nothing = Share(0.0, 0.0, 0.43, "wilson")
+    >>> hollow(False, 1.0, nothing, 0.1), hollow(False, 1.0, nothing, 0.9)
+    (True, False)
+    >>> hollow(True, 1.0, nothing, 0.1), hollow(None, 1.0, nothing, 0.1)
+    (False, True)
     """
-    return found is False and least >= 0.5 and visible is not None and visible < 0.5
+    missed = found is False or (found is None and ours.value == 0)
+    return missed and least >= 0.5 and visible is not None and visible < 0.5
 
 
 def settled(share: tuple[float, float] | None, ours: Share | None) -> bool | None:

@@ -173,7 +173,7 @@ def _row(
     )
     row["hollow"] = ours is not None and (
         row["verdict"].startswith("agrees")
-        and hollow(claim["found"], claim["least"], row["visible_found"])
+        and hollow(claim["found"], claim["least"], ours, row["visible_found"])
     )
     row["settled"] = settled(None if stated is None else tuple(stated), ours)
     return row
