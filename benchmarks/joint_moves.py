@@ -21,17 +21,14 @@ from tokinfo.solvers import AdamSolver, JointSolver
 LEFT_OUT: dict[str, dict[str, object]] = {
     "nothing": {},
     "detection": {"detections": 0},
-    "detection, and pairs": {"detections": 0, "pair": 1},
-    "pairs": {"pair": 1},
     "rounds of detection": {"detection_rounds": 1},
     "detections after the first": {"detections": 1},
     "combinations of several tokens": {"combinations": 1},
     "checked windows in the descent": {"descent": AdamSolver()},
     "descent but for one step": {"descent": AdamSolver(steps=1)},
     "starts after the first": {"restarts": 1},
-    "sweeps, and pairs": {"pair": 1},
 }
-WITHOUT = {"swaps": "_swap", "sweeps": "_sweep", "sweeps, and pairs": "_sweep"}
+WITHOUT = {"swaps": "_swap"}
 """Moves that no setting leaves out, and what they are called in the search."""
 
 

@@ -107,7 +107,7 @@ def _adam(solver: AdamSolver, length: int) -> tuple[float, float]:
 
 
 def _joint(solver: JointSolver, length: int, hidden: int, vocabulary: int) -> tuple[float, float]:
-    """Return the work of one prompt that its first start finds: by detection, or a sweep after it.
+    """Return the work of one prompt that its first start finds.
 
     Further starts are for the few prompts (one in ten at worst) that the first one misses, and
     fit into what a machine as slow as is assumed leaves.
@@ -118,9 +118,7 @@ def _joint(solver: JointSolver, length: int, hidden: int, vocabulary: int) -> tu
     rounds = solver.detections * solver.detection_rounds
     # Every token at every position; where the leading ones are not enough, mostly once.
     judged = length * (solver.detections * leading + min(solver.detections, 1) * wider)
-    # Swaps are few; a sweep is screened on little more than one position.
-    screened = 2 * length * (leading + wider)
-    passes += length * (judged + solver.combinations * rounds) + screened
+    passes += length * (judged + solver.combinations * rounds)
     steps += length * (rounds + solver.rounds / 2)
     around = hidden * vocabulary * length if solver.sweep_found else 0
     return steps, passes + around

@@ -195,12 +195,14 @@ class JointSolver(Strict):
         description="The descent that gives the start.",
     )
     restarts: Integer = Field(2, ge=1, description="Starts; the next is used when one fails.")
-    rounds: Integer = Field(24, ge=1, description="Most moves a start, on each vocabulary.")
+    rounds: Integer = Field(
+        24, ge=1, description="Most rounds of moves a start, on each vocabulary."
+    )
     leading: Integer | None = Field(
         8192,
         ge=1,
-        description="Tokens that the moves try first, those with the lowest ids (frequent ones, in "
-        "byte-pair vocabularies); without a certificate, all of them (null: all at once).",
+        description="Tokens that detection tries first, those with the lowest ids (frequent ones, "
+        "in byte-pair vocabularies); without a certificate, all of them (null: all at once).",
     )
     gradient_candidates: Integer = Field(
         64, ge=1, description="Tokens proposed by the gradient at each position."
@@ -224,13 +226,7 @@ class JointSolver(Strict):
         "after a detection.",
     )
     screen: Integer = Field(
-        64, ge=1, description="Tokens of a sweep that are judged on the whole sequence."
-    )
-    screen_positions: Integer = Field(
-        1, ge=1, description="Visible positions that a sweep is screened on."
-    )
-    pair: Integer = Field(
-        24, ge=1, description="Best tokens of each of two positions tried together (1: none)."
+        64, ge=1, description="Likeliest tokens of a position that combinations are made of."
     )
     sweep_found: bool = Field(
         True, description="Sweep the hidden positions around the found prompt, for its verdicts."

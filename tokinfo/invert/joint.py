@@ -10,21 +10,19 @@ absorbs any residual, which is why descent alone does not find them. Moves:
    (`tokinfo.invert.detect`); first the hidden positions, behind the visible tokens as found so
    far, then all of them, then once more around the visible tokens found so; each time the
    likeliest combinations are tried;
-3. sweep: one position, every token;
-4. pair: two hidden positions at once, the best candidates of each;
-5. the whole vocabulary, then another start of the descent.
+3. the whole vocabulary, then another start of the descent.
 
 Each move is made where those before it have come to rest above the noise floor, and the search
 ends as soon as the prompt is certified: a match to within the floor proves itself, no exhaustive
-search is needed. That is why the moves may begin with a vocabulary's leading tokens: byte-pair
+search is needed. That is why detection may begin with a vocabulary's leading tokens: byte-pair
 tokenizers number them in the order learned, frequent ones first. Every token is judged by the
-forward model alone.
+forward model alone. Sweeps of single positions and of pairs of them were tried and found nothing
+that these moves had missed (docs/evidence/joint_moves.csv).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -110,7 +108,7 @@ class _Search:
     ids: Tensor = field(init=False)  # [position]
     loss: float = field(init=False)
     evaluations: int = field(init=False, default=0)
-    vocabulary: Tensor = field(init=False)  # [candidate] tokens that sweeps try
+    vocabulary: Tensor = field(init=False)  # [candidate] tokens that detection tries
 
     def __post_init__(self) -> None:
         batch = self.problem.batch
@@ -147,25 +145,26 @@ class _Search:
 
     def run(self) -> None:
         """Make moves until the prompt is certified or none helps."""
-        moves = [self._swap, self._sweep]
+        moves = [self._swap]
         if self.settings.detections:
-            moves.insert(1, self._detect)
-        if len(self.reached) > 1 and self.settings.pair > 1:
-            moves.append(self._pairs)
+            moves.append(self._detect)
         every = self.problem.decoder.ids
         for count in sorted({min(self.settings.leading or len(every), len(every)), len(every)}):
             self.vocabulary = every[:count]
-            level = 0
             for _ in range(self.settings.rounds):
-                if level == len(moves) or self.certified:
+                if self.certified:
+                    return
+                if not any(self._gains(move) for move in moves):
                     break
-                before = self.loss
-                moves[level]()
-                # Any gain makes the moves before worth another try.
-                gained = self.loss < before * (1 - 1e-6)
-                level = 0 if gained else level + 1
-            if self.certified:
-                return
+
+    def _gains(self, move: Callable[[], None]) -> bool:
+        """Make a move; return whether it brought the prompt nearer.
+
+        Any gain makes the moves before it worth another try.
+        """
+        before = self.loss
+        move()
+        return self.loss < before * (1 - 1e-6)
 
     # --- moves ------------------------------------------------------------------------------
 
@@ -219,27 +218,6 @@ class _Search:
             if self.certified:
                 return
 
-    def _sweep(self) -> None:
-        for position in (*self.visible, *self.reached):
-            context = self.problem.decoder.embedding[self.ids]
-            self._take(position, *self._best(context, position, self.settings.screen))
-            if self.certified:
-                return
-
-    def _pairs(self) -> None:
-        context = self.problem.decoder.embedding[self.ids]
-        top = {p: self._best(context, p, self.settings.pair)[0] for p in self.reached}
-        for first, second in itertools.combinations(self.reached, 2):
-            for token in top[first].tolist():
-                ids = self.ids.clone()
-                ids[first] = token
-                context = self.problem.decoder.embedding[ids]
-                losses = self._substitute(context, second, top[second])
-                ids[second] = top[second][int(losses.argmin())]
-                self._keep(float(losses.min()), ids)
-            if self.certified:
-                return
-
     # --- what moves are made of -------------------------------------------------------------
 
     def _take(self, position: int, tokens: Tensor, losses: Tensor) -> None:
@@ -272,29 +250,9 @@ class _Search:
         self.evaluations += len(prompts)
         return self.batcher.map(away, prompts)
 
-    def _substitute(
-        self, context: Tensor, position: int, tokens: Tensor, upto: int | None = None
-    ) -> Tensor:
+    def _substitute(self, context: Tensor, position: int, tokens: Tensor) -> Tensor:
         self.evaluations += len(tokens)
-        moved = Substitution(self.problem, context, position, self.batcher, upto=upto)
-        return moved.residuals(tokens)
-
-    def _best(self, context: Tensor, position: int, count: int) -> tuple[Tensor, Tensor]:
-        """Return the best tokens of the vocabulary at a position, and their losses.
-
-        They are screened on the sequence cut after the first ``screen_positions`` visible
-        positions that the token can change, which costs a fraction of the whole; the
-        ``count`` best are then judged on all of it.
-        """
-        losses = self._screened(context, position)
-        chosen = self.vocabulary[losses.topk(min(count, len(losses)), largest=False).indices]
-        return chosen, self._substitute(context, position, chosen)
-
-    def _screened(self, context: Tensor, position: int) -> Tensor:
-        """Return the losses of the vocabulary on the sequence cut after what shows it first."""
-        shown = [p for p in self.visible if p >= position or not self.problem.probe.causal]
-        last = shown[: self.settings.screen_positions][-1]
-        return self._substitute(context, position, self.vocabulary, upto=last + 1)
+        return Substitution(self.problem, context, position, self.batcher).residuals(tokens)
 
     def _by_gradient(self, position: int) -> Tensor:
         """Return the tokens whose embeddings lie best along the loss's descent direction.
