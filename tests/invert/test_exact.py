@@ -9,7 +9,7 @@ import torch
 
 from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem
 from tokinfo.invert import adam, joint, sequential, sweep
-from tokinfo.invert.problem import Problem, SolverError
+from tokinfo.invert.problem import Problem, Result, SolverError
 from tokinfo.solvers import (
     AdamSolver,
     JointSolver,
@@ -108,6 +108,32 @@ def test_every_start_draws_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = problem_of(mask="3:", site="block.1", prompts=PROMPTS[:1])
     joint.solve(problem, JointSolver(restarts=3, descent=AdamSolver(steps=1), sweep_found=False))
     assert len(set(seeds)) == 3
+
+
+def test_another_start_is_made_for_prompts_without_a_certificate_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    descended: list[list[int]] = []
+    solve, run = adam.solve, joint._Search.run
+
+    def counted(problem: Problem, settings: AdamSolver) -> Result:
+        descended.append(problem.numbers.tolist())
+        return solve(problem, settings)
+
+    def lost(self: joint._Search) -> None:
+        """Search as ever, but for the second prompt, which no start finds."""
+        if int(self.problem.numbers) != 1:
+            run(self)
+
+    monkeypatch.setattr(joint.adam, "solve", counted)
+    monkeypatch.setattr(joint._Search, "run", lost)
+    problem = problem_of("flat", mask="1:", site="block.1")
+    result = joint.solve(problem, JointSolver(restarts=3, descent=AdamSolver(steps=60)))
+    assert descended == [list(range(len(PROMPTS))), [1], [1]]
+    for row, prompt in enumerate(PROMPTS):
+        whole = result.top_ids[row, : len(prompt), 0].tolist() == prompt
+        assert whole == (row != 1)
+    assert int(result.evaluations[1]) > 0
 
 
 @pytest.mark.parametrize("family", ["flat", "expanded", "parallel"])

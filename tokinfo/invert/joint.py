@@ -46,47 +46,45 @@ def solve(problem: Problem, settings: JointSolver) -> Result:
     Raises:
         SolverError: the descent that gives the start failed.
     """
-    starts = [
-        adam.solve(replace(problem, seed=_seed(problem, number)), settings.descent)
-        for number in range(settings.restarts)
-    ]
     batcher = Batcher()
-    ids, loss, evaluations, kept = [], [], [], []
-    identified: list[dict[int, Identification]] = []
-    for row in range(len(problem.target)):
-        one = problem.rows(torch.tensor([row]))
-        best: _Search | None = None
-        best_start, spent = 0, 0
-        for number, start in enumerate(starts):
-            again = replace(one, seed=_seed(problem, number))
-            search = _Search(again, settings, batcher, start.top_ids[row])
+    best: dict[int, _Search] = {}
+    spent = torch.zeros(len(problem.target), dtype=torch.int64)
+    first: Result | None = None
+    left = list(range(len(problem.target)))
+    for number in range(settings.restarts):
+        part = replace(problem.rows(torch.tensor(left)), seed=_seed(problem, number))
+        start = adam.solve(part, settings.descent)
+        first = first or start
+        for place, row in enumerate(left):
+            one = part.rows(torch.tensor([place]))
+            search = _Search(one, settings, batcher, number, start.top_ids[place])
             search.run()
-            spent += search.evaluations + int(start.evaluations[row])
-            if best is None or search.loss < best.loss:
-                best, best_start = search, number
-            if best.certified:
-                break
-        assert best is not None
-        if settings.sweep_found:
-            own = [p for p in best.hidden if bool(one.batch.scored[0, p])]
-            found, _ = sweep(one, best.ids, own, batcher)
+            spent[row] += search.evaluations + start.evaluations[place]
+            if row not in best or search.loss < best[row].loss:
+                best[row] = search
+        left = [row for row in left if not best[row].certified]
+        if not left:
+            break
+    assert first is not None
+    searches = [best[row] for row in range(len(best))]
+    identified: list[dict[int, Identification]] = []
+    if settings.sweep_found:
+        for row, search in enumerate(searches):
+            own = [p for p in search.hidden if bool(search.problem.batch.scored[0, p])]
+            found, _ = sweep(search.problem, search.ids, own, batcher)
             identified.append(found)
-            spent += len(own) * problem.decoder.size
-        ids.append(best.ids)
-        loss.append(best.loss)
-        evaluations.append(spent)
-        kept.append(best_start)
-    every = torch.stack([start.top_ids for start in starts])
-    top = every[torch.tensor(kept), torch.arange(len(ids))]
+            spent[row] += len(own) * problem.decoder.size
+    ids = torch.stack([search.ids for search in searches])
+    proposed = torch.stack([search.lists for search in searches])
     # The found token leads; the descent's other candidates follow.
     return Result(
-        top_ids=torch.cat([torch.stack(ids)[..., None], top[..., :4]], dim=-1),
-        loss=torch.tensor(loss),
-        first_loss=starts[0].first_loss,
-        steps=starts[0].steps,
-        restart=torch.tensor(kept),
+        top_ids=torch.cat([ids[..., None], proposed[..., :4]], dim=-1),
+        loss=torch.tensor([search.loss for search in searches]),
+        first_loss=first.first_loss,
+        steps=first.steps,
+        restart=torch.tensor([search.start for search in searches]),
         restarts=settings.restarts,
-        evaluations=torch.tensor(evaluations),
+        evaluations=spent,
         identified=identified if settings.sweep_found else None,
         around="found" if settings.sweep_found else None,
     )
@@ -104,6 +102,7 @@ class _Search:
     problem: Problem  # of a single row
     settings: JointSolver
     batcher: Batcher
+    start: int  # which start this is, from 0
     lists: Tensor  # [position, k] tokens the descent proposes, best first
     ids: Tensor = field(init=False)  # [position]
     loss: float = field(init=False)
