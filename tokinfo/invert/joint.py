@@ -17,7 +17,7 @@ ends as soon as the prompt is certified: a match to within the floor proves itse
 search is needed. That is why detection may begin with a vocabulary's leading tokens: byte-pair
 tokenizers number them in the order learned, frequent ones first. Every token is judged by the
 forward model alone. Sweeps of single positions and of pairs of them were tried and found nothing
-that these moves had missed (docs/evidence/joint_moves.csv).
+that these moves had missed (docs/evidence/joint_sweeps.csv).
 """
 
 from __future__ import annotations
