@@ -136,6 +136,27 @@ def test_another_start_is_made_for_prompts_without_a_certificate_only(
     assert int(result.evaluations[1]) > 0
 
 
+def test_leading_tokens_are_detected_once_where_the_right_one_is_not_among_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They would bring the prompt a little nearer each time, and never there."""
+    detected: list[int] = []
+    detect = joint._Search._detect
+
+    def counted(self: joint._Search) -> None:
+        detected.append(len(self.vocabulary))
+        detect(self)
+
+    monkeypatch.setattr(joint._Search, "_detect", counted)
+    monkeypatch.setattr(joint._Search, "_swap", lambda self: None)
+    prompt = [200, 1, 4, 1, 5]
+    problem = problem_of(mask="1:", site="block.1", prompts=[prompt])
+    settings = JointSolver(leading=32, descent=AdamSolver(steps=100), sweep_found=False)
+    result = joint.solve(problem, settings)
+    assert result.top_ids[0, :, 0].tolist() == prompt
+    assert detected == [32, VOCABULARY]
+
+
 @pytest.mark.parametrize("family", ["flat", "expanded", "parallel"])
 def test_swaps_alone_find_hidden_tokens_of_a_mixer(family: str) -> None:
     """The cheap move comes first: no position is put through the vocabulary."""

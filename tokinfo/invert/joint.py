@@ -143,24 +143,27 @@ class _Search:
         return float(away[0]) <= floor
 
     def run(self) -> None:
-        """Make moves until the prompt is certified or none helps."""
-        moves = [self._swap]
-        if self.settings.detections:
-            moves.append(self._detect)
+        """Make moves until the prompt is certified or none helps.
+
+        Any gain makes swaps worth another try.
+        """
         every = self.problem.decoder.ids
         for count in sorted({min(self.settings.leading or len(every), len(every)), len(every)}):
             self.vocabulary = every[:count]
             for _ in range(self.settings.rounds):
                 if self.certified:
                     return
-                if not any(self._gains(move) for move in moves):
+                if self._gains(self._swap):
+                    continue
+                if not (self.settings.detections and self._gains(self._detect)):
+                    break
+                if count < len(every):
+                    # Where the right token is not among these, more detections would bring the
+                    # prompt a little nearer each, and never there.
                     break
 
     def _gains(self, move: Callable[[], None]) -> bool:
-        """Make a move; return whether it brought the prompt nearer.
-
-        Any gain makes the moves before it worth another try.
-        """
+        """Make a move; return whether it brought the prompt nearer."""
         before = self.loss
         move()
         return self.loss < before * (1 - 1e-6)
