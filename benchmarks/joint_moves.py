@@ -37,10 +37,7 @@ def main() -> None:
     arguments = parser(__doc__, ["transformer/1"], prompts=8)
     arguments.add_argument("--hidden", type=int, nargs="+", default=[1, 3])
     arguments.add_argument(
-        "--left-out",
-        nargs="+",
-        default=list({**LEFT_OUT, **WITHOUT}),
-        help="what to leave out in turn",
+        "--left-out", nargs="+", default=[*LEFT_OUT, *WITHOUT], help="what to leave out in turn"
     )
     asked = arguments.parse_args()
     rows: list[dict[str, object]] = []
