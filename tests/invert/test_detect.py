@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem
 from tokinfo.batches import Batcher
-from tokinfo.invert.detect import Detected, Responses, _mahalanobis, _tempered, combinations
+from tokinfo.invert.detect import (
+    Detected,
+    Responses,
+    _mahalanobis,
+    _tempered,
+    combinations,
+    nearest,
+)
 from tokinfo.invert.problem import Problem
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -28,14 +35,17 @@ def problem_of(family: str, mask: str = "3:") -> Problem:
     return tiny_problem(decoder, decoder.embed_tokens.weight, [PROMPT], mask=mask)
 
 
-def responses_of(problem: Problem, ids: torch.Tensor, positions: range, seed: int = 0) -> Responses:
+def responses_of(
+    problem: Problem, ids: torch.Tensor, positions: range, near: int | None = None
+) -> Responses:
     vocabulary = problem.decoder.ids
     return Responses(
         problem,
         ids,
         dict.fromkeys(positions, vocabulary),
+        near,
         Batcher(),
-        torch.Generator().manual_seed(seed),
+        torch.Generator().manual_seed(0),
     )
 
 
@@ -70,6 +80,32 @@ def test_what_cannot_reach_a_visible_position_is_as_likely_as_anything() -> None
     found = responses_of(problem, problem.batch.ids[0], range(8)).detect([0, 4], VOCABULARY)
     assert found[0].tokens[0] == PROMPT[0]
     assert float(found[4].score.max() - found[4].score.min()) < 1e-6
+
+
+@pytest.mark.parametrize("family", ["llama", "flat"])
+def test_near_positions_judge_alone_whatever_stands_behind_them(family: str) -> None:
+    """Wrong tokens behind the first visible position change nothing of the judgement."""
+    problem = problem_of(family, mask="2:")
+    ids = problem.batch.ids[0].clone()
+    ids[:2] = torch.tensor([77, 150])
+    wrong = ids.clone()
+    wrong[3:] = 7
+    likeliest = []
+    for one in (ids, wrong):
+        responses = responses_of(problem, one, range(2), near=1)
+        assert responses.shown[0].tolist() == responses.shown[1].tolist() == [2]
+        found = responses.detect([0, 1], VOCABULARY)
+        likeliest.append(torch.stack([found[0].score, found[1].score]))
+    torch.testing.assert_close(*likeliest)
+
+
+def test_the_nearest_visible_positions_are_those_a_token_reaches() -> None:
+    problem = problem_of("llama", mask="1:6:2")
+    assert nearest(problem, 0, 2).tolist() == [1, 3]
+    assert nearest(problem, 2, 1).tolist() == [3]
+    assert nearest(problem, 3, 4).tolist() == [3, 5]
+    assert nearest(problem, 3, None).tolist() == [1, 3, 5]
+    assert nearest(problem, 7, 1).tolist() == [5], "it reaches none"
 
 
 def test_the_nuisance_is_left_out_of_the_comparison() -> None:

@@ -143,12 +143,12 @@ def test_leading_tokens_are_detected_once_where_the_right_one_is_not_among_them(
     detected: list[int] = []
     detect = joint._Search._detect
 
-    def counted(self: joint._Search) -> None:
-        detected.append(len(self.vocabulary))
-        detect(self)
+    def counted(self: joint._Search, vocabulary: torch.Tensor, near: int | None) -> bool:
+        detected.append(len(vocabulary))
+        return detect(self, vocabulary, near)
 
     monkeypatch.setattr(joint._Search, "_detect", counted)
-    monkeypatch.setattr(joint._Search, "_swap", lambda self: None)
+    monkeypatch.setattr(joint._Search, "_swapped", lambda self: False)
     prompt = [200, 1, 4, 1, 5]
     problem = problem_of(mask="1:", site="block.1", prompts=[prompt])
     settings = JointSolver(leading=32, descent=AdamSolver(steps=100), sweep_found=False)

@@ -77,10 +77,28 @@ def combinations(ids: Tensor, detected: dict[int, Detected], count: int) -> Tens
     return prompts
 
 
+def nearest(problem: Problem, position: int, count: int | None) -> Tensor:
+    """Return the nearest visible positions [k] that a token reaches, ascending (None: all visible).
+
+    Where it reaches none, they are any: nothing there tells its tokens apart.
+    """
+    length = int(problem.batch.seen[0])
+    shown = problem.batch.visible[0, :length].nonzero()[:, 0]
+    if count is None:
+        return shown
+    if problem.probe.causal and bool((shown >= position).any()):
+        shown = shown[shown >= position]
+    near = (shown - position).abs().argsort(stable=True)[:count]
+    return shown[near].sort().values
+
+
 class Responses:
     """What tokens at single positions change of one prompt's visible activations.
 
     They are computed once a position, however often its tokens are judged.
+
+    Attributes:
+        shown: the visible positions that a position's tokens are judged by, ascending.
 
     Args:
         problem: a problem of a single row.
@@ -88,6 +106,9 @@ class Responses:
             unknown positions are stand-ins.
         candidates: the tokens tried at each position that may be asked for, int64 [candidate],
             without repeats.
+        near: how many visible positions a token is judged by, the nearest that it can reach (its
+            own, where it is visible). None: all, those before it too: they tell what the other
+            unknown tokens do.
         batcher: finds the batch size.
         generator: draws components and random prompts.
     """
@@ -97,6 +118,7 @@ class Responses:
         problem: Problem,
         ids: Tensor,
         candidates: Mapping[int, Tensor],
+        near: int | None,
         batcher: Batcher,
         generator: torch.Generator,
     ) -> None:
@@ -104,12 +126,12 @@ class Responses:
         self.batcher, self.generator = batcher, generator
         self.evaluations = 0
         self._length = int(problem.batch.seen[0])
-        self._visible = problem.batch.visible[0, : self._length].nonzero()[:, 0]
         self._own = self._activations(ids[None, : self._length])[0]
-        size = len(self._visible) * self._own.shape[-1]
-        chosen = torch.randperm(size, generator=generator)[:COMPONENTS].sort().values
-        self._chosen = chosen.to(ids.device)
-        self._target = self._components(problem.target[:1, : self._length])[0]
+        self.shown = {position: nearest(problem, position, near) for position in candidates}
+        self._chosen = {
+            position: _drawn(len(shown) * self._own.shape[-1], generator).to(ids.device)
+            for position, shown in self.shown.items()
+        }
         self._known: dict[int, Tensor] = {}
 
     def detect(self, unknown: Sequence[int], count: int, rounds: int = 1) -> dict[int, Detected]:
@@ -125,11 +147,13 @@ class Responses:
             together = self._together(drawn) if len(unknown) > 1 else None
             before, scores = scores, {}
             for position, response in responses.items():
-                left = self._target - response
+                target = self.problem.target[:1, : self._length]
+                left = self._components(target, position) - response
                 if together is None:
                     squared = left.square().sum(1)
                 else:
-                    squared = _mahalanobis(left, together - response[drawn[position]])
+                    moved = self._components(together, position)
+                    squared = _mahalanobis(left, moved - response[drawn[position]])
                 scores[position] = _scores(squared, left.shape[1])
             if before and all(_settled(before[p], scores[p]) for p in unknown):
                 break
@@ -155,23 +179,25 @@ class Responses:
         """Return the change [candidate, component] by each token at a position."""
         if position not in self._known:
             context = self.problem.decoder.embedding[self.ids]
-            moved = Substitution(self.problem, context, position, self.batcher)
+            # What lies behind the last position looked at need not be computed.
+            end = max(position, int(self.shown[position][-1])) + 1
+            moved = Substitution(self.problem, context, position, self.batcher, upto=end)
             parts = []
             for tokens in torch.split(self.candidates[position], _ROWS):
                 found = moved.activations(tokens)
-                before = self._own[: self._length - found.shape[1]].expand(len(tokens), -1, -1)
-                parts.append(self._components(torch.cat([before, found], dim=1)))
+                before = self._own[: moved.length - found.shape[1]].expand(len(tokens), -1, -1)
+                parts.append(self._components(torch.cat([before, found], dim=1), position))
             self._known[position] = torch.cat(parts)
             self.evaluations += len(self.candidates[position])
         return self._known[position]
 
     def _together(self, drawn: Mapping[int, Tensor]) -> Tensor:
-        """Return the change [sample, component] by random tokens at all unknown positions."""
+        """Return activations [sample, position, width]: all unknown positions drawn at once."""
         prompts = self.ids[None, : self._length].repeat(_SAMPLES, 1)
         for position, chosen in drawn.items():
             prompts[:, position] = self.candidates[position][chosen]
         self.evaluations += len(prompts)
-        return self.batcher.map(lambda part: self._components(self._activations(part)), prompts)
+        return self.batcher.map(self._activations, prompts)
 
     def _activations(self, prompts: Tensor) -> Tensor:
         with torch.no_grad():
@@ -179,9 +205,21 @@ class Responses:
             found: Tensor = self.problem.probe(self.problem.decoder.embedding[prompts], seen)
             return found
 
-    def _components(self, activations: Tensor) -> Tensor:
-        change = (activations - self._own).to(torch.float32)
-        return change[:, self._visible].flatten(1)[:, self._chosen]
+    def _components(self, activations: Tensor, position: int) -> Tensor:
+        """Return the change [row, component] of the activations that a position is judged by."""
+        shown = self.shown[position]
+        change = (activations[:, shown] - self._own[shown]).to(torch.float32)
+        return change.flatten(1)[:, self._chosen[position]]
+
+
+def enough(problem: Problem) -> int:
+    """Return how many visible positions hold as many components as a detection compares."""
+    return max(1, round(COMPONENTS / problem.target.shape[-1] + 1e-6))
+
+
+def _drawn(size: int, generator: torch.Generator) -> Tensor:
+    """Return which of ``size`` components are compared, in ascending order."""
+    return torch.randperm(size, generator=generator)[:COMPONENTS].sort().values
 
 
 def _mahalanobis(away: Tensor, nuisance: Tensor) -> Tensor:

@@ -5,24 +5,28 @@ absorbs any residual, which is why descent alone does not find them. Moves:
 
 1. swap: one position, candidates from the descent's lists and from the gradient; a thousand
    evaluations, and all that a mixer needs where descent has the visible tokens;
-2. detect: every token judged by what it changes of the visible activations, while what the
+2. extend: visible tokens from left to right, each judged by its own activations, for as long as
+   all before it match (as `tokinfo.invert.sequential` does where everything is visible);
+3. detect: every token judged by what it changes of the visible activations, while what the
    other unknown positions may add is measured and left out of the comparison
    (`tokinfo.invert.detect`); first the hidden positions, behind the visible tokens as found so
-   far, then all of them, then once more around the visible tokens found so; each time the
-   likeliest combinations are tried;
-3. the whole vocabulary, then another start of the descent.
+   far, then the visible ones too, then once more around the tokens found so. The nearest visible
+   positions are the first to judge by: they depend on the fewest tokens and cost least, and
+   wrong tokens behind them do no harm. After them, all are. The likeliest combinations are
+   tried, and the best of them is extended;
+4. another start of the descent.
 
 Each move is made where those before it have come to rest above the noise floor, and the search
 ends as soon as the prompt is certified: a match to within the floor proves itself, no exhaustive
 search is needed. That is why detection may begin with a vocabulary's leading tokens: byte-pair
-tokenizers number them in the order learned, frequent ones first. Every token is judged by the
-forward model alone. Sweeps of single positions and of pairs of them were tried and found nothing
-that these moves had missed (docs/evidence/joint_sweeps.csv).
+tokenizers number them in the order learned, frequent ones first; the whole vocabulary is next.
+Every token is judged by the forward model alone. Sweeps of single positions and of pairs of them
+were tried and found nothing that these moves had missed (docs/evidence/joint_sweeps.csv).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -31,13 +35,16 @@ from torch import Tensor
 from tokinfo.batches import Batcher
 from tokinfo.identify import Identification
 from tokinfo.invert import adam
-from tokinfo.invert.detect import Detected, Responses, combinations
+from tokinfo.invert.detect import Detected, Responses, combinations, enough, nearest
 from tokinfo.invert.problem import Problem, Result
 from tokinfo.invert.sweep import sweep
 from tokinfo.noise import alone
 from tokinfo.objective import distance
 from tokinfo.solvers import JointSolver
 from tokinfo.substitute import Substitution
+
+_PART = 2048
+"""Candidates of one position between two looks at whether one of them fits."""
 
 
 def solve(problem: Problem, settings: JointSolver) -> Result:
@@ -107,11 +114,9 @@ class _Search:
     ids: Tensor = field(init=False)  # [position]
     loss: float = field(init=False)
     evaluations: int = field(init=False, default=0)
-    vocabulary: Tensor = field(init=False)  # [candidate] tokens that detection tries
 
     def __post_init__(self) -> None:
         batch = self.problem.batch
-        self.vocabulary = self.problem.decoder.ids
         self.length = int(batch.seen[0])
         self.drawn = torch.Generator().manual_seed(self.problem.seed)
         self.ids = self.lists[:, 0].clone()
@@ -143,82 +148,99 @@ class _Search:
         return float(away[0]) <= floor
 
     def run(self) -> None:
-        """Make moves until the prompt is certified or none helps.
-
-        Any gain makes swaps worth another try.
-        """
+        """Make moves until the prompt is certified or none is left."""
+        if self._swapped() or self._extended(self.ids):
+            return
         every = self.problem.decoder.ids
-        for count in sorted({min(self.settings.leading or len(every), len(every)), len(every)}):
-            self.vocabulary = every[:count]
-            for _ in range(self.settings.rounds):
-                if self.certified:
+        leading = every[: self.settings.leading or len(every)]
+        for near in (enough(self.problem), None):
+            for vocabulary in (leading, every) if len(leading) < len(every) else (every,):
+                if self._detect(vocabulary, near):
                     return
-                if self._gains(self._swap):
-                    continue
-                if not (self.settings.detections and self._gains(self._detect)):
-                    break
-                if count < len(every):
-                    # Where the right token is not among these, more detections would bring the
-                    # prompt a little nearer each, and never there.
-                    break
-
-    def _gains(self, move: Callable[[], None]) -> bool:
-        """Make a move; return whether it brought the prompt nearer."""
-        before = self.loss
-        move()
-        return self.loss < before * (1 - 1e-6)
 
     # --- moves ------------------------------------------------------------------------------
 
-    def _detect(self) -> None:
-        """Detect the hidden tokens behind random ones, then all tokens, and again around those.
+    def _swapped(self) -> bool:
+        """Swap single tokens for as long as that brings the prompt nearer; return if certified."""
+        for _ in range(self.settings.rounds):
+            before = self.loss
+            for position in (*self.reached, *self.visible):
+                proposed = torch.cat([self.lists[position], self._by_gradient(position)])
+                context = self.problem.decoder.embedding[self.ids]
+                self._take(position, proposed, self._substitute(context, position, proposed))
+                if self.certified:
+                    return True
+            if self.loss >= before * (1 - 1e-6):
+                break
+        return self.certified
+
+    def _detect(self, vocabulary: Tensor, near: int | None) -> bool:
+        """Detect the hidden tokens, then all of them, then again around those found so.
 
         Responses are kept for as long as the prompt that they are measured from stays the same:
         the second detection adds those of visible positions alone.
         """
-        every = (*self.reached, *self.visible)
-        candidates = {position: self._candidates(position) for position in every}
+        judging = {int(p) for q in self.reached for p in nearest(self.problem, q, near)}
+        every = (*self.reached, *(sorted(judging) or self.visible))
+        candidates = {position: self._candidates(position, vocabulary) for position in every}
         ids = self.ids.clone()
+        # Stand-ins: what the search holds at hidden positions is known to be wrong.
+        drawn = torch.randint(len(vocabulary), (len(self.reached),), generator=self.drawn)
+        ids[self.reached] = vocabulary[drawn]
         for _ in range(self.settings.detections):
+            responses = Responses(self.problem, ids, candidates, near, self.batcher, self.drawn)
+            for unknown in (self.reached, every) if self.reached else (every,):
+                found, likeliest = self._detected(responses, unknown)
+                if self._extended(likeliest) or self._swapped():
+                    return True
             ids = ids.clone()
-            ids[self.reached] = self._random(len(self.reached))
-            responses = Responses(self.problem, ids, candidates, self.batcher, self.drawn)
-            if self.reached:
-                self._detected(responses, self.reached)
-                if self.certified:
-                    return
-            found = self._detected(responses, every)
-            if self.certified:
-                return
-            for position in self.visible:
+            for position in every:
                 ids[position] = found[position].tokens[0]
+        return False
 
-    def _detected(self, responses: Responses, unknown: Sequence[int]) -> dict[int, Detected]:
-        """Return the likeliest tokens of unknown positions; try their combinations."""
+    def _detected(
+        self, responses: Responses, unknown: Sequence[int]
+    ) -> tuple[dict[int, Detected], Tensor]:
+        """Return the likeliest tokens of unknown positions, and the best prompt made of them.
+
+        That is the nearest up to the last position that they were judged by: what lies behind may
+        be wrong.
+        """
         spent = responses.evaluations
         found = responses.detect(unknown, self.settings.screen, self.settings.detection_rounds)
         self.evaluations += responses.evaluations - spent
-        self._keep_best(combinations(responses.ids, found, self.settings.combinations))
-        return found
+        prompts = combinations(responses.ids, found, self.settings.combinations)
+        last = max(int(responses.shown[position][-1]) for position in unknown)
+        return found, prompts[int(self._distances(prompts, last + 1).argmin())]
 
-    def _candidates(self, position: int) -> Tensor:
+    def _extended(self, ids: Tensor) -> bool:
+        """Mend a prompt's visible tokens from left to right; return if that certifies it.
+
+        In a causal model a visible position depends on nothing to its right. Where all that is
+        visible before it matches the target, and no hidden position lies between, its own
+        activations tell its token (as in `tokinfo.invert.sequential`).
+        """
+        ids, before = ids.clone(), -1
+        for position in self.visible if self.problem.probe.causal else ():
+            if self._fitting(ids, position, ids[position, None]) is None:
+                if any(before < hidden < position for hidden in self.hidden):
+                    break
+                likely = torch.cat([self.lists[position], self.problem.decoder.ids])
+                parts = (self._fitting(ids, position, part) for part in torch.split(likely, _PART))
+                token = next((found for found in parts if found is not None), None)
+                if token is None:
+                    break
+                ids[position] = token
+            before = position
+        self._keep(float(self._distances(ids[None])[0]), ids)
+        return self.certified
+
+    def _candidates(self, position: int, vocabulary: Tensor) -> Tensor:
         """Return the tokens tried at a position; at a visible one descent may know better."""
         if position in self.hidden:
-            return self.vocabulary
+            return vocabulary
         proposed = self.lists[position]
-        return torch.cat([self.vocabulary, proposed[~torch.isin(proposed, self.vocabulary)]])
-
-    def _random(self, count: int) -> Tensor:
-        """Return random tokens [count] of the vocabulary tried, to stand in for unknown ones."""
-        return self.vocabulary[torch.randint(len(self.vocabulary), (count,), generator=self.drawn)]
-
-    def _swap(self) -> None:
-        for position in (*self.reached, *self.visible):
-            proposed = torch.cat([self.lists[position], self._by_gradient(position)])
-            context = self.problem.decoder.embedding[self.ids]
-            self._take(position, proposed, self._substitute(context, position, proposed))
-            if self.certified:
-                return
+        return torch.cat([vocabulary, proposed[~torch.isin(proposed, vocabulary)]])
 
     # --- what moves are made of -------------------------------------------------------------
 
@@ -231,23 +253,19 @@ class _Search:
         if loss < self.loss:
             self.loss, self.ids = loss, ids
 
-    def _keep_best(self, prompts: Tensor) -> None:
-        losses = self._distances(prompts)
-        best = int(losses.argmin())
-        self._keep(float(losses[best]), prompts[best])
-
-    def _distances(self, prompts: Tensor) -> Tensor:
-        """Return the distances [prompt] of prompts [prompt, position]."""
+    def _distances(self, prompts: Tensor, end: int | None = None) -> Tensor:
+        """Return the distances [prompt] of prompts [prompt, position], over what ends before."""
         problem = self.problem
+        shown = problem.batch.visible.clone()
+        if end is not None:
+            shown[:, end:] = False
 
         def away(ids: Tensor) -> Tensor:
             with torch.no_grad():
                 found = problem.probe(
                     problem.decoder.embedding[ids], problem.batch.seen.expand(len(ids))
                 )
-            return distance(
-                found, problem.target, problem.batch.visible, problem.metric, problem.weights
-            )
+            return distance(found, problem.target, shown, problem.metric, problem.weights)
 
         self.evaluations += len(prompts)
         return self.batcher.map(away, prompts)
@@ -255,6 +273,15 @@ class _Search:
     def _substitute(self, context: Tensor, position: int, tokens: Tensor) -> Tensor:
         self.evaluations += len(tokens)
         return Substitution(self.problem, context, position, self.batcher).residuals(tokens)
+
+    def _fitting(self, ids: Tensor, position: int, tokens: Tensor) -> Tensor | None:
+        """Return which token makes all that is visible up to its position match, if any does."""
+        self.evaluations += len(tokens)
+        context = self.problem.decoder.embedding[ids]
+        prompts = Substitution(self.problem, context, position, self.batcher, upto=position + 1)
+        away = prompts.residuals(tokens)
+        best = int(away.argmin())
+        return tokens[best] if float(away[best]) <= 2 * float(self.problem.floor[0]) else None
 
     def _by_gradient(self, position: int) -> Tensor:
         """Return the tokens whose embeddings lie best along the loss's descent direction.
