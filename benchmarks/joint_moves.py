@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from unittest import mock
 
@@ -16,6 +17,7 @@ from common import write
 from exact import alone_losses, pose
 
 from tokinfo.invert import joint
+from tokinfo.invert.problem import Problem
 from tokinfo.solvers import AdamSolver, JointSolver
 
 LEFT_OUT: dict[str, dict[str, object]] = {
@@ -28,8 +30,23 @@ LEFT_OUT: dict[str, dict[str, object]] = {
     "descent but for one step": {"descent": AdamSolver(steps=1)},
     "starts after the first": {"restarts": 1},
 }
-WITHOUT = {"swaps": "_swap"}
-"""Moves that no setting leaves out, and what they are called in the search."""
+
+
+def _left_out(search: joint._Search, *_: object) -> bool:
+    """Make no move."""
+    return search.certified
+
+
+def _all_visible(problem: Problem) -> int:
+    return problem.target.shape[1]
+
+
+WITHOUT: dict[str, tuple[object, str, Callable[..., object]]] = {
+    "swaps": (joint._Search, "_swapped", _left_out),
+    "extension": (joint._Search, "_extended", _left_out),
+    "nearest positions first": (joint, "enough", _all_visible),
+}
+"""What no setting leaves out: the function that does it, and what stands in for it."""
 
 
 def main() -> None:
@@ -46,8 +63,8 @@ def main() -> None:
         for name in asked.left_out:
             begun = time.process_time()
             solver = JointSolver.model_validate({"sweep_found": False, **LEFT_OUT.get(name, {})})
-            move = WITHOUT.get(name)
-            with mock.patch.object(joint._Search, move) if move else nullcontext():
+            without = WITHOUT.get(name)
+            with mock.patch.object(*without) if without else nullcontext():
                 result = joint.solve(problem, solver)
             ids = torch.where(problem.batch.scored, result.top_ids[..., 0], problem.batch.ids)
             hit = (ids == problem.batch.ids)[:, :hidden]

@@ -196,7 +196,9 @@ class JointSolver(Strict):
     )
     restarts: Integer = Field(2, ge=1, description="Starts; the next is used when one fails.")
     rounds: Integer = Field(
-        24, ge=1, description="Most rounds of moves a start, on each vocabulary."
+        24,
+        ge=1,
+        description="Most rounds of swaps in a row, each through all positions.",
     )
     leading: Integer | None = Field(
         8192,
@@ -210,8 +212,8 @@ class JointSolver(Strict):
     detections: Integer = Field(
         3,
         ge=0,
-        description="Most detections in a row, each around the visible tokens that the last one "
-        "found (0: none).",
+        description="Most detections in a row, each around the tokens that the last one found "
+        "(0: none).",
     )
     detection_rounds: Integer = Field(
         8,

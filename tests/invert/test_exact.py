@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem
+from tokinfo.batches import Batcher
 from tokinfo.invert import adam, joint, sequential, sweep
+from tokinfo.invert.detect import Responses
 from tokinfo.invert.problem import Problem, Result, SolverError
 from tokinfo.solvers import (
     AdamSolver,
@@ -155,6 +157,50 @@ def test_leading_tokens_are_detected_once_where_the_right_one_is_not_among_them(
     result = joint.solve(problem, settings)
     assert result.top_ids[0, :, 0].tolist() == prompt
     assert detected == [32, VOCABULARY]
+
+
+def search_of(problem: Problem, ids: list[int]) -> joint._Search:
+    """Return a search that holds these tokens."""
+    lists = torch.tensor(ids)[:, None]
+    return joint._Search(problem, JointSolver(), Batcher(), 0, lists)
+
+
+@pytest.mark.parametrize("family", ["llama", "flat"])
+def test_visible_tokens_behind_matching_ones_are_mended_from_left_to_right(family: str) -> None:
+    prompt = [200, 3, 1, 4, 1, 5, 9, 2]
+    problem = problem_of(family, mask="2:", site="block.2", prompts=[prompt])
+    search = search_of(problem, [200, 3, 1, 77, 1, 88, 99, 2])
+    assert search._extended(search.ids)
+    assert search.ids.tolist() == prompt
+    # Three tokens of the whole vocabulary at most, and every position once as it is.
+    assert search.evaluations <= 3 * VOCABULARY + 3 * 1 + len(prompt) + 2
+
+
+@pytest.mark.parametrize("family", ["llama", "flat"])
+def test_nothing_is_mended_behind_a_wrong_hidden_token(family: str) -> None:
+    """Its activations would not tell: what is there depends on the hidden token too."""
+    prompt = [200, 3, 1, 4, 1, 5, 9, 2]
+    problem = problem_of(family, mask="1:", site="block.2", prompts=[prompt])
+    wrong = [100, 3, 1, 77, 1, 88, 99, 2]
+    search = search_of(problem, wrong)
+    spent = search.evaluations
+    assert not search._extended(search.ids)
+    assert search.ids.tolist() == wrong
+    assert search.evaluations - spent == 2, "its first visible position, and the prompt as a whole"
+
+
+def test_a_right_prompt_is_known_by_its_nearest_positions_though_others_are_wrong() -> None:
+    """Wrong visible tokens at the far end must not hide that the hidden ones are found."""
+    prompt = [200, 3, 1, 4, 1, 5, 9, 2]
+    problem = problem_of(mask="1:", site="block.2", prompts=[prompt])
+    search = search_of(problem, [100, 3, 1, 4, 1, 5, 88, 99])
+    every = problem.decoder.ids
+    candidates = dict.fromkeys([0, 1], every)
+    responses = Responses(problem, search.ids, candidates, 1, Batcher(), search.drawn)
+    _, likeliest = search._detected(responses, [0, 1])
+    assert likeliest.tolist() == [200, 3, 1, 4, 1, 5, 88, 99]
+    assert search._extended(likeliest)
+    assert search.ids.tolist() == prompt
 
 
 @pytest.mark.parametrize("family", ["flat", "expanded", "parallel"])

@@ -153,7 +153,8 @@ class _Search:
             return
         every = self.problem.decoder.ids
         leading = every[: self.settings.leading or len(every)]
-        for near in (enough(self.problem), None):
+        few = enough(self.problem)
+        for near in (few, None) if few < len(self.visible) else (None,):
             for vocabulary in (leading, every) if len(leading) < len(every) else (every,):
                 if self._detect(vocabulary, near):
                     return
@@ -175,10 +176,14 @@ class _Search:
         return self.certified
 
     def _detect(self, vocabulary: Tensor, near: int | None) -> bool:
-        """Detect the hidden tokens, then all of them, then again around those found so.
+        """Detect hidden tokens, then visible ones too, then again around those found so.
 
-        Responses are kept for as long as the prompt that they are measured from stays the same:
-        the second detection adds those of visible positions alone.
+        Args:
+            vocabulary: int64 [candidate], the tokens tried.
+            near: how many visible positions they are judged by; these are detected too.
+
+        Returns:
+            Whether the prompt is certified.
         """
         judging = {int(p) for q in self.reached for p in nearest(self.problem, q, near)}
         every = (*self.reached, *(sorted(judging) or self.visible))
@@ -188,6 +193,7 @@ class _Search:
         drawn = torch.randint(len(vocabulary), (len(self.reached),), generator=self.drawn)
         ids[self.reached] = vocabulary[drawn]
         for _ in range(self.settings.detections):
+            # Kept for both: the second adds the responses of visible positions alone.
             responses = Responses(self.problem, ids, candidates, near, self.batcher, self.drawn)
             for unknown in (self.reached, every) if self.reached else (every,):
                 found, likeliest = self._detected(responses, unknown)
