@@ -20,7 +20,7 @@ hundreds of tokens, then over fewer from round to round, as a temperature is low
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -146,14 +146,16 @@ class Responses:
             drawn = {p: self._draw(p, scores.get(p), spread) for p in unknown}
             together = self._together(drawn) if len(unknown) > 1 else None
             before, scores = scores, {}
+            first = 0
             for position, response in responses.items():
                 target = self.problem.target[:1, : self._length]
                 left = self._components(target, position) - response
                 if together is None:
                     squared = left.square().sum(1)
                 else:
-                    moved = self._components(together, position)
+                    moved = together[:, first : first + left.shape[1]]
                     squared = _mahalanobis(left, moved - response[drawn[position]])
+                    first += left.shape[1]
                 scores[position] = _scores(squared, left.shape[1])
             if before and all(_settled(before[p], scores[p]) for p in unknown):
                 break
@@ -179,8 +181,7 @@ class Responses:
         """Return the change [candidate, component] by each token at a position."""
         if position not in self._known:
             context = self.problem.decoder.embedding[self.ids]
-            # What lies behind the last position looked at need not be computed.
-            end = max(position, int(self.shown[position][-1])) + 1
+            end = self._end([position])
             moved = Substitution(self.problem, context, position, self.batcher, upto=end)
             parts = []
             for tokens in torch.split(self.candidates[position], _ROWS):
@@ -192,16 +193,31 @@ class Responses:
         return self._known[position]
 
     def _together(self, drawn: Mapping[int, Tensor]) -> Tensor:
-        """Return activations [sample, position, width]: all unknown positions drawn at once."""
-        prompts = self.ids[None, : self._length].repeat(_SAMPLES, 1)
+        """Return the change by tokens drawn at all unknown positions at once.
+
+        Returns:
+            [sample, component], the components that each position is judged by one after another.
+        """
+        prompts = self.ids[None, : self._end(drawn)].repeat(_SAMPLES, 1)
         for position, chosen in drawn.items():
             prompts[:, position] = self.candidates[position][chosen]
         self.evaluations += len(prompts)
-        return self.batcher.map(self._activations, prompts)
+
+        def moved(part: Tensor) -> Tensor:
+            found = self._activations(part)
+            return torch.cat([self._components(found, position) for position in drawn], dim=1)
+
+        return self.batcher.map(moved, prompts)
+
+    def _end(self, positions: Iterable[int]) -> int:
+        """Return where the prompt may end for these positions' tokens to be judged."""
+        if not self.problem.probe.causal:
+            return self._length
+        return max(max(p, int(self.shown[p][-1])) for p in positions) + 1
 
     def _activations(self, prompts: Tensor) -> Tensor:
         with torch.no_grad():
-            seen = self.problem.batch.seen.expand(len(prompts))
+            seen = self.problem.batch.seen.clamp_max(prompts.shape[1]).expand(len(prompts))
             found: Tensor = self.problem.probe(self.problem.decoder.embedding[prompts], seen)
             return found
 

@@ -260,21 +260,22 @@ class _Search:
             self.loss, self.ids = loss, ids
 
     def _distances(self, prompts: Tensor, end: int | None = None) -> Tensor:
-        """Return the distances [prompt] of prompts [prompt, position], over what ends before."""
+        """Return the distances [prompt] of prompts [prompt, position].
+
+        Those of a causal model up to a position, where ``end`` is given: others need the rest.
+        """
         problem = self.problem
-        shown = problem.batch.visible.clone()
-        if end is not None:
-            shown[:, end:] = False
+        end = end if end and problem.probe.causal else prompts.shape[1]
+        seen = problem.batch.seen.clamp_max(end)
+        target, shown = problem.target[:, :end], problem.batch.visible[:, :end]
 
         def away(ids: Tensor) -> Tensor:
             with torch.no_grad():
-                found = problem.probe(
-                    problem.decoder.embedding[ids], problem.batch.seen.expand(len(ids))
-                )
-            return distance(found, problem.target, shown, problem.metric, problem.weights)
+                found = problem.probe(problem.decoder.embedding[ids], seen.expand(len(ids)))
+            return distance(found, target, shown, problem.metric, problem.weights)
 
         self.evaluations += len(prompts)
-        return self.batcher.map(away, prompts)
+        return self.batcher.map(away, prompts[:, :end])
 
     def _substitute(self, context: Tensor, position: int, tokens: Tensor) -> Tensor:
         self.evaluations += len(tokens)
