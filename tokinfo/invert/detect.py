@@ -8,7 +8,8 @@ with them a token is judged by generalised least squares, which gives no weight 
 which the others may have moved the activations anyway. So does the linear detector of one user's
 symbol among many (S. Verdu, Multiuser Detection, 1998, chapter 6). Responses add up only roughly
 (attention shares one unit of weight, the MLP is not linear); what they miss is in the measured
-nuisance.
+nuisance. The fewer unknown tokens the compared activations depend on, the less there is of it: in a
+causal model the first visible position behind a hidden one depends on nothing to its right.
 
 What has been learned of one position narrows the nuisance of the others: their tokens are drawn
 anew, now as likely as they were found to be, and everything is judged again (as soft decisions go
@@ -75,6 +76,12 @@ def combinations(ids: Tensor, detected: dict[int, Detected], count: int) -> Tens
         prompts[:, position] = one.tokens[token.to(one.tokens.device)]
         score = best.values
     return prompts
+
+
+def enough(problem: Problem) -> int:
+    """Return how many visible positions hold about as many components as are compared."""
+    width = problem.target.shape[-1]
+    return max(1, (2 * COMPONENTS + width) // (2 * width))
 
 
 def nearest(problem: Problem, position: int, count: int | None) -> Tensor:
@@ -144,18 +151,16 @@ class Responses:
         scores: dict[int, Tensor] = {}
         for spread in _spreads(rounds if len(unknown) > 1 else 1):
             drawn = {p: self._draw(p, scores.get(p), spread) for p in unknown}
-            together = self._together(drawn) if len(unknown) > 1 else None
+            together = self._together(drawn) if len(unknown) > 1 else {}
             before, scores = scores, {}
-            first = 0
             for position, response in responses.items():
                 target = self.problem.target[:1, : self._length]
                 left = self._components(target, position) - response
-                if together is None:
-                    squared = left.square().sum(1)
+                if together:
+                    nuisance = together[position] - response[drawn[position]]
+                    squared = _mahalanobis(left, nuisance)
                 else:
-                    moved = together[:, first : first + left.shape[1]]
-                    squared = _mahalanobis(left, moved - response[drawn[position]])
-                    first += left.shape[1]
+                    squared = left.square().sum(1)
                 scores[position] = _scores(squared, left.shape[1])
             if before and all(_settled(before[p], scores[p]) for p in unknown):
                 break
@@ -192,11 +197,10 @@ class Responses:
             self.evaluations += len(self.candidates[position])
         return self._known[position]
 
-    def _together(self, drawn: Mapping[int, Tensor]) -> Tensor:
-        """Return the change by tokens drawn at all unknown positions at once.
+    def _together(self, drawn: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Return the change [sample, component] by tokens drawn at all unknown positions at once.
 
-        Returns:
-            [sample, component], the components that each position is judged by one after another.
+        For each of them, in the components that it is judged by.
         """
         prompts = self.ids[None, : self._end(drawn)].repeat(_SAMPLES, 1)
         for position, chosen in drawn.items():
@@ -207,7 +211,9 @@ class Responses:
             found = self._activations(part)
             return torch.cat([self._components(found, position) for position in drawn], dim=1)
 
-        return self.batcher.map(moved, prompts)
+        sizes = [len(self._chosen[position]) for position in drawn]
+        parts = torch.split(self.batcher.map(moved, prompts), sizes, dim=1)
+        return dict(zip(drawn, parts, strict=True))
 
     def _end(self, positions: Iterable[int]) -> int:
         """Return where the prompt may end for these positions' tokens to be judged."""
@@ -226,11 +232,6 @@ class Responses:
         shown = self.shown[position]
         change = (activations[:, shown] - self._own[shown]).to(torch.float32)
         return change.flatten(1)[:, self._chosen[position]]
-
-
-def enough(problem: Problem) -> int:
-    """Return how many visible positions hold as many components as a detection compares."""
-    return max(1, round(COMPONENTS / problem.target.shape[-1] + 1e-6))
 
 
 def _drawn(size: int, generator: torch.Generator) -> Tensor:
