@@ -75,6 +75,16 @@ def test_three_hidden_tokens_of_a_mixer_are_each_the_likeliest_behind_random_one
     assert tried[0].tolist() == PROMPT
 
 
+def test_a_token_behind_right_stand_ins_explains_the_target() -> None:
+    problem = problem_of("llama")
+    ids = problem.batch.ids[0].clone()
+    ids[1] = 77
+    responses = responses_of(problem, ids, range(3), near=1)
+    assert responses.explain(1, 4)[0].tolist() == PROMPT
+    assert len(responses.explain(1, 4)) == 4
+    assert responses.evaluations == VOCABULARY, "explained again from the same responses"
+
+
 def test_what_cannot_reach_a_visible_position_is_as_likely_as_anything() -> None:
     problem = problem_of("llama", mask=":2")
     found = responses_of(problem, problem.batch.ids[0], range(8)).detect([0, 4], VOCABULARY)

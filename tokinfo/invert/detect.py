@@ -147,17 +147,15 @@ class Responses:
         Every position is judged up to ``rounds`` times, the nuisance being drawn from what the
         last time said of the others; fewer, where two rounds are sure of the same tokens.
         """
-        responses = {position: self._response(position) for position in unknown}
         scores: dict[int, Tensor] = {}
         for spread in _spreads(rounds if len(unknown) > 1 else 1):
             drawn = {p: self._draw(p, scores.get(p), spread) for p in unknown}
             together = self._together(drawn) if len(unknown) > 1 else {}
             before, scores = scores, {}
-            for position, response in responses.items():
-                target = self.problem.target[:1, : self._length]
-                left = self._components(target, position) - response
+            for position in unknown:
+                left = self._left(position)
                 if together:
-                    nuisance = together[position] - response[drawn[position]]
+                    nuisance = together[position] - self._response(position)[drawn[position]]
                     squared = _mahalanobis(left, nuisance)
                 else:
                     squared = left.square().sum(1)
@@ -169,6 +167,22 @@ class Responses:
             best = score.topk(min(count, len(score)))
             found[position] = Detected(self.candidates[position][best.indices], best.values)
         return found
+
+    def explain(self, position: int, count: int) -> Tensor:
+        """Return the prompts [count, position] whose token at one position fits the target best.
+
+        The stand-ins elsewhere are taken for right. Responses are all that it needs.
+        """
+        left = self._left(position).square().sum(1)
+        best = left.topk(min(count, len(left)), largest=False).indices
+        prompts = self.ids.repeat(len(best), 1)
+        prompts[:, position] = self.candidates[position][best]
+        return prompts
+
+    def _left(self, position: int) -> Tensor:
+        """Return what each token leaves of the target unexplained [candidate, component]."""
+        target = self.problem.target[:1, : self._length]
+        return self._components(target, position) - self._response(position)
 
     def _draw(self, position: int, score: Tensor | None, spread: float) -> Tensor:
         """Return the indices [sample] of random tokens among a position's candidates."""

@@ -35,7 +35,7 @@ from torch import Tensor
 from tokinfo.batches import Batcher
 from tokinfo.identify import Identification
 from tokinfo.invert import adam
-from tokinfo.invert.detect import Detected, Responses, combinations, enough, nearest
+from tokinfo.invert.detect import Responses, combinations, enough, nearest
 from tokinfo.invert.problem import Problem, Result
 from tokinfo.invert.sweep import sweep
 from tokinfo.noise import alone
@@ -196,28 +196,27 @@ class _Search:
             # Kept for both: the second adds the responses of visible positions alone.
             responses = Responses(self.problem, ids, candidates, near, self.batcher, self.drawn)
             for unknown in (self.reached, every) if self.reached else (every,):
-                found, likeliest = self._detected(responses, unknown)
-                if self._extended(likeliest) or self._swapped():
+                ids = self._detected(responses, unknown)
+                if self._extended(ids) or self._swapped():
                     return True
-            ids = ids.clone()
-            for position in every:
-                ids[position] = found[position].tokens[0]
         return False
 
-    def _detected(
-        self, responses: Responses, unknown: Sequence[int]
-    ) -> tuple[dict[int, Detected], Tensor]:
-        """Return the likeliest tokens of unknown positions, and the best prompt made of them.
+    def _detected(self, responses: Responses, unknown: Sequence[int]) -> Tensor:
+        """Return the best prompt [position] made of unknown positions' likeliest tokens.
 
         That is the nearest up to the last position that they were judged by: what lies behind may
-        be wrong.
+        be wrong. Single tokens that would explain the target behind the stand-ins as they are
+        come with the combinations: where all stand-ins but one are right, they are enough.
         """
         spent = responses.evaluations
         found = responses.detect(unknown, self.settings.screen, self.settings.detection_rounds)
         self.evaluations += responses.evaluations - spent
-        prompts = combinations(responses.ids, found, self.settings.combinations)
+        single = [responses.explain(position, self.settings.screen) for position in unknown]
+        prompts = torch.cat(
+            [combinations(responses.ids, found, self.settings.combinations), *single]
+        )
         last = max(int(responses.shown[position][-1]) for position in unknown)
-        return found, prompts[int(self._distances(prompts, last + 1).argmin())]
+        return prompts[int(self._distances(prompts, last + 1).argmin())]
 
     def _extended(self, ids: Tensor) -> bool:
         """Mend a prompt's visible tokens from left to right; return if that certifies it.
