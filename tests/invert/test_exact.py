@@ -197,7 +197,8 @@ def test_a_right_prompt_is_known_by_its_nearest_positions_though_others_are_wron
     every = problem.decoder.ids
     candidates = dict.fromkeys([0, 1], every)
     responses = Responses(problem, search.ids, candidates, 1, Batcher(), search.drawn)
-    likeliest = search._detected(responses, [0, 1])
+    likeliest, away = search._detected(responses, [0, 1])
+    assert away <= 2 * float(problem.floor)
     assert likeliest.tolist() == [200, 3, 1, 4, 1, 5, 88, 99]
     assert search._extended(likeliest)
     assert search.ids.tolist() == prompt

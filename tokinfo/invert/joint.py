@@ -26,6 +26,7 @@ were tried and found nothing that these moves had missed (docs/evidence/joint_sw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -195,18 +196,22 @@ class _Search:
         for _ in range(self.settings.detections):
             # Kept for both: the second adds the responses of visible positions alone.
             responses = Responses(self.problem, ids, candidates, near, self.batcher, self.drawn)
+            nearest_yet = math.inf
             for unknown in (self.reached, every) if self.reached else (every,):
-                ids = self._detected(responses, unknown)
-                if self._extended(ids) or self._swapped():
+                prompt, away = self._detected(responses, unknown)
+                if self._extended(prompt) or self._swapped():
                     return True
+                if away < nearest_yet:
+                    ids, nearest_yet = prompt, away
         return False
 
-    def _detected(self, responses: Responses, unknown: Sequence[int]) -> Tensor:
+    def _detected(self, responses: Responses, unknown: Sequence[int]) -> tuple[Tensor, float]:
         """Return the best prompt [position] made of unknown positions' likeliest tokens.
 
-        That is the nearest up to the last position that they were judged by: what lies behind may
-        be wrong. Single tokens that would explain the target behind the stand-ins as they are
-        come with the combinations: where all stand-ins but one are right, they are enough.
+        That is the nearest up to the last position that they were judged by, as what lies behind
+        may be wrong; its distance up to there is returned too. Single tokens that would explain the
+        target behind the stand-ins as they are come with the combinations: where all stand-ins but
+        one are right, they are enough.
         """
         spent = responses.evaluations
         found = responses.detect(unknown, self.settings.screen, self.settings.detection_rounds)
@@ -216,7 +221,8 @@ class _Search:
             [combinations(responses.ids, found, self.settings.combinations), *single]
         )
         last = max(int(responses.shown[position][-1]) for position in unknown)
-        return prompts[int(self._distances(prompts, last + 1).argmin())]
+        away, best = self._distances(prompts, last + 1).min(0)
+        return prompts[best], float(away)
 
     def _extended(self, ids: Tensor) -> bool:
         """Mend a prompt's visible tokens from left to right; return if that certifies it.
