@@ -36,7 +36,7 @@ def problem_of(family: str, mask: str = "3:") -> Problem:
 
 
 def responses_of(
-    problem: Problem, ids: torch.Tensor, positions: range, near: int | None = None
+    problem: Problem, ids: torch.Tensor, positions: range, near: int | None = None, seed: int = 0
 ) -> Responses:
     vocabulary = problem.decoder.ids
     return Responses(
@@ -45,7 +45,7 @@ def responses_of(
         dict.fromkeys(positions, vocabulary),
         near,
         Batcher(),
-        torch.Generator().manual_seed(0),
+        torch.Generator().manual_seed(seed),
     )
 
 
@@ -135,7 +135,10 @@ def test_the_nuisance_is_left_out_of_the_comparison() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_judging_again_with_what_was_learned_finds_what_one_judgement_misses(seed: int) -> None:
-    """Nothing known, every token of the prompt, in a Llama whose attention is sharp."""
+    """Nothing known, every token of the prompt, in a Llama whose attention is sharp.
+
+    What is drawn decides too, now and then: three draws are tried.
+    """
     model = tiny_llama(d_model=64, seed=seed)
     for name, weight in model.named_parameters():
         if weight.dim() == 2 and "embed" not in name:
@@ -147,12 +150,14 @@ def test_judging_again_with_what_was_learned_finds_what_one_judgement_misses(see
     ids[:3] = torch.tensor([77, 150, 201])
     everywhere = range(len(PROMPT))
 
-    def likeliest(rounds: int) -> list[int]:
-        found = responses_of(problem, ids, everywhere).detect(everywhere, 8, rounds)
-        return [int(found[position].tokens[0]) for position in everywhere]
+    def whole(rounds: int) -> int:
+        """Return after how many draws the likeliest tokens are the prompt."""
+        drawn = (responses_of(problem, ids, everywhere, seed=draw) for draw in range(3))
+        found = [responses.detect(everywhere, 1, rounds) for responses in drawn]
+        return sum([int(one[p].tokens[0]) for p in everywhere] == PROMPT for one in found)
 
-    assert likeliest(8) == PROMPT
-    assert likeliest(1) != PROMPT, "once is enough: this test proves nothing"
+    assert whole(8) >= 2
+    assert whole(1) == 0, "once is enough: this test proves nothing"
 
 
 @given(
