@@ -177,7 +177,7 @@ class _Search:
         return self.certified
 
     def _detect(self, vocabulary: Tensor, near: int | None) -> bool:
-        """Detect hidden tokens, then visible ones too, then again around those found so.
+        """Detect hidden tokens, then visible ones too, then again around the best prompt so far.
 
         Args:
             vocabulary: int64 [candidate], the tokens tried.
