@@ -212,7 +212,7 @@ class JointSolver(Strict):
     detections: Integer = Field(
         3,
         ge=0,
-        description="Most detections in a row, each around the tokens that the last one found "
+        description="Most detections in a row, each around the best prompt that the last one found "
         "(0: none).",
     )
     detection_rounds: Integer = Field(
