@@ -7,7 +7,8 @@ RESULTS is the results directory of a study with the checkpoints `model/blocks` 
 a file of real prose. For each cell a sweep around the true prompt says what is identifiable at all,
 so that what a solver misses is told from what is not there. Where a vocabulary is large and many
 blocks lie before the site that is most of the work: with `--swept N` the first N prompts are swept,
-and those that joint search does not certify.
+and those that joint search does not certify. `--first N` begins behind N prompts that another run
+has measured; its rows go beside that run's.
 """
 
 from __future__ import annotations
@@ -118,10 +119,12 @@ def main() -> None:
     arguments.add_argument(
         "--swept", type=int, help="prompts swept whatever joint search finds (default: all)"
     )
+    arguments.add_argument("--first", type=int, default=0, help="the first prompt (default: 0)")
     asked = arguments.parse_args()
     done: list[dict[str, object]] = []
     for cell, hidden in itertools.product(chosen(asked), asked.hidden):
-        problem = pose(asked.results, cell.model, cell.block, cell.prompts, mask=f"{hidden}:")
+        every = pose(asked.results, cell.model, cell.block, cell.prompts, mask=f"{hidden}:")
+        problem = every.rows(torch.arange(asked.first, len(cell.prompts)))
         rate = 2.0 if cell.checkpoint.facts["family"] == "llama" else 0.02
         descents = {
             "chapter": timed(partial(chapter.solve, problem, ChapterSolver(learning_rate=rate))),
@@ -130,16 +133,18 @@ def main() -> None:
         there: dict[int, torch.Tensor] = {}
         searched, spent = [], 0.0
         rows: list[dict[str, object]] = []
-        for number in range(len(cell.prompts)):
+        for number in range(len(problem.target)):
             one = problem.rows(torch.tensor([number]))
             result, took = timed(partial(joint.solve, one, JointSolver(sweep_found=False)))
             searched.append(result)
             spent += took
             certified = alone_losses(one, result.top_ids[..., 0]) <= one.floor
-            if asked.swept is None or number < asked.swept or not bool(certified.all()):
+            asked_for = asked.swept is None or asked.first + number < asked.swept
+            if asked_for or not bool(certified.all()):
                 there[number] = identifiable(one)
             solvers = {**descents, "joint": (Result.concatenate(searched), spent)}
             told = {"model": cell.model, "block": cell.block, "hidden_leading": hidden}
+            told["first_prompt"] = asked.first
             rows = [
                 {**told, **row_of(name, problem, found, seconds, number + 1, there)}
                 for name, (found, seconds) in solvers.items()

@@ -138,18 +138,25 @@ def test_another_start_is_made_for_prompts_without_a_certificate_only(
     assert int(result.evaluations[1]) > 0
 
 
-def test_leading_tokens_are_detected_once_where_the_right_one_is_not_among_them(
+def test_the_whole_vocabulary_is_tried_once_around_what_the_leading_tokens_came_to(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They would bring the prompt a little nearer each time, and never there."""
+    """These would bring the prompt a little nearer each time, and never there."""
     detected: list[int] = []
+    around: list[list[int]] = []
+    came_to: list[list[int]] = []
     detect = joint._Search._detect
 
-    def counted(self: joint._Search, vocabulary: torch.Tensor, near: int | None) -> bool:
+    def watched(
+        self: joint._Search, ids: torch.Tensor, vocabulary: torch.Tensor, near: int | None
+    ) -> torch.Tensor:
         detected.append(len(vocabulary))
-        return detect(self, vocabulary, near)
+        around.append(ids.tolist())
+        found = detect(self, ids, vocabulary, near)
+        came_to.append(found.tolist())
+        return found
 
-    monkeypatch.setattr(joint._Search, "_detect", counted)
+    monkeypatch.setattr(joint._Search, "_detect", watched)
     monkeypatch.setattr(joint._Search, "_swapped", lambda self: False)
     prompt = [200, 1, 4, 1, 5]
     problem = problem_of(mask="1:", site="block.1", prompts=[prompt])
@@ -157,6 +164,20 @@ def test_leading_tokens_are_detected_once_where_the_right_one_is_not_among_them(
     result = joint.solve(problem, settings)
     assert result.top_ids[0, :, 0].tolist() == prompt
     assert detected == [32, VOCABULARY]
+    assert around[1] == came_to[0]
+    assert around[0] != around[1]
+
+
+def test_a_rare_token_is_found_behind_right_ones_by_its_own_positions_vocabulary_alone() -> None:
+    prompt = [3, 20, 200, 1, 4, 1, 5]
+    problem = problem_of(mask="3:", site="block.1", prompts=[prompt])
+    search = search_of(problem, [100, 101, 102, 1, 4, 1, 5])
+    behind = torch.tensor([3, 20, 31, 1, 4, 1, 5])
+    spent = search.evaluations
+    assert search._detect(behind, problem.decoder.ids, 2).tolist() == prompt
+    assert search.certified
+    # And the likeliest ones there as prompts, and what is visible as it is.
+    assert search.evaluations - spent <= VOCABULARY + search.settings.screen + len(prompt)
 
 
 def search_of(problem: Problem, ids: list[int]) -> joint._Search:
@@ -197,10 +218,11 @@ def test_a_right_prompt_is_known_by_its_nearest_positions_though_others_are_wron
     every = problem.decoder.ids
     candidates = dict.fromkeys([0, 1], every)
     responses = Responses(problem, search.ids, candidates, 1, Batcher(), search.drawn)
-    likeliest, away = search._detected(responses, [0, 1])
-    assert away <= 2 * float(problem.floor)
-    assert likeliest.tolist() == [200, 3, 1, 4, 1, 5, 88, 99]
-    assert search._extended(likeliest)
+    prompts = next(search._proposed(responses, [0, 1]))
+    away, likeliest = search._distances(prompts, 2).min(0)
+    assert float(away) <= 2 * float(problem.floor)
+    assert prompts[likeliest].tolist() == [200, 3, 1, 4, 1, 5, 88, 99]
+    assert search._extended(prompts[likeliest])
     assert search.ids.tolist() == prompt
 
 

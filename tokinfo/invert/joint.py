@@ -13,13 +13,14 @@ absorbs any residual, which is why descent alone does not find them. Moves:
    far, then the visible ones too, then once more around the tokens found so. The nearest visible
    positions are the first to judge by: they depend on the fewest tokens and cost least, and
    wrong tokens behind them do no harm. After them, all are. The likeliest combinations are
-   tried, and the best of them is extended;
+   tried, and the best of them is extended, and the next detection is made around it;
 4. another start of the descent.
 
 Each move is made where those before it have come to rest above the noise floor, and the search
 ends as soon as the prompt is certified: a match to within the floor proves itself, no exhaustive
 search is needed. That is why detection may begin with a vocabulary's leading tokens: byte-pair
-tokenizers number them in the order learned, frequent ones first; the whole vocabulary is next.
+tokenizers number them in the order learned, frequent ones first. The whole vocabulary is next,
+around what was found among these: where a single token is rare, the others are right by then.
 Every token is judged by the forward model alone. Sweeps of single positions and of pairs of them
 were tried and found nothing that these moves had missed (docs/evidence/joint_sweeps.csv).
 """
@@ -27,7 +28,7 @@ were tried and found nothing that these moves had missed (docs/evidence/joint_sw
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -156,8 +157,10 @@ class _Search:
         leading = every[: self.settings.leading or len(every)]
         few = enough(self.problem)
         for near in (few, None) if few < len(self.visible) else (None,):
+            ids = self._stand_ins(leading)
             for vocabulary in (leading, every) if len(leading) < len(every) else (every,):
-                if self._detect(vocabulary, near):
+                ids = self._detect(ids, vocabulary, near)
+                if self.certified:
                     return
 
     # --- moves ------------------------------------------------------------------------------
@@ -176,53 +179,59 @@ class _Search:
                 break
         return self.certified
 
-    def _detect(self, vocabulary: Tensor, near: int | None) -> bool:
+    def _stand_ins(self, vocabulary: Tensor) -> Tensor:
+        """Return the prompt [position] with random tokens where hidden ones reach.
+
+        What the search holds there when it comes to rest is known to be wrong.
+        """
+        ids = self.ids.clone()
+        drawn = torch.randint(len(vocabulary), (len(self.reached),), generator=self.drawn)
+        ids[self.reached] = vocabulary[drawn]
+        return ids
+
+    def _detect(self, ids: Tensor, vocabulary: Tensor, near: int | None) -> Tensor:
         """Detect hidden tokens, then visible ones too, then again around the best prompt so far.
 
         Args:
+            ids: int64 [position], the prompt that the first detection is made around.
             vocabulary: int64 [candidate], the tokens tried.
             near: how many visible positions they are judged by; these are detected too.
 
         Returns:
-            Whether the prompt is certified.
+            The best prompt [position], judged up to the last position that hidden tokens were
+            judged by: what lies behind may be wrong.
         """
         judging = {int(p) for q in self.reached for p in nearest(self.problem, q, near)}
         every = (*self.reached, *(sorted(judging) or self.visible))
         candidates = {position: self._candidates(position, vocabulary) for position in every}
-        ids = self.ids.clone()
-        # Stand-ins: what the search holds at hidden positions is known to be wrong.
-        drawn = torch.randint(len(vocabulary), (len(self.reached),), generator=self.drawn)
-        ids[self.reached] = vocabulary[drawn]
+        end = max(judging, default=self.length - 1) + 1
         for _ in range(self.settings.detections):
-            # Kept for both: the second adds the responses of visible positions alone.
+            # Kept for all proposals: a later one adds the responses of further positions alone.
             responses = Responses(self.problem, ids, candidates, near, self.batcher, self.drawn)
-            nearest_yet = math.inf
-            for unknown in (self.reached, every) if self.reached else (every,):
-                prompt, away = self._detected(responses, unknown)
-                if self._extended(prompt) or self._swapped():
-                    return True
-                if away < nearest_yet:
-                    ids, nearest_yet = prompt, away
-        return False
+            nearest_yet, spent = math.inf, 0
+            for prompts in self._proposed(responses, every):
+                self.evaluations += responses.evaluations - spent
+                spent = responses.evaluations
+                away, best = self._distances(prompts, end).min(0)
+                before, prompt = self.loss, prompts[best]
+                if self._extended(prompt) or (self.loss < before and self._swapped()):
+                    return self.ids
+                if float(away) < nearest_yet:
+                    ids, nearest_yet = prompt, float(away)
+        return ids
 
-    def _detected(self, responses: Responses, unknown: Sequence[int]) -> tuple[Tensor, float]:
-        """Return the best prompt [position] made of unknown positions' likeliest tokens.
+    def _proposed(self, responses: Responses, every: Sequence[int]) -> Iterator[Tensor]:
+        """Yield prompts [prompt, position] of the likeliest tokens, the cheapest to find first.
 
-        That is the nearest up to the last position that they were judged by, as what lies behind
-        may be wrong; its distance up to there is returned too. Single tokens that would explain the
-        target behind the stand-ins as they are come with the combinations: where all stand-ins but
-        one are right, they are enough.
+        Single hidden tokens that explain the target behind the stand-ins as they are: where all
+        others are right they are enough, and one position's responses are all that it takes.
+        Then combinations of the hidden positions' tokens, and of the visible ones' too.
         """
-        spent = responses.evaluations
-        found = responses.detect(unknown, self.settings.screen, self.settings.detection_rounds)
-        self.evaluations += responses.evaluations - spent
-        single = [responses.explain(position, self.settings.screen) for position in unknown]
-        prompts = torch.cat(
-            [combinations(responses.ids, found, self.settings.combinations), *single]
-        )
-        last = max(int(responses.shown[position][-1]) for position in unknown)
-        away, best = self._distances(prompts, last + 1).min(0)
-        return prompts[best], float(away)
+        for position in reversed(self.reached):
+            yield responses.explain(position, self.settings.screen)
+        for unknown in (self.reached, every) if self.reached else (every,):
+            found = responses.detect(unknown, self.settings.screen, self.settings.detection_rounds)
+            yield combinations(responses.ids, found, self.settings.combinations)
 
     def _extended(self, ids: Tensor) -> bool:
         """Mend a prompt's visible tokens from left to right; return if that certifies it.
