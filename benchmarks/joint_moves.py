@@ -32,8 +32,14 @@ LEFT_OUT: dict[str, dict[str, object]] = {
 }
 
 
-def _left_out(search: joint._Search, *_: object) -> bool:
+def _left_out(search: joint._Search) -> bool:
     """Make no move."""
+    return search.certified
+
+
+def _unmended(search: joint._Search, ids: torch.Tensor) -> bool:
+    """Keep a prompt as it is, if it is the nearest: only the mending is left out."""
+    search._keep(float(search._distances(ids[None])[0]), ids)
     return search.certified
 
 
@@ -43,7 +49,7 @@ def _all_visible(problem: Problem) -> int:
 
 WITHOUT: dict[str, tuple[object, str, Callable[..., object]]] = {
     "swaps": (joint._Search, "_swapped", _left_out),
-    "extension": (joint._Search, "_extended", _left_out),
+    "extension": (joint._Search, "_extended", _unmended),
     "nearest positions first": (joint, "enough", _all_visible),
 }
 """What no setting leaves out: the function that does it, and what stands in for it."""
