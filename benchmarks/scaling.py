@@ -29,7 +29,7 @@ from tokinfo.scaling import AXES, points
 from tokinfo.sites import Site
 from tokinfo.study import Cell
 from tokinfo.validate import load_study
-from tokinfo.workflow import Plan, code
+from tokinfo.workflow import Plan
 
 
 def place(path: str, results: Path) -> Path:
@@ -85,7 +85,7 @@ def main() -> None:
                 file,
                 passages=place(drawn[0], results) if drawn else None,
                 device="cpu",
-                code_digest=code("invert"),
+                code_digest=plan.cell_code(cell),
             )
             print(f"{cell.path}: {time.perf_counter() - begun:.0f} s", flush=True)
         files.append(file)

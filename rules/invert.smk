@@ -56,7 +56,7 @@ rule invert:
         runtime=lambda w, attempt: runtimes.cell_minutes(STUDY, PLAN.cell(w), attempt),
     params:
         settings=lambda w: PLAN.cell_settings(PLAN.cell(w)),
-        code=plans.code("invert"),
+        code=lambda w: PLAN.cell_code(PLAN.cell(w)),
     message:
         "{wildcards.model} at {wildcards.site}, {wildcards.mask}: {wildcards.metric} by {wildcards.solver}"
     script:

@@ -218,8 +218,18 @@ def test_every_rule_with_a_script_has_its_code_digested() -> None:
     assert set(workflow.CODE) == scripts
     rules = "".join(p.read_text(encoding="utf-8") for p in (REPOSITORY / "rules").glob("*.smk"))
     for script in scripts:
-        assert f'code=plans.code("{script}")' in rules
+        digest = "lambda w: PLAN.cell_code" if script == "invert" else f'plans.code("{script}")'
+        assert f"code={digest}" in rules
         assert len(workflow.code(script)) == 64
+
+
+def test_a_cell_s_code_is_that_of_its_own_solver() -> None:
+    made = plan()
+    kinds = {cell.solver: smoke()["solvers"][cell.solver]["kind"] for cell in made.cells.values()}
+    digests = {kinds[cell.solver]: made.cell_code(cell) for cell in made.cells.values()}
+    assert set(digests) == set(kinds.values())
+    assert len(set(digests.values())) == len(digests) > 2
+    assert workflow.code("invert") not in digests.values()
 
 
 def test_what_a_script_imports_is_in_its_digest() -> None:

@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import re
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -362,6 +362,10 @@ class Plan:
             if source in {self.study.models[name].source for name in cell.models}
         }
 
+    def cell_code(self, cell: Cell) -> str:
+        """Return the digest of the code that solves a cell: of its own solver, and of no other."""
+        return code("invert", f"tokinfo.invert.{self.study.solvers[cell.solver].kind}")
+
     def cell_settings(self, cell: Cell) -> Settings:
         """Return what solving a cell depends on, besides its checkpoints, decoder and prior.
 
@@ -450,15 +454,20 @@ def pattern(names: Iterable[str]) -> str:
     return "|".join(re.escape(name) for name in sorted(names)) or "(?!)"
 
 
-def code(rule: str) -> str:
+@cache
+def code(rule: str, *more: str) -> str:
     """Return the digest of the code that makes a rule's outputs: its script and the modules.
+
+    Args:
+        rule: name of the rule.
+        more: modules that this output depends on besides those of every output of the rule.
 
     Comments do not count, in the script neither. This stands in for Snakemake's own `code`
     trigger, which reruns a rule for a comment and overlooks the package.
     """
     script = ast.parse((SCRIPTS / f"{rule}.py").read_text(encoding="utf-8"))
     statements = [s for s in script.body if not _is_text(s)]
-    told = "\n".join([code_digest(*CODE[rule]), *map(ast.dump, statements)])
+    told = "\n".join([code_digest(*CODE[rule], *more), *map(ast.dump, statements)])
     return hashlib.sha256(told.encode()).hexdigest()
 
 

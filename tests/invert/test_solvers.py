@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib import import_module
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from tests.tiny import tiny_llama, tiny_mixer, tiny_problem
 from tokinfo.invert import adam, chapter
 from tokinfo.invert.problem import Problem, Result, SolverError
 from tokinfo.invert.run import run
-from tokinfo.solvers import AdamSolver, ChapterSolver
+from tokinfo.solvers import AdamSolver, ChapterSolver, Solver
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8, 9, 7]]
 
@@ -26,6 +28,12 @@ def llama_problem(mask: str = ":", **settings: object) -> Problem:
     return tiny_problem(
         model.get_decoder(), model.get_input_embeddings().weight, PROMPTS, mask=mask, **settings
     )
+
+
+def test_every_kind_of_solver_is_a_module_that_solves() -> None:
+    for settings in get_args(get_args(Solver)[0]):
+        kind = settings.model_fields["kind"].default
+        assert callable(import_module(f"tokinfo.invert.{kind}").solve)
 
 
 def test_chapter_equals_the_published_loop_written_out() -> None:

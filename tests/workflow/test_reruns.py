@@ -35,6 +35,12 @@ def cells(study: dict[str, Any], wanted: Callable[[Cell], bool] = lambda cell: T
     return {name("invert", cell.path) for cell in found if wanted(cell)}
 
 
+def solved_by(*kinds: str) -> set[str]:
+    """The cells whose solver is of one of these kinds."""
+    solvers = smoke()["solvers"]
+    return cells(smoke(), lambda cell: solvers[cell.solver]["kind"] in kinds)
+
+
 def checkpoints(model: str, *blocks: int) -> set[str]:
     return {f"embedding {model}", *(f"prepare {model} {number}" for number in blocks)}
 
@@ -402,7 +408,11 @@ def test_comments_and_docstrings_rerun_nothing(changed: Path) -> None:
             },
         ),
         ("score.py", cells(smoke()) | AGGREGATE),
-        ("invert/adam.py", cells(smoke()) | AGGREGATE),
+        ("invert/adam.py", solved_by("adam", "joint") | AGGREGATE),
+        ("invert/chapter.py", solved_by("chapter") | AGGREGATE),
+        ("invert/joint.py", solved_by("joint") | AGGREGATE),
+        ("invert/sweep.py", solved_by("sweep", "joint") | AGGREGATE),
+        ("invert/run.py", cells(smoke()) | AGGREGATE),
     ],
 )
 def test_logic_in_a_module_reruns_the_stage_that_uses_it(
