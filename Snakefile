@@ -18,6 +18,7 @@ from tokinfo import resources as needs
 from tokinfo import running, runtimes, submissions
 from tokinfo import workflow as plans
 from tokinfo.answers import answers
+from tokinfo.configfiles import beyond
 from tokinfo.study import CELL_PATH
 from tokinfo.validate import StudyError, load_study
 
@@ -27,8 +28,9 @@ if not workflow.configfiles:
     configfile: f"{workflow.basedir}/config.yaml"
 
 
+STUDY_FILES = [os.path.relpath(file) for file in workflow.configfiles]
 try:
-    STUDY = load_study(config, files=map(os.path.relpath, workflow.configfiles))
+    STUDY = load_study(config, files=STUDY_FILES)
 except StudyError as error:
     sys.exit(str(error))
 

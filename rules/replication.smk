@@ -31,7 +31,7 @@ rule replication:
         runtime=30,
     params:
         settings=lambda w: plans.canonical(
-            {"answers": answers(STUDY, map(os.path.relpath, workflow.configfiles))}
+            {"answers": answers(STUDY, STUDY_FILES, beyond(config, STUDY_FILES))}
         ),
         code=plans.code("replication"),
     message:

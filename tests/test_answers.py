@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.claims_study import claims_study
 from tokinfo.answers import answers, command, flop
 from tokinfo.claims import load_claims
+from tokinfo.configfiles import parse
 from tokinfo.study import Study
 
 FILES = ["studies/mine.yaml", "more.yaml"]
@@ -63,7 +65,15 @@ def test_without_run_the_command_needs_no_choice() -> None:
     study = claims_study()
     del study["run"]
     made = Study.model_validate(study)
-    assert command(made, "hub", "a.yaml") == "snakemake --cores all --configfile a.yaml"
+    assert command(made, "hub", ["a.yaml"], {}) == "snakemake --cores all --configfile a.yaml"
+
+
+def test_the_command_keeps_what_the_command_line_said() -> None:
+    made = Study.model_validate(claims_study())
+    over = {"corpora": {"harbour": {"path": "a b.txt"}}, "run": ["own"]}
+    _, *told = shlex.split(command(made, "hub", ["a.yaml"], over))
+    assert told[:5] == ["--cores", "all", "--configfile", "a.yaml", "--config"]
+    assert parse(told[5:]) == over | {"run": ["own", "smaller", "trained", "hub"]}
 
 
 @pytest.mark.parametrize(("width", "blocks", "tflop"), [(512, 1, 2.42), (1024, 8, 73.0)])

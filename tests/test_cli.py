@@ -60,6 +60,19 @@ def test_several_configfiles_are_merged_in_order() -> None:
     assert result.stdout.endswith("outputs in out/\n")
 
 
+def test_values_of_the_command_line_count_last_and_are_named_where_wrong() -> None:
+    write("config.yaml", example())
+    done = run(app, ["validate", "--config", "name=Mine", "--config", "results=elsewhere"])
+    assert done.stdout == "Mine: valid. 28 cells, 3 models, 2 prompts, outputs in elsewhere/\n"
+    done = run(app, ["cells", "--config", "solvers={adam: {restarts: 0}}"])
+    assert done.exit_code == 1
+    assert "solvers.adam.restarts" in done.stderr
+    assert "--config" in done.stderr
+    done = run(app, ["plan", "--config", "name"])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == "--config name: not of the form KEY=VALUE\n"
+
+
 def test_cells_as_json_are_the_cells_of_the_study_with_their_files() -> None:
     result = run(app, ["cells", "--json", "--configfile", write("a.yaml", example())])
     expected = Study.model_validate(example()).cells()

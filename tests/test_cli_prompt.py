@@ -120,6 +120,9 @@ def test_a_missing_checkpoint_is_answered_with_the_command_that_makes_it(
     target = f"results/checkpoints/llama/{blocks}"
     command = f"snakemake {target} --cores all --configfile study.yaml"
     assert done.stderr == f"{target}: not prepared yet; this makes it: {command}\n"
+    over = ["--config", "threads=1"]
+    done = run(app, ["sweep", "--configfile", study(), *over, "llama", site, "1:", PROMPT])
+    assert done.stderr.endswith(f"{command} --config threads=1\n")
 
 
 BAD = {

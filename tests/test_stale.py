@@ -223,6 +223,16 @@ def test_studies_that_share_a_directory_keep_each_others_results() -> None:
     assert "other.yaml: writes to elsewhere/, not to results/" in done.output
 
 
+def test_what_was_made_with_values_of_the_command_line_stays_where_they_are_told() -> None:
+    make(study(models=("flat", "llama")))
+    chosen = study(models=("flat",))
+    for text in (clean(chosen, "-n"), clean(study(models=("flat", "llama")), "-n")):
+        assert ("cells/llama" in text) == (not text.startswith("0 stale"))
+    grids = yaml.safe_dump(study(models=("flat", "llama"))["grids"], default_flow_style=True)
+    told = f"grids={' '.join(grids.split())}"
+    assert clean(chosen, "-n", "--config", told).startswith("0 stale")
+
+
 def test_nothing_is_removed_while_a_run_is_at_work(directory: Path) -> None:
     make(study())
     (directory / ".snakemake").mkdir()

@@ -8,12 +8,14 @@ this module imports neither torch nor transformers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tokinfo import plan, resources
 from tokinfo.architecture import architecture_of
 from tokinfo.claims import Claim, load_claims
+from tokinfo.configfiles import arguments
 from tokinfo.sites import Site
 from tokinfo.solvers import ChapterSolver
 from tokinfo.sources import HubSource, MixerSource, Source, TransformerSource
@@ -24,12 +26,15 @@ BYTES_A_TOKEN = 4
 """About how much English one token holds, where a prompt's tokens were not counted."""
 
 
-def answers(study: Study, files: Iterable[str] = ()) -> list[dict[str, Any]]:
+def answers(
+    study: Study, files: Iterable[str] = (), over: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """Return every row of the chapter as the replication table is to have it.
 
     Args:
         study: a valid study.
         files: the configuration files it came from, for the commands.
+        over: what the command line said besides, for the commands.
 
     Returns:
         One dictionary for each row and entry that answers it, in the order of the rows, a row's
@@ -40,15 +45,17 @@ def answers(study: Study, files: Iterable[str] = ()) -> list[dict[str, Any]]:
         nothing but time) and ``command``.
     """
     known = study.answers()
-    configured = " ".join(files)
+    files = list(files)
     needed = {name: "" if study.runs(name) else _needs(study, name) for name in study.claims}
+    commands = {name: command(study, name, files, over or {}) for name in study.claims}
     found = []
     for row, claim in load_claims().rows.items():
         own = [a for a in known if a.claim.id == row and not a.entry.stand_in]
         others = [a for a in known if a.claim.id == row and a.entry.stand_in]
         if not own:
             found.append(_unanswered(claim, bool(others)))
-        found += [_answer(study, one, configured, needed[one.name]) for one in (*own, *others)]
+        for one in (*own, *others):
+            found.append(_answer(study, one, needed[one.name], commands[one.name]))
     return found
 
 
@@ -78,7 +85,7 @@ def _unanswered(claim: Claim, stood_in: bool) -> dict[str, Any]:
     }
 
 
-def _answer(study: Study, answer: Answer, configured: str, needs: str) -> dict[str, Any]:
+def _answer(study: Study, answer: Answer, needs: str, would_run: str) -> dict[str, Any]:
     sources = list(dict.fromkeys(study.models[name].source for name in answer.entry.models))
     return {
         **_fields(answer.claim),
@@ -92,16 +99,25 @@ def _answer(study: Study, answer: Answer, configured: str, needs: str) -> dict[s
         "others": [cell.model_dump() for cell in answer.others],
         "tflop": sum(flop(study, cell) for cell in answer.published) / 1e12,
         "reason": needs,
-        "command": command(study, answer.name, configured),
+        "command": would_run,
     }
 
 
-def command(study: Study, entry: str, configured: str) -> str:
-    """Return the command that runs an entry beside those that are run already."""
+def command(study: Study, entry: str, files: Sequence[str], over: Mapping[str, Any]) -> str:
+    """Return the command that runs an entry beside those that are run already, the same way.
+
+    Args:
+        study: the study.
+        entry: name of the entry.
+        files: the study's configuration files.
+        over: what the command line said besides; without it other cells would be run again.
+    """
     names = [name for name in study.claims if study.runs(name) or name == entry]
-    asked = f" --configfile {configured}" if configured else ""
-    chosen = "" if study.run is None else f" --config 'run=[{', '.join(names)}]'"
-    return f"snakemake --cores all{asked}{chosen}"
+    asked = {**over, **({} if study.run is None else {"run": names})}
+    told = ["snakemake", "--cores", "all"]
+    told += ["--configfile", *files] if files else []
+    told += ["--config", *arguments(asked)] if asked else []
+    return shlex.join(told)
 
 
 def size(study: Study, source: str) -> str:

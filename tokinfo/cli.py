@@ -1,4 +1,4 @@
-"""The command line: `tokinfo validate`, `cells`, `clean`, `schema`, `invert`, `sweep`, `parity`.
+"""The command line: `tokinfo validate`, `cells`, `clean`, `schema`, `invert`, `sweep`, `parity`, `plan`.
 
 Every command imports what it needs when it runs, so that `tokinfo --help` answers at once.
 """
@@ -14,9 +14,10 @@ import typer
 from tokinfo.cli_clean import clean
 from tokinfo.cli_parity import parity
 from tokinfo.cli_plan import plan
+from tokinfo.cli_study import Config, ConfigFiles, read_study
 
 if TYPE_CHECKING:
-    from tokinfo.study import Cell, Study
+    from tokinfo.study import Cell
 
 SCHEMA = Path("docs/study.schema.json")
 WIDE = 10_000
@@ -29,34 +30,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ConfigFiles = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--configfile",
-        help="Study to read; given more than once, later files override earlier ones, as in "
-        "Snakemake.  [default: config.yaml]",
-        show_default=False,
-    ),
-]
-
-
-def read_study(configfile: list[Path] | None) -> Study:
-    """Return the study of the given files, or print all of its problems and exit with 1."""
-    from tokinfo.validate import StudyError, load_study
-
-    try:
-        return load_study(configfile or [Path("config.yaml")])
-    except StudyError as error:
-        typer.echo(str(error), err=True)
-        count = len(error.problems)
-        typer.echo(f"{count} problem{'s' * (count != 1)}; nothing was started", err=True)
-        raise typer.Exit(1) from None
-
 
 @app.command()
-def validate(configfile: ConfigFiles = None) -> None:
+def validate(configfile: ConfigFiles = None, config: Config = None) -> None:
     """Check a study and list everything that is wrong with it."""
-    study = read_study(configfile)
+    study = read_study(configfile, config)
     cells = study.cells()
     models = {cell.model for cell in cells}
     sets = {cell.prompts for cell in cells}
@@ -70,12 +48,13 @@ def validate(configfile: ConfigFiles = None) -> None:
 @app.command()
 def cells(
     configfile: ConfigFiles = None,
+    config: Config = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON list instead of a table.")
     ] = False,
 ) -> None:
     """List the cells of a study: one line for each job of the inversion stage."""
-    study = read_study(configfile)
+    study = read_study(configfile, config)
     found = study.cells()
     if as_json:
         rows = [{**cell.model_dump(), "path": f"{study.results}/{cell.path}"} for cell in found]
@@ -171,12 +150,13 @@ def invert(
     mask: MaskText,
     prompt: Prompt,
     configfile: ConfigFiles = None,
+    config: Config = None,
     metric: Metric = "l1",
     solver: SolverName = None,
     checkpoint: CheckpointPath = None,
 ) -> None:
     """Find one prompt from its visible activations alone, and say what is certain of it."""
-    _one_prompt("joint", model, site, mask, prompt, configfile, metric, solver, checkpoint)
+    _one_prompt("joint", model, site, mask, prompt, configfile, config, metric, solver, checkpoint)
 
 
 @app.command(context_settings=_ONE_PROMPT)
@@ -186,12 +166,13 @@ def sweep(
     mask: MaskText,
     prompt: Prompt,
     configfile: ConfigFiles = None,
+    config: Config = None,
     metric: Metric = "l1",
     solver: SolverName = None,
     checkpoint: CheckpointPath = None,
 ) -> None:
     """Try every token at each hidden position of one prompt, the other tokens known."""
-    _one_prompt("sweep", model, site, mask, prompt, configfile, metric, solver, checkpoint)
+    _one_prompt("sweep", model, site, mask, prompt, configfile, config, metric, solver, checkpoint)
 
 
 def _one_prompt(
@@ -201,6 +182,7 @@ def _one_prompt(
     mask: str,
     prompt: str,
     configfile: list[Path] | None,
+    config: list[str] | None,
     metric: str,
     solver: str | None,
     checkpoint: Path | None,
@@ -208,11 +190,12 @@ def _one_prompt(
     from tokinfo.cli_prompt import PromptError, Request, answer
 
     # A checkpoint of one's own needs no study, unless one is named for its solvers.
-    study = read_study(configfile) if checkpoint is None or configfile else None
-    files = [str(path) for path in configfile or []]
+    study = read_study(configfile, config) if checkpoint is None or configfile else None
+    named = ["--configfile", *map(str, configfile)] if configfile else []
+    named += ["--config", *config] if config else []
     request = Request(kind, model, site, mask, prompt, metric, solver, checkpoint)
     try:
-        answer(request, study, files)
+        answer(request, study, named)
     except PromptError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None

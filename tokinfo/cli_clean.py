@@ -7,16 +7,12 @@ from typing import Annotated
 
 import typer
 
+from tokinfo.cli_study import Config, ConfigFiles, read_study
+
 
 def clean(
-    configfile: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--configfile",
-            help="Study to read, as of the other commands.  [default: config.yaml]",
-            show_default=False,
-        ),
-    ] = None,
+    configfile: ConfigFiles = None,
+    config: Config = None,
     keep: Annotated[
         list[Path] | None,
         typer.Option(
@@ -31,10 +27,9 @@ def clean(
 ) -> None:
     """Remove results of cells, models and sources that a study no longer has."""
     from tokinfo import running
-    from tokinfo.cli import read_study
     from tokinfo.stale import find, remove, size
 
-    study = read_study(configfile)
+    study = read_study(configfile, config)
     others = [read_study([path]) for path in keep or []]
     for path, other in zip(keep or [], others, strict=True):
         if Path(other.results).resolve() != Path(study.results).resolve():

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tokinfo.cli_study import Config, ConfigFiles, read_study
+
 
 def plan(
-    configfile: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--configfile",
-            help="Study to read, as of the other commands.  [default: config.yaml]",
-            show_default=False,
-        ),
-    ] = None,
+    configfile: ConfigFiles = None,
+    config: Config = None,
     depths: Annotated[
         str | None,
         typer.Option(
@@ -25,10 +20,9 @@ def plan(
     ] = None,
 ) -> None:
     """Say what a study will fetch and what its jobs will hold; nothing is fetched for it."""
-    from tokinfo.cli import read_study
     from tokinfo.plan import depth_table, table
 
-    study = read_study(configfile)
+    study = read_study(configfile, config)
     try:
         typer.echo(table(study) if depths is None else depth_table(study, depths))
     except ValueError as error:

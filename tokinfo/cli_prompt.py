@@ -68,13 +68,14 @@ class Request:
     checkpoint: Path | None = None
 
 
-def answer(request: Request, study: Study | None, files: list[str]) -> None:
+def answer(request: Request, study: Study | None, named: list[str]) -> None:
     """Solve one prompt and print what was found.
 
     Args:
         request: what was asked for.
         study: where models and solvers are looked up; needed without ``request.checkpoint``.
-        files: the study's files, for the command that prepares a missing checkpoint.
+        named: arguments of Snakemake that name the study, for the command that prepares a
+            missing checkpoint.
 
     Raises:
         PromptError: something asked for does not exist or does not suit; one line.
@@ -84,7 +85,7 @@ def answer(request: Request, study: Study | None, files: list[str]) -> None:
         raise PromptError(f"solver {name!r} is of kind {solver.kind}; `tokinfo invert` runs it")
     if request.checkpoint is None:
         assert study is not None, "no checkpoint and no study"
-        directory, site = _prepared(request, study, files)
+        directory, site = _prepared(request, study, named)
     else:
         directory, site = request.checkpoint, request.site
     # Imported late: whatever can be refused without torch is refused at once.
@@ -137,7 +138,7 @@ def _solver(request: Request, study: Study | None) -> tuple[str, Solver]:
     raise PromptError(f"solver {request.solver!r}: allowed: {allowed}")
 
 
-def _prepared(request: Request, study: Study, files: list[str]) -> tuple[Path, str]:
+def _prepared(request: Request, study: Study, named: list[str]) -> tuple[Path, str]:
     """Return the study's checkpoint for a model and site, and the resolved site.
 
     Of several that hold enough blocks the smallest is taken.
@@ -174,8 +175,7 @@ def _prepared(request: Request, study: Study, files: list[str]) -> tuple[Path, s
         )
     target = folder / str(deep_enough[0])
     # `--configfile` takes every file that follows it, so the target comes first.
-    command = ["snakemake", str(target), "--cores", "all"]
-    command += ["--configfile", *files] if files else []
+    command = ["snakemake", str(target), "--cores", "all", *named]
     raise PromptError(f"{target}: not prepared yet; this makes it: {shlex.join(command)}")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,84 @@ def merge(*contents: Mapping[Any, Any]) -> dict[Any, Any]:
             else:
                 merged[key] = value
     return merged
+
+
+def parse(entries: Iterable[str]) -> dict[str, Any]:
+    """Return what arguments of `--config` say, each KEY=VALUE, read as Snakemake reads them.
+
+    >>> parse(["run=[a, b]", "threads=2", "corpora={text: {path: a.txt}}"])
+    {'run': ['a', 'b'], 'threads': 2, 'corpora': {'text': {'path': 'a.txt'}}}
+
+    Raises:
+        ValueError: one is not of that form, or its value is not valid YAML.
+    """
+    told: dict[str, Any] = {}
+    for entry in entries:
+        key, equals, text = entry.partition("=")
+        text = text.strip("'\"")
+        if not equals or not re.fullmatch(r"[a-zA-Z_][\w-]*\w", key):
+            raise ValueError(f"--config {entry}: not of the form KEY=VALUE")
+        told = merge(told, {key: _value(entry, text)})
+    return told
+
+
+def _value(entry: str, text: str) -> Any:
+    if text in ("", "True", "False"):
+        return {"True": True, "False": False}.get(text)
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(text)
+    try:
+        # Numbers inside stay text, as they do there; the study's fields read them.
+        return yaml.load(text, Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or "cannot be read"
+        raise ValueError(f"--config {entry}: not valid YAML: {problem}") from None
+
+
+def arguments(values: Mapping[str, Any]) -> list[str]:
+    """Return the arguments of `--config` that say these values: the inverse of `parse`.
+
+    >>> arguments({"run": ["a", "b"], "threads": 2, "corpora": {"text": {"path": "a.txt"}}})
+    ['run=[a, b]', 'threads=2', 'corpora={text: {path: a.txt}}']
+    """
+    return [f"{key}={_written(value)}" for key, value in values.items()]
+
+
+def _written(value: Any) -> str:
+    if value is None or isinstance(value, str | bool | int | float):
+        return "" if value is None else str(value)
+    return yaml.safe_dump(
+        _plain(value),
+        default_flow_style=True,
+        sort_keys=False,
+        width=float("inf"),
+        allow_unicode=True,
+    ).strip()
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without the ordered mappings of Snakemake, which YAML has no words for."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def beyond(config: Mapping[Any, Any], files: Iterable[Path | str]) -> dict[Any, Any]:
+    """Return what a merged configuration says that its files do not: the command line's part."""
+    return _beyond(config, merge(*(read(Path(file)).content for file in files)))
+
+
+def _beyond(whole: Mapping[Any, Any], part: Mapping[Any, Any]) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for key, value in whole.items():
+        known = part.get(key, MISSING)
+        if isinstance(value, Mapping) and isinstance(known, Mapping):
+            if inner := _beyond(value, known):
+                found[key] = inner
+        elif value != known:
+            found[key] = value
+    return found
 
 
 def value_at(content: object, path: KeyPath) -> object:
