@@ -1,4 +1,4 @@
-"""The command line: `tokinfo validate`, `cells`, `clean`, `schema`, `invert`, `sweep`, `parity`, `plan`.
+"""The command line: `tokinfo validate`, `cells`, `plan`, `clean`, `invert`, `sweep` and others.
 
 Every command imports what it needs when it runs, so that `tokinfo --help` answers at once.
 """
