@@ -103,3 +103,19 @@ def test_sizes_are_in_words() -> None:
         "flat mixer, width 32, 8 blocks, n_ctx 512"
     )
     assert one("llama7b-block1-full")["size"] == "llama, width 4096, 32 blocks"
+
+
+def test_passages_count_with_the_tokens_asked_for() -> None:
+    study = claims_study()
+    drawn = {"corpus": "harbour", "tokenizer": "small", "count": 3, "tokens": [4, 6]}
+    study["passages"] = {"drawn": drawn}
+    study["claims"]["smaller"]["passages"] = ["drawn"]
+    row = "mixer-flat-d512-untrained-after1"
+    cells = next(a for a in Study.model_validate(study).answers() if a.claim.id == row).published
+    asked = [flop(Study.model_validate(study), cell) for cell in cells if cell.prompts == "drawn"]
+    assert len(asked) == 1
+    (more,) = [a for a in told(study) if a["row"] == row and a["entry"]]
+    assert more["tflop"] - one(row, entry="smaller")["tflop"] == pytest.approx(asked[0] / 1e12)
+    # Two passes of 10 steps; 15 tokens in 16 d^2 products, and the square of each length in 2 d.
+    products = 15 * 16 * 16**2 + 2 * 16 * (4**2 + 5**2 + 6**2)
+    assert asked[0] == pytest.approx(2 * 10 * products, rel=0.02)

@@ -129,3 +129,31 @@ def test_seeds_are_of_the_published_protocol_alone() -> None:
     study = put(claims_study(), ("claims", "trained", "solvers"), ["adam"])
     found = [(cell.solver, cell.seed) for cell in cells(study, "trained")]
     assert found == [("brief", 0), ("brief", 1), ("adam", 0)]
+
+
+def with_passages(*names: str) -> dict[str, Any]:
+    study = put(claims_study(), ("claims", "smaller", "passages"), list(names))
+    drawn = {"corpus": "harbour", "tokenizer": "small", "count": 3, "tokens": [4, 6]}
+    return put(study, ("passages",), {"drawn": drawn})
+
+
+def test_passages_are_asked_of_the_first_model_with_the_first_seed_by_every_solver() -> None:
+    study = with_passages("drawn")
+    study["claims"]["smaller"] |= {"seeds": [5, 6], "rows": ["mixer-flat-d512-untrained-after1"]}
+    assert lines(study) == []
+    found = [cell for cell in cells(study, "smaller") if cell.prompts == "drawn"]
+    assert [(cell.solver, cell.seed) for cell in found if cell.solver == "brief"] == [("brief", 5)]
+    assert {cell.solver for cell in found} == {"brief", "adam", "sweep", "joint"}
+    assert {(cell.model, cell.mask) for cell in found} == {("tiny-untrained", "1:")}
+    assert len(cells(study, "smaller")) == len(found) + 2 * 5
+
+
+def test_passages_are_named_and_fit_the_row() -> None:
+    (line,) = lines(with_passages("drown"))
+    assert line.startswith("claims.smaller.passages[0] = 'drown': unknown set of passages")
+    assert "did you mean `drawn`" in line
+    (line,) = lines(with_passages("drawn", "drawn"))
+    assert "claims.smaller.passages[1] = 'drawn': repeats claims.smaller.passages[0]" in line
+    study = with_passages("drawn")
+    study["passages"]["drawn"]["tokens"] = [4, 80]
+    assert any("passages.drawn.tokens" in line for line in lines(study))

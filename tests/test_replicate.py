@@ -301,11 +301,32 @@ def test_better_searches_stand_beside_the_published_one(tmp_path: Path) -> None:
     assert (made["swept"], made["verdict"]) == (None, "agrees")
 
 
-def test_other_prompts_enter_their_own_share_only(tmp_path: Path) -> None:
+def test_other_prompts_enter_their_own_shares_only(tmp_path: Path) -> None:
+    """Of four passages the published protocol finds none, `adam` two, and all are identifiable."""
+
+    def passages(rows: list[Row], found: int) -> list[Row]:
+        return [
+            row
+            | {"prompts": "drawn", "prompt": f"passage {number}", "prompt_id": number}
+            | {"correct": number < found}
+            for number in range(4)
+            for row in rows
+        ]
+
     published = runs([True])
-    other = [row | {"prompt": "e f g h", "prompt_id": 1, "correct": False} for row in published]
-    (made,) = table(published + other, [answer(FOUND, published)], tmp_path)
-    assert (made["found"], made["n_prompts"], made["prompts_found"]) == (1.0, 2, 0.5)
+    found = published + passages(published, 0)
+    adam = [row | {"solver": "adam", "kind": "adam"} for row in passages(published, 2)]
+    others = [*adam, *sweeps(published, "ambiguous")]
+    others += sweeps(passages(published, 0), "identifiable")
+    (made,) = table(found + others, [answer(FOUND, found, others)], tmp_path)
+    assert (made["found"], made["verdict"], made["identifiable"]) == (1.0, "agrees", 0.0)
+    assert (made["n_prompts"], made["runs"], made["swept"]) == (5, 1, 1)
+    shares = {"found": (1, 5), "adam": (2, 4), "identifiable": (4, 5)}
+    for what, (hits, of) in shares.items():
+        share = clustered_share([1] * hits + [0] * (of - hits), [1] * of)
+        names = [f"prompts_{what}{end}" for end in ("", "_low", "_high")]
+        assert [made[name] for name in names] == pytest.approx([share.value, share.low, share.high])
+    assert (made["adam_found"], made["prompts_joint"]) == (None, None)
 
 
 def test_a_trained_model_says_how_far_it_is_from_the_chapters(tmp_path: Path) -> None:

@@ -145,11 +145,18 @@ def flop(study: Study, cell: Cell) -> float:
     blocks = Site.parse(cell.site).block
     passes = 2 * solver.steps
     total = 0.0
-    for prompt in study.prompts[cell.prompts]:
-        positions = max(1, round(len(prompt.encode()) / BYTES_A_TOKEN))
-        positions = source.n_ctx if cell.padding == "n_ctx" else min(positions, source.n_ctx)
+    for length in _lengths(study, cell.prompts):
+        positions = source.n_ctx if cell.padding == "n_ctx" else min(length, source.n_ctx)
         total += passes * blocks * _block_flop(study, cell.model, source, positions)
     return total
+
+
+def _lengths(study: Study, prompts: str) -> Iterable[int]:
+    """Return about how many tokens each prompt of a set has; passages have as many as is asked."""
+    if prompts in study.passages:
+        return study.passages[prompts].lengths
+    sizes = (len(prompt.encode()) for prompt in study.prompts[prompts])
+    return [max(1, round(size / BYTES_A_TOKEN)) for size in sizes]
 
 
 def _block_flop(study: Study, model: str, source: Source, positions: int) -> float:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _NAMED = (
     ("models", "models", "model"),
     ("prompts", "prompts", "prompt set"),
+    ("passages", "passages", "set of passages"),
     ("solvers", "solvers", "solver"),
     ("identify", "solvers", "solver"),
 )
@@ -91,7 +92,7 @@ def _names(draft: Draft, name: str, entry: Replication, claims: Claims) -> Itera
         known = draft.names(section)
         if section not in draft.sections and value not in known:
             yield Problem(path, value, f"unknown {what}{suggestion(value, known)}", listing(known))
-    for axis in ("rows", "models", "prompts", "solvers", "identify", "seeds"):
+    for axis in ("rows", "models", "prompts", "passages", "solvers", "identify", "seeds"):
         values = getattr(entry, axis)
         for place, value in enumerate(values):
             if (first := values.index(value)) != place:
@@ -107,6 +108,7 @@ def _readable(draft: Draft, entry: Replication) -> bool:
         all(draft.source(model) is not None for model in entry.models)
         and all(name in draft.study.solvers for name in solvers)
         and all(name in draft.study.prompts for name in entry.prompts)
+        and all(name in draft.study.passages for name in entry.passages)
         and all(
             draft.sound("sources", draft.study.models[model].source, key)
             for model in entry.models

@@ -24,6 +24,7 @@ from tokinfo.schema import CELL_KEYS
 from tokinfo.tables import RECOVERED, scan
 
 _SHARE = ("", "_low", "_high")
+_OVER_PROMPTS = ("found", "adam", "joint", "identifiable")
 REPLICATION_SCHEMA: dict[str, pl.DataType] = {
     **dict.fromkeys(("row", "verdict"), pl.String()),
     "settled": pl.Boolean(),
@@ -41,14 +42,15 @@ REPLICATION_SCHEMA: dict[str, pl.DataType] = {
     **{f"found{end}": pl.Float64() for end in _SHARE},
     "tokens_found": pl.Float64(),
     "visible_found": pl.Float64(),
-    "n_prompts": pl.Int64(),
-    **{f"prompts_found{end}": pl.Float64() for end in _SHARE},
     # other searches, and what is there to be found
     **dict.fromkeys(("adam_found", "joint_found", "joint_certified", "recovered"), pl.Float64()),
     "swept": pl.Int64(),
     **{f"identifiable{end}": pl.Float64() for end in _SHARE},
     **dict.fromkeys(("margin", "noise_floor", "bits"), pl.Float64()),
     "vocabulary": pl.Int64(),
+    # the same over all prompts, passages among them
+    "n_prompts": pl.Int64(),
+    **{f"prompts_{what}{end}": pl.Float64() for what in _OVER_PROMPTS for end in _SHARE},
     # what the models were trained on, and what all this took
     "trained_tokens": pl.Int64(),
     **dict.fromkeys(("train_loss", "held_out_loss"), pl.Float64()),
@@ -57,9 +59,12 @@ REPLICATION_SCHEMA: dict[str, pl.DataType] = {
     **dict.fromkeys(("device", "model_digests", "code_digests", "note"), pl.String()),
 }
 """Columns of `replication.parquet`. ``found``: share of runs in which the tokens in question came
-out by the row's own criterion; ``tokens_found``: of these tokens, over all runs; ``prompts_found``:
-share of the tokens in question found (top-1, in place) over all prompts of its sets, the row's own
-among them. ``identifiable`` is of swept tokens around the true prompt, ``margin`` their median."""
+out by the row's own criterion; ``tokens_found``: of these tokens, over all runs. ``identifiable``
+is of swept tokens around the true prompt, ``margin`` their median. ``prompts_found``,
+``prompts_adam`` and ``prompts_joint``: share of the tokens in question that the published protocol
+and other searches found (top-1, in place) over all prompts that the row was asked of, passages and
+its own among them; ``prompts_identifiable``: of the swept ones. Intervals of these are over
+prompts."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +169,10 @@ def _row(
     ours = None
     if answer["runs"]:
         published = _cells(table, answer["published"], answer)
+        others = _cells(table, answer["others"], answer)
         ours = _published(row, published, answer)
-        _others(row, _cells(table, answer["others"], answer), answer)
+        _others(row, others, answer)
+        _over_prompts(row, published, others, answer)
         _trained(row, answer, claimed, histories)
         row["reason"] = ""
     row["verdict"] = verdict(
@@ -226,11 +233,6 @@ def _published(row: dict[str, Any], rows: pl.DataFrame, answer: Mapping[str, Any
     share = clustered_share([sum(group) for group in groups], [len(group) for group in groups])
     first = own.row(0, named=True)
     one = own.filter(model=first["model"], seed=first["seed"], prompts=first["prompts"])
-    asked = rows.filter(~pl.col("visible")) if answer["hides"] else rows
-    prompts = asked.group_by("prompts", "prompt_id", maintain_order=True).agg(
-        found=pl.col("correct").sum(), of=pl.len()
-    )
-    others = clustered_share(prompts["found"].to_list(), prompts["of"].to_list())
     row |= {
         "site": " ".join(rows["site"].unique(maintain_order=True)),
         "padding": first["padding"],
@@ -241,8 +243,6 @@ def _published(row: dict[str, Any], rows: pl.DataFrame, answer: Mapping[str, Any
         **_of("found", share),
         "tokens_found": sum(o[1] for o in outcomes) / sum(o[2] for o in outcomes),
         "visible_found": own.filter("visible")["correct"].mean(),
-        "n_prompts": len(prompts),
-        **_of("prompts_found", others),
         "seconds": rows.unique([*CELL_KEYS, "prompt_id"])["seconds"].sum(),
         "device": " ".join(rows["device"].unique(maintain_order=True)),
         "model_digests": " ".join(d[:12] for d in rows["model_digest"].unique(maintain_order=True)),
@@ -311,6 +311,31 @@ def _others(row: dict[str, Any], rows: pl.DataFrame, answer: Mapping[str, Any]) 
         "bits": swept["bits"].mean(),
         "vocabulary": swept["vocabulary"].max(),
     }
+
+
+def _over_prompts(
+    row: dict[str, Any],
+    published: pl.DataFrame,
+    others: pl.DataFrame,
+    answer: Mapping[str, Any],
+) -> None:
+    """Fill in what was found of all prompts that the row was asked of."""
+    asked = ~pl.col("visible") if answer["hides"] else pl.lit(value=True)
+    told = (pl.col("around") == "true") & pl.col("identified").is_not_null()
+    counted = {
+        "found": (published.filter(asked), pl.col("correct")),
+        "adam": (others.filter(asked, kind="adam"), pl.col("correct")),
+        "joint": (others.filter(asked, kind="joint"), pl.col("correct")),
+        "identifiable": (others.filter(told), pl.col("identified") == "identifiable"),
+    }
+    row["n_prompts"] = published.select("prompts", "prompt_id").n_unique()
+    for name, (rows, hit) in counted.items():
+        prompts = rows.group_by("prompts", "prompt_id", maintain_order=True).agg(
+            found=hit.sum(), of=pl.len()
+        )
+        if len(prompts):
+            share = clustered_share(prompts["found"].to_list(), prompts["of"].to_list())
+            row |= _of(f"prompts_{name}", share)
 
 
 def _trained(

@@ -103,6 +103,11 @@ class Replication(Strict):
         min_length=1,
         description="Names of prompt sets; a row is asked of those that have its prompt.",
     )
+    passages: list[Name] = Field(
+        [],
+        description="Names of sets of `passages` that every row is asked of besides, in the first "
+        "model and with the first seed: how much of a row's outcome is its own prompt's?",
+    )
     published: Name = Field(
         description="Name of the solver of kind `chapter` that is the published protocol."
     )
@@ -313,18 +318,23 @@ class Study(Strict):
         asked: dict[str, object] = {
             "masks": [claim.mask],
             "metrics": [claim.metric],
-            "prompts": [name for name in entry.prompts if claim.prompt in self.prompts[name]],
             "residual": [claim.residual],
             "causal": [claim.causal],
         }
+        own = [name for name in entry.prompts if claim.prompt in self.prompts[name]]
+        wanted = [(model, own, entry.seeds) for model in entry.models]
+        if entry.passages:
+            # They are about prompts, not about weights or starts: one of each is enough.
+            wanted.append((entry.models[0], entry.passages, entry.seeds[:1]))
         published: list[Grid] = []
         others: list[Grid] = []
-        for model in entry.models:
+        for model, prompts, seeds in wanted:
             here = asked | {"models": [model], "sites": [self._claimed_site(entry, claim, model)]}
+            here |= {"prompts": prompts}
             descent = here | {"parametrisations": [claim.parametrisation], "padding": [padding]}
             identify = [name for name in entry.identify if self._has_a_say(name, claim)]
             shown = [entry.identify_padding or padding]
-            first = {"solvers": [entry.published], "seeds": entry.seeds}
+            first = {"solvers": [entry.published], "seeds": seeds}
             published.append(Grid.model_validate(descent | first))
             others.append(Grid.model_validate(descent | {"solvers": entry.solvers}))
             others.append(Grid.model_validate(here | {"identify": identify, "padding": shown}))

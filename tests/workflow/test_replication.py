@@ -26,6 +26,9 @@ def small() -> dict[str, Any]:
     study["claims"]["own"] |= {"solvers": [], "identify": ["sweep-all"]}
     study["claims"]["smaller"] |= {"solvers": [], "identify": ["sweep"]}
     study["claims"]["smaller"]["rows"] = ["mixer-flat-d512-untrained-after1"]
+    drawn = {"corpus": "harbour", "tokenizer": "small", "count": 3, "tokens": [4, 6]}
+    study["passages"] = {"drawn": drawn}
+    study["claims"]["smaller"]["passages"] = ["drawn"]
     return study
 
 
@@ -52,6 +55,7 @@ def test_a_run_answers_rows_and_lists_the_others(finished: Path) -> None:
     assert own["swept"] > 10  # every token of the prompt
     assert (smaller["runs"], smaller["initialisations"]) == (2, 2)
     assert (smaller["swept"], smaller["identifiable"]) == (2, 1.0)
+    assert (smaller["n_prompts"], smaller["prompts_identifiable"]) == (2 + 3, 1.0)
     assert (trained["runs"], trained["initialisations"]) == (2, 1)
     assert trained["trained_tokens"] == 4 * 2 * 64
     assert trained["held_out_loss"] > 0

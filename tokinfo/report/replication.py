@@ -80,8 +80,9 @@ the optimiser</b>: the tokens are not found here
 either, although a sweep identifies most of them: with the other tokens known, no token but the true
 one explains the visible activations. <b>Margin</b>: how much further off the best wrong token is
 (median), beside the noise floor. <b>Bits</b>: what a swept position gives away of its token (mean,
-lower bound). Settings of the published protocol that the chapter does not state are the
-<code>chapter</code> solver's.
+lower bound). <b>Over more prompts</b>: share of the tokens in question over all prompts that the
+row was asked of, its own and passages of held-out text, with intervals over prompts. Settings of
+the published protocol that the chapter does not state are the <code>chapter</code> solver's.
 """
 
 
@@ -92,6 +93,7 @@ def _rows(title: str, rows: list[Row], *, stood_in: bool = False) -> Iterator[st
     heads = (
         *("row and verdict", "published text", "text here", "found: published", "found: here"),
         *("by adam", "by joint search", "identifiable", "margin (floor)", "bits", "visible"),
+        "over more prompts",
         *("site, mask, metric", "model"),
     )
     yield "".join(f"<th>{head}" for head in heads) + "</thead><tbody>"
@@ -107,9 +109,24 @@ def _rows(title: str, rows: list[Row], *, stood_in: bool = False) -> Iterator[st
             f"<td>{_percent(row['adam_found'])}<td>{_percent(row['joint_found'])}"
             f"<td>{_percent(row['identifiable'])}<br>{_interval(row, 'identifiable')}"
             f"<td>{_margin(row)}<td>{_bits(row)}<td>{_percent(row['visible_found'])}"
-            f"<td>{_setting(row)}<td class=words>{_model(row, stood_in)}\n"
+            f"<td>{_prompts(row)}<td>{_setting(row)}<td class=words>{_model(row, stood_in)}\n"
         )
     yield "</tbody></table></div>"
+
+
+def _prompts(row: Row) -> str:
+    """Return what was found of all prompts a row was asked of, where there are several."""
+    if row["n_prompts"] == 1:
+        return ""
+    told = [f"{row['n_prompts']} prompts"]
+    for key, what in (
+        *(("found", "as published"), ("adam", "adam"), ("joint", "joint search")),
+        ("identifiable", "identifiable"),
+    ):
+        if row[f"prompts_{key}"] is not None:
+            share = f"{_percent(row[f'prompts_{key}'])} {_interval(row, f'prompts_{key}')}"
+            told.append(f"{what}: {share}")
+    return "<br>".join(told)
 
 
 def _model(row: Row, stood_in: bool) -> str:
