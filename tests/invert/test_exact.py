@@ -218,12 +218,26 @@ def test_a_right_prompt_is_known_by_its_nearest_positions_though_others_are_wron
     every = problem.decoder.ids
     candidates = dict.fromkeys([0, 1], every)
     responses = Responses(problem, search.ids, candidates, 1, Batcher(), search.drawn)
-    prompts = next(search._proposed(responses, [0, 1]))
+    prompts, _ = next(search._proposed(responses, [0, 1]))
     away, likeliest = search._distances(prompts, 2).min(0)
     assert float(away) <= 2 * float(problem.floor)
     assert prompts[likeliest].tolist() == [200, 3, 1, 4, 1, 5, 88, 99]
     assert search._extended(prompts[likeliest])
     assert search.ids.tolist() == prompt
+
+
+def test_a_visible_token_that_is_certain_stays_where_a_wrong_one_is_nearer() -> None:
+    """Wrong hidden tokens can make it so; the next detection must not be made behind it again."""
+    problem = problem_of(mask="1:", site="block.2", prompts=[[200, 3, 1, 4]])
+    search = search_of(problem, [100, 77, 1, 4])
+    nearer, further = torch.tensor([[200, 77, 1, 4]]), torch.tensor([[100, 3, 1, 4]])
+    if float(search._distances(nearer)) > float(search._distances(further)):
+        nearer, further = further, nearer
+    token = further[0, 1]
+    search._proposed = lambda *_: iter([(nearer, {}), (further, {1: token})])
+    search._swapped = search._extended = lambda *_: False
+    found = search._detect(search.ids, problem.decoder.ids, None)
+    assert found.tolist() == [nearer[0, 0], token, 1, 4]
 
 
 @pytest.mark.parametrize("family", ["flat", "expanded", "parallel"])

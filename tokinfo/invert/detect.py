@@ -41,7 +41,7 @@ _SPREAD = 256
 _FRESH = 0.1
 """Share of uniform draws in every round, so that no token is ruled out for good."""
 _SURE = 0.99
-"""Probability of every position's best token from which nothing is judged again."""
+"""Probability from which a position's best token is taken for certain."""
 _RIDGE = 0.02
 """Share of the identity in the nuisance's correlation matrix: fewer samples than directions."""
 
@@ -58,6 +58,11 @@ class Detected:
 
     tokens: Tensor
     score: Tensor
+
+    @property
+    def sure(self) -> bool:
+        """Whether the best token is next to certain."""
+        return bool(self.score[0] >= math.log(_SURE))
 
 
 def combinations(ids: Tensor, detected: dict[int, Detected], count: int) -> Tensor:

@@ -209,7 +209,9 @@ class _Search:
             # Kept for all proposals: a later one adds the responses of further positions alone.
             responses = Responses(self.problem, ids, candidates, near, self.batcher, self.drawn)
             nearest_yet, spent = math.inf, 0
-            for prompts in self._proposed(responses, every):
+            certain: dict[int, Tensor] = {}
+            for prompts, known in self._proposed(responses, every):
+                certain |= known
                 self.evaluations += responses.evaluations - spent
                 spent = responses.evaluations
                 away, best = self._distances(prompts, end).min(0)
@@ -218,20 +220,30 @@ class _Search:
                     return self.ids
                 if float(away) < nearest_yet:
                     ids, nearest_yet = prompt, float(away)
+            # Behind wrong hidden tokens a wrong visible one may be the nearest: what its own
+            # activations are sure of is kept.
+            ids = ids.clone()
+            for position, token in certain.items():
+                ids[position] = token
         return ids
 
-    def _proposed(self, responses: Responses, every: Sequence[int]) -> Iterator[Tensor]:
+    def _proposed(
+        self, responses: Responses, every: Sequence[int]
+    ) -> Iterator[tuple[Tensor, dict[int, Tensor]]]:
         """Yield prompts [prompt, position] of the likeliest tokens, the cheapest to find first.
 
         Single hidden tokens that explain the target behind the stand-ins as they are: where all
         others are right they are enough, and one position's responses are all that it takes.
-        Then combinations of the hidden positions' tokens, and of the visible ones' too.
+        Then combinations of the hidden positions' tokens, and of the visible ones' too. With them
+        come the visible tokens, by position, that are certain.
         """
         for position in reversed(self.reached):
-            yield responses.explain(position, self.settings.screen)
+            yield responses.explain(position, self.settings.screen), {}
         for unknown in (self.reached, every) if self.reached else (every,):
             found = responses.detect(unknown, self.settings.screen, self.settings.detection_rounds)
-            yield combinations(responses.ids, found, self.settings.combinations)
+            shown = {p: one for p, one in found.items() if p in self.visible}
+            certain = {p: one.tokens[0] for p, one in shown.items() if one.sure}
+            yield combinations(responses.ids, found, self.settings.combinations), certain
 
     def _extended(self, ids: Tensor) -> bool:
         """Mend a prompt's visible tokens from left to right; return if that certifies it.
