@@ -109,7 +109,8 @@ def _rows(title: str, rows: list[Row], *, stood_in: bool = False) -> Iterator[st
             f"<td>{_percent(row['adam_found'])}<td>{_percent(row['joint_found'])}"
             f"<td>{_percent(row['identifiable'])}<br>{_interval(row, 'identifiable')}"
             f"<td>{_margin(row)}<td>{_bits(row)}<td>{_percent(row['visible_found'])}"
-            f"<td>{_prompts(row)}<td>{_setting(row)}<td class=words>{_model(row, stood_in)}\n"
+            f"<td class=words>{_prompts(row)}<td>{_setting(row)}"
+            f"<td class=words>{_model(row, stood_in)}\n"
         )
     yield "</tbody></table></div>"
 
