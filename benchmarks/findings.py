@@ -14,6 +14,7 @@ said of them:
   Wilson's with as many trials as PROMPTS: tokens of one prompt are not independent, and this is
   the most cautious reading of their share. `share FOUND/ALL by COLUMN`: prompts are in that column.
 - `point`: one row of a scaling table, whose interval (over prompts) is in the row.
+- `interval COLUMN`: one row's share with the interval of COLUMN_low and COLUMN_high.
 - `value`, `least`, `most COLUMN`: one row's value, or the smallest or largest of several.
 - `count`: how many rows there are.
 """
@@ -79,11 +80,14 @@ def said(table: Path, conditions: str, what: str) -> str:
         hits = round(float(row["share"]) * int(row["tokens"]))
         low, high = float(row["low"]), float(row["high"])
         return f"{hits:,} of {int(row['tokens']):,} ({low:.2f} to {high:.2f})"
-    if kind not in ("value", "least", "most"):
-        raise ValueError(f"{what!r}: allowed: share, point, value, least, most, count")
+    if kind not in ("value", "least", "most", "interval"):
+        raise ValueError(f"{what!r}: allowed: share, point, interval, value, least, most, count")
+    if kind in ("value", "interval") and len(rows) != 1:
+        raise ValueError(f"{table.name}: {len(rows)} rows with {conditions.strip()}, not one")
+    if kind == "interval":
+        share, low, high = (float(rows[0][f"{rest}{end}"]) for end in ("", "_low", "_high"))
+        return f"{share:.2f} ({low:.2f} to {high:.2f})"
     values = [float(row[rest]) for row in rows]
-    if kind == "value" and len(values) != 1:
-        raise ValueError(f"{table.name}: {len(values)} rows with {conditions.strip()}, not one")
     return short(max(values) if kind == "most" else min(values))
 
 

@@ -27,10 +27,10 @@ findings = load()
 TEXT = findings.FINDINGS.read_text(encoding="utf-8")
 
 TABLE = """\
-model,solver,prompts,found,all,share,tokens,low,high,times
-a,adam,10,10,20,0.5,20,0.25,0.75,702.51
-a,joint,10,20,20,1,20,0.72,1,0.0749
-b,adam,10,0,20,0,20,0,0.28,12345
+model,solver,prompts,found,all,share,tokens,low,high,times,many,many_low,many_high
+a,adam,10,10,20,0.5,20,0.25,0.75,702.51,0.12,0.052,0.25
+a,joint,10,20,20,1,20,0.72,1,0.0749,1,0.9,1
+b,adam,10,0,20,0,20,0,0.28,12345,0,0,0.1
 """
 
 
@@ -66,6 +66,7 @@ def test_every_table_has_its_command() -> None:
         ("t.csv solver=adam|joint model=b => share found/all by prompts", "0 of 20 (0.00 to 0.28)"),
         ("t.csv solver=adam => count", "2"),
         ("t.csv model=a solver=adam => point", "10 of 20 (0.25 to 0.75)"),
+        ("t.csv model=a solver=adam => interval many", "0.12 (0.05 to 0.25)"),
         ("t.csv model=b => value times", "12,345"),
         ("t.csv => least times", "0.075"),
         ("t.csv model=a => most times", "703"),
@@ -84,6 +85,7 @@ def test_a_number_is_written_from_its_table(evidence: Path, marker: str, words: 
         ("u.csv model=a => share found/all", "u.csv: there is no such table"),
         ("t.csv model=a => value times", "2 rows with model=a, not one"),
         ("t.csv model=a => point", "2 rows with model=a, not one"),
+        ("t.csv model=a => interval many", "2 rows with model=a, not one"),
         ("t.csv model=a => mean times", "allowed: share, point"),
     ],
 )
