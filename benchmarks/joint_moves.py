@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from unittest import mock
 
@@ -17,6 +16,7 @@ from common import write
 from exact import alone_losses, pose
 
 from tokinfo.invert import joint
+from tokinfo.invert.detect import Detected
 from tokinfo.invert.problem import Problem
 from tokinfo.solvers import AdamSolver, JointSolver
 
@@ -47,10 +47,11 @@ def _all_visible(problem: Problem) -> int:
     return problem.target.shape[1]
 
 
-WITHOUT: dict[str, tuple[object, str, Callable[..., object]]] = {
+WITHOUT: dict[str, tuple[object, str, object]] = {
     "swaps": (joint._Search, "_swapped", _left_out),
     "extension": (joint._Search, "_extended", _unmended),
     "nearest positions first": (joint, "enough", _all_visible),
+    "certain visible tokens": (Detected, "sure", False),
 }
 """What no setting leaves out: the function that does it, and what stands in for it."""
 
