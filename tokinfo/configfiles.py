@@ -126,7 +126,7 @@ def _value(entry: str, text: str) -> Any:
             return number(text)
     try:
         # Numbers inside stay text, as they do there; the study's fields read them.
-        return yaml.load(text, Loader=yaml.BaseLoader)
+        return yaml.BaseLoader(text).get_single_data()
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or "cannot be read"
         raise ValueError(f"--config {entry}: not valid YAML: {problem}") from None
