@@ -113,6 +113,8 @@ def rewritten(text: str, evidence: Path = EVIDENCE) -> str:
             now = said(evidence / table, conditions, what)
         except OSError:
             raise ValueError(f"{table}: there is no such table") from None
+        except KeyError as error:
+            raise ValueError(f"{table}: no column {error}") from None
         return match.group(0).replace(f"-->{before}<!--/-->", f"-->{now}<!--/-->")
 
     return NUMBER.sub(number, text)

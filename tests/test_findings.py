@@ -82,6 +82,7 @@ def test_a_number_is_written_from_its_table(evidence: Path, marker: str, words: 
     [
         ("t.csv model=c => share found/all", "no row with model=c"),
         ("t.csv modell=a => share found/all", "no column 'modell'"),
+        ("t.csv model=a => most timez", "t.csv: no column 'timez'"),
         ("u.csv model=a => share found/all", "u.csv: there is no such table"),
         ("t.csv model=a => value times", "2 rows with model=a, not one"),
         ("t.csv model=a => point", "2 rows with model=a, not one"),
