@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 
 import torch
-import yaml
 from common import write
 
 from tokinfo.cell import run_cell
+from tokinfo.configfiles import parse
 from tokinfo.decode import write_inverse_gram
 from tokinfo.models.cutting import cut_checkpoint
 from tokinfo.scaling import AXES, points
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--config", nargs="*", default=[], help="KEY=YAML, over the study")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    over = {key: yaml.safe_load(text) for key, _, text in (c.partition("=") for c in asked.config)}
+    over = parse(asked.config)
     study = load_study(asked.study, over)
     plan, results = Plan(study), Path(study.results)
     chosen = [

@@ -226,8 +226,7 @@ def test_studies_that_share_a_directory_keep_each_others_results() -> None:
 def test_what_was_made_with_values_of_the_command_line_stays_where_they_are_told() -> None:
     make(study(models=("flat", "llama")))
     chosen = study(models=("flat",))
-    for text in (clean(chosen, "-n"), clean(study(models=("flat", "llama")), "-n")):
-        assert ("cells/llama" in text) == (not text.startswith("0 stale"))
+    assert "cells/llama" in clean(chosen, "-n")
     grids = yaml.safe_dump(study(models=("flat", "llama"))["grids"], default_flow_style=True)
     told = f"grids={' '.join(grids.split())}"
     assert clean(chosen, "-n", "--config", told).startswith("0 stale")
