@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier, Event
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from tests.hub_server import COMMIT, Fault, Hub, hub
 from tests.models.hub_models import BLOCKS, assert_holds, needed_bytes, pickle_weights, write_model
-from tokinfo.models import ranges
+from tokinfo.models import partial, ranges
 from tokinfo.models.checkpoint import read_config
 from tokinfo.models.pretrained import fetch
 from tokinfo.sources import HubSource
@@ -139,6 +141,63 @@ def test_jobs_for_several_depths_at_once_fetch_what_they_share_once(
     asked = [path for _, path, _, _ in server.requests]
     assert len([path for path in asked if "/revision/" in path]) == 1
     assert server.weights_sent() <= 1.05 * needed_bytes(model[1], 3)
+
+
+def test_a_file_that_jobs_hold_at_once_is_read_for_its_hash_by_one_of_them(
+    server: Hub,
+    model: tuple[Path, dict[str, Tensor]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    digest, read, another = partial._digest, [], Event()
+
+    def wait_for_another(origin: partial.Origin, cache: Path, file: str, *rest: Any) -> str:
+        if file in read:
+            another.set()
+        read.append(file)
+        another.wait(0.1)
+        return digest(origin, cache, file, *rest)
+
+    monkeypatch.setattr(partial, "_digest", wait_for_another)
+    with ThreadPoolExecutor() as pool:
+        outs = [tmp_path / name for name in ("one", "other")]
+        list(pool.map(lambda out: fetch(SOURCE, 3, out, tmp_path / "state"), outs))
+    for out in outs:
+        assert_holds(out, 3, model[1])
+    assert read
+    assert len(read) == len(set(read))
+
+
+def test_what_one_job_finds_damaged_no_other_takes(
+    server: Hub,
+    model: tuple[Path, dict[str, Tensor]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    shard = shard_of(model[0], name)
+    place, covered = _covering(model[0], shard, name)
+    server.faults[shard] = [Fault(), Fault(), *(Fault(flip=place) for _ in range(50))]
+    verify, both = partial._verify, Barrier(2)
+
+    def verify_at_once(*arguments: Any) -> None:
+        both.wait(30)
+        verify(*arguments)
+
+    monkeypatch.setattr(partial, "_verify", verify_at_once)
+
+    def refused(name: str) -> str:
+        with pytest.raises(FetchError) as error:
+            fetch(SOURCE, covered, tmp_path / name, tmp_path / "state")
+        return str(error.value)
+
+    with ThreadPoolExecutor() as pool:
+        told = sorted(pool.map(refused, ("one", "other")))
+    assert f"{shard} arrived damaged (hash " in told[0]
+    assert f"{shard} arrived damaged, as another job found; run again" in told[1]
+    assert not (tmp_path / "one").exists()
+    assert not (tmp_path / "other").exists()
+    assert left_over(tmp_path) == []
 
 
 def test_parts_of_several_depths_are_one_file_on_the_disk(server: Hub, tmp_path: Path) -> None:
@@ -278,11 +337,11 @@ def test_bytes_that_changed_on_the_disk_after_a_cut_are_noticed(
     with pytest.raises(FetchError, match="broke off"):
         fetch(SOURCE, 1, tmp_path / "out", tmp_path / "state")
     server.faults.clear()
-    (partial,) = (p for p in (tmp_path / "state").rglob(".*.partial") if p.stat().st_size > 50_000)
-    content = bytearray(partial.read_bytes())
+    (begun,) = (p for p in (tmp_path / "state").rglob(".*.partial") if p.stat().st_size > 50_000)
+    content = bytearray(begun.read_bytes())
     place = next(place for place in range(len(content) // 2, 0, -1) if content[place])
     content[place] ^= 1
-    partial.write_bytes(content)
+    begun.write_bytes(content)
     with pytest.raises(FetchError, match="the disk did not keep what arrived; run again"):
         fetch(SOURCE, 1, tmp_path / "out", tmp_path / "state")
     fetch(SOURCE, 1, tmp_path / "out", tmp_path / "state")
@@ -322,7 +381,7 @@ def test_a_wrong_byte_in_ranges_is_noticed_when_they_make_a_whole_file(
     server.faults.clear()
     fetch(SOURCE, covered, tmp_path / "out", tmp_path / "state")
     assert_holds(tmp_path / "out", covered, model[1])
-    verified = {path.name for path in (tmp_path / "state").rglob("verified/*")}
+    verified = {path.name for path in (tmp_path / "state").rglob("verified/[!.]*")}
     assert shard in verified
 
 
@@ -330,7 +389,7 @@ def test_files_whose_every_tensor_has_come_are_held_to_the_hubs_hash_once(
     server: Hub, model: tuple[Path, dict[str, Tensor]], tmp_path: Path
 ) -> None:
     fetch(SOURCE, BLOCKS, tmp_path / "out", tmp_path / "state")
-    verified = {path.name for path in (tmp_path / "state").rglob("verified/*")}
+    verified = {path.name for path in (tmp_path / "state").rglob("verified/[!.]*")}
     shards = {path.name for path in model[0].glob("*.safetensors")}
     # All but those that hold the output head, which is never fetched.
     assert verified == shards - {shard_of(model[0], "lm_head.weight")}
@@ -354,7 +413,7 @@ def test_small_leftovers_of_a_file_are_fetched_for_its_hash(
     (copy[0] / "model.safetensors.index.json").write_text(json.dumps(index))
     fetch(SOURCE, BLOCKS, tmp_path / "out", tmp_path / "state")
     assert_holds(tmp_path / "out", BLOCKS, copy[1])
-    verified = {path.name for path in (tmp_path / "state").rglob("verified/*")}
+    verified = {path.name for path in (tmp_path / "state").rglob("verified/[!.]*")}
     assert len(verified) == len(shards) - 1
     assert server.weights_sent() <= 1.05 * needed_bytes(copy[1], BLOCKS)
 

@@ -81,10 +81,12 @@ def write_blocks(origin: Origin, config: PretrainedConfig, blocks: int, out: Pat
                 _unpickle(origin, {name: (where[old], old) for name, old in names.items()}, target)
             else:
                 _copy(origin, where, names, headers, target)
-        if origin.cache is not None:
-            link(target, out / file)
-    if origin.cache is not None and not pickled:
-        _verify(origin, origin.cache, where, parts)
+    if origin.cache is not None:
+        if not pickled:
+            _verify(origin, origin.cache, where, parts)
+        # After the check: what another job found damaged meanwhile is not what is linked.
+        for file in parts:
+            link(origin.cache / file, out / file)
     write_index(out, list(parts))
 
 
@@ -214,28 +216,45 @@ def _verify(
             held.setdefault(where[old], {})[old] = (part, name)
     for file, tensors in held.items():
         wanted, done = origin.sha256(file), cache / "verified" / file
-        if wanted is None or done.is_file():
+        if wanted is None:
             continue
-        header = _header(origin, file)
-        rest = sum(tensor.size for old, tensor in header.items() if old not in tensors)
-        if rest > REST * origin.files()[file]:
-            continue
-        try:
-            found = _digest(origin, cache, file, header, tensors)
-        except ranges.CutError as error:
-            raise FetchError(f"{origin.name}: {file}: the connection broke off: {error}") from error
-        if found != wanted:
-            broken = sorted({part for part, _ in tensors.values()})
-            for part in broken:
-                (cache / part).unlink(missing_ok=True)
-            (cache / "headers" / f"{file}.json").unlink(missing_ok=True)
-            raise ranges.VerifyError(
-                f"{origin.name}: {file} arrived damaged (hash {found[:12]}..., the hub says "
-                f"{wanted[:12]}...); run again, with --forcerun fetch where a smaller number of "
-                f"blocks was read of it before"
-            )
-        with new_file(done) as partial:
-            partial.write_text(f"{found}\n", encoding="utf-8")
+        # Jobs of several depths hold the same file: the first to come reads it, once for all.
+        with exclusive(done):
+            if done.is_file() or not _is_whole(origin, file, tensors):
+                continue
+            _hold_to_hash(origin, cache, file, tensors, wanted)
+            with new_file(done) as partial:
+                partial.write_text(f"{wanted}\n", encoding="utf-8")
+
+
+def _is_whole(origin: Origin, file: str, tensors: dict[str, tuple[str, str]]) -> bool:
+    header = _header(origin, file)
+    rest = sum(tensor.size for old, tensor in header.items() if old not in tensors)
+    return rest <= REST * origin.files()[file]
+
+
+def _hold_to_hash(
+    origin: Origin, cache: Path, file: str, tensors: dict[str, tuple[str, str]], wanted: str
+) -> None:
+    try:
+        found = _digest(origin, cache, file, _header(origin, file), tensors)
+    except ranges.CutError as error:
+        raise FetchError(f"{origin.name}: {file}: the connection broke off: {error}") from error
+    except FileNotFoundError:
+        # The job that was here before took them away.
+        raise ranges.VerifyError(
+            f"{origin.name}: {file} arrived damaged, as another job found; run again"
+        ) from None
+    if found != wanted:
+        broken = sorted({part for part, _ in tensors.values()})
+        for part in broken:
+            (cache / part).unlink(missing_ok=True)
+        (cache / "headers" / f"{file}.json").unlink(missing_ok=True)
+        raise ranges.VerifyError(
+            f"{origin.name}: {file} arrived damaged (hash {found[:12]}..., the hub says "
+            f"{wanted[:12]}...); run again, with --forcerun fetch where a smaller number of "
+            f"blocks was read of it before"
+        )
 
 
 def _digest(
