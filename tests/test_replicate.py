@@ -17,11 +17,11 @@ from tokinfo.intervals import Share, clustered_share
 from tokinfo.replicate import (
     REPLICATION_SCHEMA,
     counts,
-    read_training,
     replication,
     write_replication,
 )
 from tokinfo.report.replication import write_replication_page
+from tokinfo.row_figures import read_training
 from tokinfo.schema import CELL_KEYS
 
 PROMPT = "a b c d"
