@@ -1,4 +1,4 @@
-r"""Numbers of docs/findings.md, from the tables of docs/evidence: write them, or check them.
+r"""Numbers of docs/findings.md and of the evidence's README, from the tables: write or check them.
 
     python benchmarks/findings.py            # writes every number anew
     python benchmarks/findings.py --check    # fails where one is not what its table says
@@ -7,14 +7,15 @@ A number stands between a marker and its end:
 
     <!--= joint.csv model=flat => share hidden_found/hidden -->0 of 20 (0.00 to 0.16)<!--/-->
 
-The marker names a table, the rows (`key=value`; `a|b` for either; quotes as in a shell) and what is
-said of them:
+The marker names a table, the rows (`key=value`; `a|b` for either; `!=` for none of them; quotes as
+in a shell) and what is said of them:
 
 - `share FOUND/ALL`: totals over the rows with a 95 % interval. Where a table has totals only, it is
   Wilson's with as many trials as PROMPTS: tokens of one prompt are not independent, and this is
   the most cautious reading of their share. `share FOUND/ALL by COLUMN`: prompts are in that column.
 - `point`: one row of a scaling table, whose interval (over prompts) is in the row.
 - `interval COLUMN`: one row's share with the interval of COLUMN_low and COLUMN_high.
+- `runs`: one row of the replication: runs that found what it asks for, and the interval in the row.
 - `value`, `least`, `most COLUMN`: one row's value, or the smallest or largest of several.
 - `count`: how many rows there are.
 """
@@ -31,8 +32,8 @@ from pathlib import Path
 from tokinfo.intervals import wilson
 
 ROOT = Path(__file__).resolve().parents[1]
-FINDINGS = ROOT / "docs" / "findings.md"
 EVIDENCE = ROOT / "docs" / "evidence"
+DOCUMENTS = (ROOT / "docs" / "findings.md", EVIDENCE / "README.md")
 NUMBER = re.compile(r"<!--= (\S+)(.*?) => (.*?) -->(.*?)<!--/-->", re.DOTALL)
 Row = dict[str, str]
 
@@ -47,9 +48,10 @@ def rows_of(table: Path, conditions: str) -> list[Row]:
         rows = list(csv.DictReader(stream))
     for condition in shlex.split(conditions):
         key, _, values = condition.partition("=")
+        unequal, key = key.endswith("!"), key.removesuffix("!")
         if key not in rows[0]:
             raise ValueError(f"{table.name}: no column {key!r}")
-        rows = [row for row in rows if row[key] in values.split("|")]
+        rows = [row for row in rows if (row[key] in values.split("|")) != unequal]
         if not rows:
             raise ValueError(f"{table.name}: no row with {conditions.strip()}")
     return rows
@@ -73,22 +75,28 @@ def said(table: Path, conditions: str, what: str) -> str:
         )
         low, high = wilson(hits / trials * prompts, prompts)
         return f"{hits:,} of {trials:,} ({low:.2f} to {high:.2f})"
-    if kind == "point":
-        if len(rows) != 1:
-            raise ValueError(f"{table.name}: {len(rows)} rows with {conditions.strip()}, not one")
-        (row,) = rows
-        hits = round(float(row["share"]) * int(row["tokens"]))
-        low, high = float(row["low"]), float(row["high"])
-        return f"{hits:,} of {int(row['tokens']):,} ({low:.2f} to {high:.2f})"
-    if kind not in ("value", "least", "most", "interval"):
-        raise ValueError(f"{what!r}: allowed: share, point, interval, value, least, most, count")
-    if kind in ("value", "interval") and len(rows) != 1:
+    if kind in ("least", "most"):
+        values = [float(row[rest]) for row in rows]
+        return short(min(values) if kind == "least" else max(values))
+    if kind not in ("point", "runs", "interval", "value"):
+        allowed = "share, point, runs, interval, value, least, most, count"
+        raise ValueError(f"{what!r}: allowed: {allowed}")
+    if len(rows) != 1:
         raise ValueError(f"{table.name}: {len(rows)} rows with {conditions.strip()}, not one")
+    (row,) = rows
+    if kind == "value":
+        return short(float(row[rest]))
     if kind == "interval":
-        share, low, high = (float(rows[0][f"{rest}{end}"]) for end in ("", "_low", "_high"))
-        return f"{share:.2f} ({low:.2f} to {high:.2f})"
-    values = [float(row[rest]) for row in rows]
-    return short(max(values) if kind == "most" else min(values))
+        return f"{float(row[rest]):.2f} {between(row, f'{rest}_')}"
+    if kind == "runs":
+        return f"{int(row['runs_found']):,} of {int(row['runs']):,} {between(row, 'found_')}"
+    hits = round(float(row["share"]) * int(row["tokens"]))
+    return f"{hits:,} of {int(row['tokens']):,} {between(row)}"
+
+
+def between(row: Row, of: str = "") -> str:
+    """Return the interval of a row."""
+    return f"({float(row[f'{of}low']):.2f} to {float(row[f'{of}high']):.2f})"
 
 
 def short(value: float) -> str:
@@ -120,23 +128,28 @@ def rewritten(text: str, evidence: Path = EVIDENCE) -> str:
     return NUMBER.sub(number, text)
 
 
-def main() -> None:
-    """Write or check docs/findings.md."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
-    asked = parser.parse_args()
-    text = FINDINGS.read_text(encoding="utf-8")
-    now = rewritten(text)
-    if not asked.check:
-        FINDINGS.write_text(now, encoding="utf-8")
-        return
-    wrong = [
-        f"{old[4]!r} should be {new[4]!r} ({old[1]}{old[2]})"
-        for old, new in zip(NUMBER.finditer(text), NUMBER.finditer(now), strict=True)
+def differences(document: Path) -> list[str]:
+    """Say of every marked number that is not what its table says what it should be."""
+    text = document.read_text(encoding="utf-8")
+    pairs = zip(NUMBER.finditer(text), NUMBER.finditer(rewritten(text)), strict=True)
+    return [
+        f"{document.name}: {old[4]!r} should be {new[4]!r} ({old[1]}{old[2]})"
+        for old, new in pairs
         if old[4] != new[4]
     ]
-    if wrong:
-        sys.exit("\n".join(wrong))
+
+
+def main() -> None:
+    """Write or check the documents."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
+    if parser.parse_args().check:
+        if wrong := [line for document in DOCUMENTS for line in differences(document)]:
+            sys.exit("\n".join(wrong))
+        return
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        document.write_text(rewritten(text), encoding="utf-8")
 
 
 if __name__ == "__main__":

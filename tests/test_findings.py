@@ -24,13 +24,13 @@ def load() -> ModuleType:
 
 
 findings = load()
-TEXT = findings.FINDINGS.read_text(encoding="utf-8")
+TEXT = findings.DOCUMENTS[0].read_text(encoding="utf-8")
 
 TABLE = """\
-model,solver,prompts,found,all,share,tokens,low,high,times,many,many_low,many_high
-a,adam,10,10,20,0.5,20,0.25,0.75,702.51,0.12,0.052,0.25
-a,joint,10,20,20,1,20,0.72,1,0.0749,1,0.9,1
-b,adam,10,0,20,0,20,0,0.28,12345,0,0,0.1
+model,solver,prompts,found,all,share,tokens,low,high,times,runs_found,runs,found_low,found_high
+a,adam,10,10,20,0.5,20,0.25,0.75,702.51,1,3,0.061,0.79
+a,joint,10,20,20,1,20,0.72,1,0.0749,3,3,0.44,1
+b,adam,10,0,20,0,20,0,0.28,12345,0,1,0,0.79
 """
 
 
@@ -40,9 +40,14 @@ def evidence(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_findings_are_what_their_tables_say() -> None:
-    assert findings.rewritten(TEXT) == TEXT
-    assert len(findings.NUMBER.findall(TEXT)) > 20
+@pytest.mark.parametrize(
+    ("document", "numbers"), list(zip(findings.DOCUMENTS, (20, 10), strict=True))
+)
+def test_what_is_written_is_what_the_tables_say(document: Path, numbers: int) -> None:
+    text = document.read_text(encoding="utf-8")
+    assert findings.differences(document) == []
+    assert findings.rewritten(text) == text
+    assert len(findings.NUMBER.findall(text)) > numbers
 
 
 def test_no_share_or_interval_stands_without_a_table() -> None:
@@ -65,8 +70,11 @@ def test_every_table_has_its_command() -> None:
         ("t.csv model=a => share found/all", "30 of 40 (0.53 to 0.89)"),
         ("t.csv solver=adam|joint model=b => share found/all by prompts", "0 of 20 (0.00 to 0.28)"),
         ("t.csv solver=adam => count", "2"),
+        ("t.csv solver!=adam => count", "1"),
+        ("t.csv model!=b|c => count", "2"),
         ("t.csv model=a solver=adam => point", "10 of 20 (0.25 to 0.75)"),
-        ("t.csv model=a solver=adam => interval many", "0.12 (0.05 to 0.25)"),
+        ("t.csv model=a solver=adam => interval found", "10.00 (0.06 to 0.79)"),
+        ("t.csv model=a solver=adam => runs", "1 of 3 (0.06 to 0.79)"),
         ("t.csv model=b => value times", "12,345"),
         ("t.csv => least times", "0.075"),
         ("t.csv model=a => most times", "703"),
@@ -86,7 +94,8 @@ def test_a_number_is_written_from_its_table(evidence: Path, marker: str, words: 
         ("u.csv model=a => share found/all", "u.csv: there is no such table"),
         ("t.csv model=a => value times", "2 rows with model=a, not one"),
         ("t.csv model=a => point", "2 rows with model=a, not one"),
-        ("t.csv model=a => interval many", "2 rows with model=a, not one"),
+        ("t.csv model=a => interval found", "2 rows with model=a, not one"),
+        ("t.csv model=a => runs", "2 rows with model=a, not one"),
         ("t.csv model=a => mean times", "allowed: share, point"),
     ],
 )
@@ -100,7 +109,7 @@ def test_the_check_names_what_differs(tmp_path: Path) -> None:
     code = (
         "import runpy, sys, pathlib; "
         f"m = runpy.run_path({str(ROOT / 'benchmarks' / 'findings.py')!r}); "
-        f"m['main'].__globals__['FINDINGS'] = pathlib.Path({str(tmp_path / 'f.md')!r}); "
+        f"m['main'].__globals__['DOCUMENTS'] = [pathlib.Path({str(tmp_path / 'f.md')!r})]; "
         "sys.argv = ['findings.py', '--check']; m['main']()"
     )
     for text, status in ((TEXT, 0), (changed, 1)):
