@@ -281,7 +281,7 @@ def test_seeds_of_one_model_are_runs_of_their_own(tmp_path: Path) -> None:
 
 def test_better_searches_stand_beside_the_published_one(tmp_path: Path) -> None:
     published = runs([False, False])
-    adam = [row | {"solver": "adam", "kind": "adam"} for row in runs([True, False])]
+    adam = [row | {"solver": "adam", "kind": "adam"} for row in runs([True, False], visible=False)]
     joint = [
         row
         | {
@@ -296,6 +296,7 @@ def test_better_searches_stand_beside_the_published_one(tmp_path: Path) -> None:
     others = [*adam, *joint]
     (made,) = table(published + others, [answer(HIDDEN, published, others)], tmp_path)
     assert (made["adam_found"], made["joint_found"], made["joint_certified"]) == (0.5, 1.0, 1.0)
+    assert (made["visible_found"], made["adam_visible"], made["joint_visible"]) == (1.0, 0.0, 1.0)
     assert made["recovered"] == 1.0
     # A sweep around a FOUND prompt does not say what is there at best.
     assert (made["swept"], made["verdict"]) == (None, "agrees")

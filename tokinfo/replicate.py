@@ -46,7 +46,8 @@ REPLICATION_SCHEMA: dict[str, pl.DataType] = {
     "tokens_found": pl.Float64(),
     "visible_found": pl.Float64(),
     # other searches, and what is there to be found
-    **dict.fromkeys(("adam_found", "joint_found", "joint_certified", "recovered"), pl.Float64()),
+    **dict.fromkeys(("adam_found", "adam_visible", "joint_found", "joint_visible"), pl.Float64()),
+    **dict.fromkeys(("joint_certified", "recovered"), pl.Float64()),
     "swept": pl.Int64(),
     **{f"identifiable{end}": pl.Float64() for end in ENDS},
     **dict.fromkeys(("margin", "noise_floor", "bits"), pl.Float64()),
@@ -62,12 +63,13 @@ REPLICATION_SCHEMA: dict[str, pl.DataType] = {
     **dict.fromkeys(("device", "model_digests", "code_digests", "note"), pl.String()),
 }
 """Columns of `replication.parquet`. ``found``: share of runs in which the tokens in question came
-out by the row's own criterion; ``tokens_found``: of these tokens, over all runs. ``identifiable``
-is of swept tokens around the true prompt, ``margin`` their median. ``prompts_found``,
-``prompts_adam`` and ``prompts_joint``: share of the tokens in question that the published protocol
-and other searches found (top-1, in place) over all prompts that the row was asked of, passages and
-its own among them; ``prompts_identifiable``: of the swept ones. Intervals of these are over
-prompts."""
+out by the row's own criterion; ``tokens_found``: of these tokens, over all runs. ``..._visible``:
+share of the visible tokens, by which a search that failed is told from one that misses hidden ones.
+``identifiable`` is of swept tokens around the true prompt, ``margin`` their median.
+``prompts_found``, ``prompts_adam`` and ``prompts_joint``: share of the tokens in question that the
+published protocol and other searches found (top-1, in place) over all prompts that the row was
+asked of, passages and its own among them; ``prompts_identifiable``: of the swept ones. Intervals
+of these are over prompts."""
 
 
 # --- the table ----------------------------------------------------------------------------

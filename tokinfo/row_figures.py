@@ -131,6 +131,8 @@ def search_figures(rows: pl.DataFrame, answer: Mapping[str, Any]) -> dict[str, A
         ]
         if runs:
             out[f"{kind}_found"] = sum(_suffices(*run, claim) for run in runs) / len(runs)
+            visible = own.filter("visible", kind=kind)
+            out[f"{kind}_visible"] = visible["correct"].mean()
     joint = own.filter(kind="joint")
     if len(joint):
         prompts = joint.unique([*CELL_KEYS, "prompt_id"])

@@ -106,13 +106,22 @@ def _rows(title: str, rows: list[Row], *, stood_in: bool = False) -> Iterator[st
             f"<td class=words>{text(row['published_found'])} <span class=ci>"
             f"({text(row['criterion'])})</span>"
             f"<td>{row['runs_found']} of {row['runs']} runs<br>{_interval(row, 'found')}"
-            f"<td>{_percent(row['adam_found'])}<td>{_percent(row['joint_found'])}"
+            f"<td>{_search(row, 'adam')}<td>{_search(row, 'joint')}"
             f"<td>{_percent(row['identifiable'])}<br>{_interval(row, 'identifiable')}"
             f"<td>{_margin(row)}<td>{_bits(row)}<td>{_percent(row['visible_found'])}"
             f"<td class=words>{_prompts(row)}<td>{_setting(row)}"
             f"<td class=words>{_model(row, stood_in)}\n"
         )
     yield "</tbody></table></div>"
+
+
+def _search(row: Row, kind: str) -> str:
+    """Return what another search found, and beside it of the visible tokens."""
+    found, visible = row[f"{kind}_found"], row[f"{kind}_visible"]
+    of_visible = (
+        "" if visible is None else f"<br><span class=ci>visible: {_percent(visible)}</span>"
+    )
+    return _percent(found) + of_visible
 
 
 def _prompts(row: Row) -> str:
