@@ -46,7 +46,7 @@ if workflow.is_main_process:
 
 
 onstart:
-    running.begin(Path.cwd())
+    running.begin(Path.cwd(), elsewhere=workflow.non_local_exec)
 
 
 # Models are large: what will be fetched and held is said first, in a dry run above all.

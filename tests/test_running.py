@@ -16,7 +16,7 @@ CODE = """
 import sys, time
 from pathlib import Path
 from tokinfo import running
-running.begin(Path(sys.argv[1]))
+running.begin(Path(sys.argv[1]), elsewhere="elsewhere" in sys.argv)
 print("begun", flush=True)
 time.sleep(60)
 """
@@ -34,9 +34,9 @@ def locked(directory: Path) -> bool:
     return any((directory / ".snakemake" / "locks").iterdir())
 
 
-def another_run(directory: Path) -> subprocess.Popen[str]:
+def another_run(directory: Path, *more: str) -> subprocess.Popen[str]:
     run = subprocess.Popen(
-        [sys.executable, "-c", CODE, str(directory)],
+        [sys.executable, "-c", CODE, str(directory), *more],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(Path(running.__file__).parents[1])},
@@ -72,6 +72,40 @@ def test_the_lock_of_a_run_that_was_killed_is_taken_away_once(directory: Path) -
     (directory / ".snakemake" / "locks" / "0.output.lock").write_text("results/a\n")
     assert "starting or was killed" in (running.look(directory) or "")
     assert locked(directory)
+
+
+def test_the_run_that_is_left_of_two_is_seen(directory: Path) -> None:
+    """Snakemake lets two run beside each other where they make different files."""
+    first = another_run(directory)
+    second = another_run(directory)
+    try:
+        for ended, left in ((second, first), (first, None)):
+            ended.kill()
+            ended.wait()
+            said, busy = running.look(directory) or "", running.busy(directory)
+            if left is None:
+                assert (busy, locked(directory)) == (None, False)
+            else:
+                assert said.startswith(f"a snakemake is running in {directory} (process {left.pid}")
+                assert f"(process {left.pid}" in (busy or "")
+                assert locked(directory)
+    finally:
+        for run in (first, second):
+            run.kill()
+            run.wait()
+
+
+def test_a_killed_run_whose_jobs_may_wait_on_a_cluster_is_not_unlocked(directory: Path) -> None:
+    run = another_run(directory, "elsewhere")
+    run.kill()
+    run.wait()
+    for _ in range(2):
+        said = running.look(directory, "snakemake --profile slurm --unlock") or ""
+        assert "may be waiting on the cluster still (squeue)" in said
+        assert "once none is, `snakemake --profile slurm --unlock`, then the same" in said
+        assert locked(directory)
+    (directory / ".snakemake" / "locks" / "0.output.lock").unlink()
+    assert running.look(directory) is None
 
 
 def test_nothing_is_unlocked_while_a_job_of_the_dead_run_is_at_work(directory: Path) -> None:

@@ -366,3 +366,19 @@ def test_the_summary_gives_mean_prior_bits(tmp_path: Path) -> None:
     hidden, visible = shares(scan(recovery), CELL_KEYS).to_dicts()
     assert (hidden["prior_bits"], hidden["prior_bits_high"]) == (3.5, 9.0)
     assert visible["prior_bits"] is None
+
+
+@pytest.mark.parametrize("reads", ["read_parquet_schema", "read_parquet"])
+def test_a_table_over_which_polars_panics_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: str
+) -> None:
+    """Of some damaged files polars raises what is no `Exception`."""
+    path = tmp_path / "cell.parquet"
+    frame(cell_rows(FLAT)).write_parquet(path)
+
+    def panic(*_: object, **__: object) -> None:
+        raise pl.exceptions.PanicException("index out of range")
+
+    monkeypatch.setattr(pl, reads, panic)
+    with pytest.raises(TableError, match=rf"{path}: cannot be read as parquet \(index out"):
+        collect([path], tmp_path / "out.parquet", tmp_path / "out.csv")

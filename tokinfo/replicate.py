@@ -87,7 +87,7 @@ def replication(
 
     Raises:
         TableError: the long table cannot be read or has another schema.
-        ValueError: it lacks a cell of an answer that runs, or a history is empty.
+        ValueError: it lacks a cell of an answer that runs, or a history cannot be read.
     """
     table = scan(recovery).collect(engine="streaming")
     out = [_row(table, answer, histories) for answer in answers]

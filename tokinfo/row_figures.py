@@ -16,6 +16,7 @@ from typing import Any
 
 import polars as pl
 
+from tokinfo.damaged import reading
 from tokinfo.intervals import Share, clustered_share
 from tokinfo.schema import CELL_KEYS
 from tokinfo.tables import RECOVERED
@@ -208,13 +209,12 @@ class TrainingEnd:
 
 
 def read_training(history: Path) -> TrainingEnd:
-    """Read the last line of a training history; raises ValueError where there is none."""
-    with history.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    if not rows:
-        raise ValueError(f"{history}: a training history without a line")
-    last = rows[-1]
-    return TrainingEnd(int(last["tokens"]), float(last["train_loss"]), float(last["held_out_loss"]))
+    """Read the last line of a training history; raises DamagedError where there is none."""
+    with reading(history):
+        with history.open(encoding="utf-8", newline="") as stream:
+            *_, last = csv.DictReader(stream)
+        losses = float(last["train_loss"]), float(last["held_out_loss"])
+        return TrainingEnd(int(last["tokens"]), *losses)
 
 
 def training_figures(
@@ -227,7 +227,7 @@ def training_figures(
         claimed: the model that the chapter names.
         histories: training histories, by the name of their source.
 
-    Raises ValueError where a history is empty.
+    Raises DamagedError where a history cannot be read.
     """
     known = [histories[name] for name in answer["sources"] if name in histories]
     if answer["claim"]["state"] != "trained" or not known:

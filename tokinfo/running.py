@@ -1,4 +1,4 @@
-"""Who is at work in a directory: one run of Snakemake, and its jobs.
+"""Who is at work in a directory: runs of Snakemake, and their jobs.
 
 Snakemake's own lock is a file without an owner. A run that is killed (SIGKILL, power) leaves it,
 and the next one refuses until somebody who knows that nothing runs says `--unlock`. Here a run
@@ -29,19 +29,25 @@ KEPT = Path(".snakemake")
 
 _RUN, _JOBS = "tokinfo.run", "tokinfo.jobs"
 _SECOND = 1.0
+_MARK = 512  # bytes of a mark, as long as any
 _held: list[int] = []  # descriptors that stay open until the process ends
 
 
-def begin(directory: Path) -> None:
-    """Say that this process runs Snakemake in a directory, until it ends, however it ends."""
+def begin(directory: Path, *, elsewhere: bool = False) -> None:
+    """Say that this process runs Snakemake in a directory, until it ends, however it ends.
+
+    Args:
+        directory: where Snakemake runs.
+        elsewhere: its jobs are handed to a cluster.
+    """
     with contextlib.suppress(OSError):
         own = _open(directory / KEPT / _RUN)
-        if not _lock(own, fcntl.LOCK_EX):
+        if not _lock(own, fcntl.LOCK_SH):
             os.close(own)
             return
         told = {"host": socket.gethostname(), "process": os.getpid(), "begun": time.time()}
-        os.ftruncate(own, 0)
-        os.pwrite(own, json.dumps(told).encode(), 0)
+        # In one piece: another run may begin at the same moment.
+        os.pwrite(own, json.dumps(told | {"elsewhere": elsewhere}).ljust(_MARK).encode(), 0)
         _held.append(own)
 
 
@@ -86,12 +92,11 @@ def _look(directory: Path, unlock: str) -> str | None:
         return unknown if locks else None
     mark = _open(directory / KEPT / _RUN)
     try:
-        free = _lock(mark, fcntl.LOCK_EX)
+        if not _lock(mark, fcntl.LOCK_EX):
+            return f"a snakemake is running in {directory} ({_runs(mark)}): wait for it, or stop it"
         told = _told(mark)
         if told is None:
             return unknown if locks else None
-        if not free:
-            return f"a snakemake is running in {directory} ({_who(told)}): wait for it, or stop it"
         if locks and told["host"] != socket.gethostname():
             return (
                 f"{directory} is locked by a snakemake on another machine ({_who(told)}); if it "
@@ -99,6 +104,12 @@ def _look(directory: Path, unlock: str) -> str | None:
             )
         if left := _jobs(directory):
             return left
+        if locks and told.get("elsewhere"):
+            return (
+                f"{directory} is locked by a snakemake that was killed ({_who(told)}); its jobs "
+                f"may be waiting on the cluster still (squeue): once none is, `{unlock}`, then the "
+                "same command again"
+            )
         for lock in locks:
             lock.unlink(missing_ok=True)
         # Under the lock that is held here, so that nobody else concludes the same of a run that
@@ -116,11 +127,10 @@ def busy(directory: Path) -> str | None:
         if (directory / KEPT / _RUN).exists():
             mark = _open(directory / KEPT / _RUN)
             try:
-                told = None if _lock(mark, fcntl.LOCK_EX) else _told(mark)
+                if not _lock(mark, fcntl.LOCK_EX):
+                    return f"a snakemake is running in {directory} ({_runs(mark)})"
             finally:
                 os.close(mark)
-            if told is not None:
-                return f"a snakemake is running in {directory} ({_who(told)})"
         return _jobs(directory)
     except OSError:
         return None
@@ -129,6 +139,14 @@ def busy(directory: Path) -> str | None:
 def _who(told: dict[str, Any]) -> str:
     begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(told["begun"]))
     return f"process {told['process']} on {told['host']}, since {begun}"
+
+
+def _runs(mark: int) -> str:
+    """Say who holds a mark: the run that wrote its name there, or another that is left."""
+    told, holders = _told(mark), _holders(os.fstat(mark))
+    if told is not None and (not holders or told["process"] in holders):
+        return _who(told)
+    return f"process {' '.join(map(str, holders))}" if holders else "it does not say which"
 
 
 def _jobs(directory: Path) -> str | None:

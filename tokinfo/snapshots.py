@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokinfo.atomic import new_directory
+from tokinfo.damaged import reading
 from tokinfo.models.checkpoint import save_model
 from tokinfo.sources import Training
 
@@ -44,7 +45,8 @@ def read_facts(directory: Path) -> dict[str, Any]:
     path = directory / TRAINING
     if not path.is_file():
         return {}
-    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    with reading(path):
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return facts
 
 

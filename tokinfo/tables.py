@@ -53,6 +53,10 @@ OTHERS_KNOWN = (pl.col("around") == "true").fill_null(False)
 one when all OTHER tokens are known: an upper bound of any search, and no search's result."""
 
 
+UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+"""What polars raises for files that are no tables; of some damaged ones it panics."""
+
+
 class TableError(ValueError):
     """A table cannot be made; the message is one line that names the file."""
 
@@ -108,7 +112,7 @@ def _parts(ordered: Sequence[Path], scratch: Path, csv: Path) -> Iterator[Path]:
             for path in paths:
                 try:
                     frame = pl.read_parquet(path, columns=list(RECOVERY_SCHEMA))
-                except pl.exceptions.PolarsError as error:
+                except UNREADABLE as error:
                     # Its footer can be read, its rows cannot.
                     raise TableError(_damaged(path, error)) from None
                 frames.append(frame.sort(_ROW_ORDER))
@@ -134,7 +138,7 @@ def _cell_key(path: Path) -> tuple[object, ...]:
         if problem:
             raise TableError(f"{path}: not a cell's table: {problem}")
         found = pl.scan_parquet(path).select(CELL_KEYS).unique().collect()
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except UNREADABLE as error:
         raise TableError(_damaged(path, error)) from None
     if len(found) != 1:
         raise TableError(f"{path}: holds {len(found)} cells, not 1")
@@ -142,7 +146,7 @@ def _cell_key(path: Path) -> tuple[object, ...]:
     return tuple(sys.intern(value) if isinstance(value, str) else value for value in found.row(0))
 
 
-def _damaged(path: Path, error: Exception) -> str:
+def _damaged(path: Path, error: BaseException) -> str:
     return f"{path}: cannot be read as parquet ({first_line(error)}){cure(path)}"
 
 
@@ -182,7 +186,7 @@ def open_table(recovery: Path) -> pl.LazyFrame:
     """
     try:
         problem = schema_problem(pl.read_parquet_schema(recovery))
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except UNREADABLE as error:
         raise TableError(_damaged(recovery, error)) from None
     if problem:
         raise TableError(f"{recovery}: not a recovery table: {problem}")

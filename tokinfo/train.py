@@ -35,6 +35,7 @@ from tokinfo.atomic import new_directory, new_file
 from tokinfo.damaged import DamagedError, reading
 from tokinfo.models.build import new_model
 from tokinfo.models.checkpoint import save_model
+from tokinfo.provenance import code_digest
 from tokinfo.snapshots import Snapshots, write_facts
 from tokinfo.sources import MixerSource, Training, TransformerSource
 from tokinfo.tokenizer import load_tokenizer
@@ -233,7 +234,8 @@ def run_digest(
     source: MixerSource | TransformerSource, vocabulary: int, data: dict[str, Tensor]
 ) -> str:
     """Return a digest of all that decides a run; a resume point of another run is not used."""
-    digest = hashlib.sha256(f"{source.model_dump_json()} {vocabulary}".encode())
+    code = f"{code_digest('tokinfo.train')} {torch.__version__}"
+    digest = hashlib.sha256(f"{source.model_dump_json()} {vocabulary} {code}".encode())
     for name in sorted(data):
         digest.update(data[name].numpy().tobytes())
     return digest.hexdigest()
@@ -279,7 +281,7 @@ def load_resume(
             metadata = file.metadata()
             other = metadata.get("digest") != digest
             if other or snapshots.missing(json.loads(metadata["progress"])["step"]):
-                why = "of other settings" if other else "its snapshots are gone"
+                why = "of other settings or other code" if other else "its snapshots are gone"
                 print(f"{path}: {why}; training starts anew", file=sys.stderr)
                 snapshots.clear()
                 return Progress()

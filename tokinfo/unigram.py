@@ -26,8 +26,10 @@ def write_unigrams(checkpoint: Path, text: Path, out: Path) -> None:
         out: safetensors file with ``probability``, float64 [V], and in its metadata the number of
             ``tokens`` that were counted.
     """
-    facts = json.loads((checkpoint / FACTS).read_text(encoding="utf-8"))
-    counts = count(checkpoint, text, int(facts["vocabulary"]))
+    with reading(checkpoint / FACTS):
+        facts = json.loads((checkpoint / FACTS).read_text(encoding="utf-8"))
+        vocabulary = int(facts["vocabulary"])
+    counts = count(checkpoint, text, vocabulary)
     with new_file(out) as partial:
         save_file(
             {"probability": smoothed(counts)}, partial, metadata={"tokens": str(int(counts.sum()))}

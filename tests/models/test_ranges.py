@@ -95,6 +95,22 @@ def test_a_journal_cut_in_its_last_line_is_used_up_to_there(tmp_path: Path) -> N
     assert origin.sent == 2000 - sum(line["size"] for line in kept)
 
 
+def test_a_line_that_was_cut_twice_costs_what_it_stood_for(tmp_path: Path) -> None:
+    """The half line of a killed process stays, and the next one, cut off too, writes behind it."""
+    pieces = [Piece("a", 0, 4000, 0)]
+    journal = tmp_path / ".file.journal"
+    for _ in range(2):
+        with pytest.raises(FetchError):
+            fill(tmp_path / "file", Flaky([0] * 50 + [300, 300]), pieces)
+        content = journal.read_bytes()
+        assert content.endswith(b"}\n")
+        journal.write_bytes(content[:-20])
+    journal.write_bytes(journal.read_bytes() + bytes(9) + b"\xff\n[1]\n{}\n")
+    fill(tmp_path / "file", Flaky([]), pieces)
+    assert (tmp_path / "file").read_bytes() == CONTENT["a"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_what_was_begun_for_another_layout_is_begun_again(tmp_path: Path) -> None:
     with pytest.raises(FetchError, match="file: the connection broke off: cut"):
         fill(tmp_path / "file", Flaky([0] * 50 + [700]), [Piece("a", 0, 2000, 0)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -106,6 +107,9 @@ def test_jobs_ask_slurm_for_what_they_need_and_cells_share_submissions(
     jobs = submit(slurm, study, changed, "--until", "invert")
     assert {job["JobState"] for job in jobs} == {"COMPLETED"}
     said = {job["Comment"]: job for job in jobs}
+
+    # Were that run killed, its jobs might wait on: its lock would not be taken away unasked.
+    assert json.loads((changed / ".snakemake" / "tokinfo.run").read_text())["elsewhere"] is True
 
     # A GPU for whoever trains and searches, and for no other.
     for comment, job in said.items():

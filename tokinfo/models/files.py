@@ -1,12 +1,9 @@
-"""Files on this machine: parts of them, model directories, and one writer at a time."""
+"""Files on this machine: parts of them, and model directories."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-
-from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # exported when used
 
 from tokinfo.wheel import FetchError
 
@@ -51,11 +48,3 @@ def read(path: Path, start: int, end: int) -> Iterator[bytes]:
         while left > 0 and (chunk := file.read(min(left, 1 << 20))):
             left -= len(chunk)
             yield chunk
-
-
-@contextmanager
-def exclusive(path: Path) -> Generator[None, None, None]:
-    """Keep other jobs from making the same file: those of several depths share what they fetch."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(path.with_name(f".{path.name}.lock")):
-        yield

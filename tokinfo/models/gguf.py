@@ -24,12 +24,12 @@ import torch
 
 from tokinfo.atomic import new_directory
 from tokinfo.models.checkpoint import quiet, read_config, shorter
-from tokinfo.models.files import exclusive
-from tokinfo.models.partial import link, write_index
+from tokinfo.models.partial import held_tensors, link, write_index
 from tokinfo.models.parts import EMBEDDING, block_file
 from tokinfo.models.structure import blocks_path
 from tokinfo.models.weights import write_part
 from tokinfo.provenance import code_digest, settings_digest
+from tokinfo.turns import exclusive
 from tokinfo.wheel import FetchError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class GgufModel:
             OSError: the disk is full.
         """
         wanted = [EMBEDDING, *(block_file(number + 1) for number in range(blocks))]
-        missing = [part for part in wanted if not (self.kept / part).is_file()]
+        missing = [part for part in wanted if held_tensors(self.kept / part) is None]
         if missing:
             self._convert(config, missing)
         for part in wanted:

@@ -34,9 +34,11 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported as
 )
 
 from tokinfo.atomic import new_file
+from tokinfo.damaged import reading
 from tokinfo.models import ranges
-from tokinfo.models.files import exclusive, read
+from tokinfo.models.files import read
 from tokinfo.models.ranges import CutError, Piece, VerifyError
+from tokinfo.turns import exclusive
 from tokinfo.wheel import FetchError
 
 
@@ -80,9 +82,10 @@ class HubOrigin:
         kept = self.root / "revisions" / f"{quote(self.revision, safe='')}.json"
         with exclusive(kept):
             if kept.is_file():
-                told = json.loads(kept.read_text(encoding="utf-8"))
-                files = {name: Listed(**entry) for name, entry in told["files"].items()}
-                return Listing(told["commit"], files)
+                with reading(kept):
+                    told = json.loads(kept.read_text(encoding="utf-8"))
+                    files = {name: Listed(**entry) for name, entry in told["files"].items()}
+                    return Listing(told["commit"], files)
             if constants.is_offline_mode():
                 return self._snapshot()
             found = self._ask()

@@ -13,15 +13,16 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from tokinfo.atomic import new_file
 from tokinfo.models import ranges
-from tokinfo.models.files import exclusive, read
+from tokinfo.models.files import read
 from tokinfo.models.headers import LENGTH, Tensor, header_length, make_file, read_header
 from tokinfo.models.parts import sort_tensors
+from tokinfo.turns import exclusive
 from tokinfo.wheel import FetchError
 
 if TYPE_CHECKING:
@@ -75,18 +76,26 @@ def write_blocks(origin: Origin, config: PretrainedConfig, blocks: int, out: Pat
     for file, names in parts.items():
         target = (origin.cache or out) / file
         with nullcontext() if origin.cache is None else exclusive(target):
-            if _holds(target, names):
+            held = held_tensors(target)
+            if held is not None and set(names) <= held:
                 pass
             elif pickled:
                 _unpickle(origin, {name: (where[old], old) for name, old in names.items()}, target)
             else:
+                if origin.cache is not None:
+                    # A file was verified with the part that was here before.
+                    for source in {where[old] for old in names.values()}:
+                        _mark(origin.cache, source).unlink(missing_ok=True)
                 _copy(origin, where, names, headers, target)
     if origin.cache is not None:
         if not pickled:
             _verify(origin, origin.cache, where, parts)
         # After the check: what another job found damaged meanwhile is not what is linked.
         for file in parts:
-            link(origin.cache / file, out / file)
+            try:
+                link(origin.cache / file, out / file)
+            except FileNotFoundError:
+                raise _damaged_elsewhere(origin, file) from None
     write_index(out, list(parts))
 
 
@@ -165,20 +174,21 @@ def _bytes(origin: Origin, file: str, start: int, end: int) -> bytes:
     raise cut
 
 
-def _holds(target: Path, names: dict[str, str]) -> bool:
-    """Return whether a part is there already, whole, with all of these tensors."""
-    if not target.is_file():
-        return False
-    # Files get their names when they are complete and checked. One that was cut afterwards (its
-    # other name, in a study's results, is open to anyone) is made again.
-    size = target.stat().st_size
+def held_tensors(part: Path) -> set[str] | None:
+    """Return the names of the tensors in a part; None where it is not there, or not whole.
+
+    Files get their names when they are complete and checked. One that was cut afterwards (its
+    other name, in a study's results, is open to anyone) is to be made again.
+    """
+    if not part.is_file():
+        return None
+    size = part.stat().st_size
     try:
-        with target.open("rb") as file:
-            length = header_length(target.name, file.read(LENGTH), size)
-            held = read_header(target.name, file.read(length), size)
+        with part.open("rb") as file:
+            length = header_length(part.name, file.read(LENGTH), size)
+            return set(read_header(part.name, file.read(length), size))
     except FetchError:
-        return False
-    return set(names) <= set(held)
+        return None
 
 
 def _copy(
@@ -215,7 +225,7 @@ def _verify(
         for name, old in names.items():
             held.setdefault(where[old], {})[old] = (part, name)
     for file, tensors in held.items():
-        wanted, done = origin.sha256(file), cache / "verified" / file
+        wanted, done = origin.sha256(file), _mark(cache, file)
         if wanted is None:
             continue
         # Jobs of several depths hold the same file: the first to come reads it, once for all.
@@ -225,6 +235,16 @@ def _verify(
             _hold_to_hash(origin, cache, file, tensors, wanted)
             with new_file(done) as partial:
                 partial.write_text(f"{wanted}\n", encoding="utf-8")
+
+
+def _mark(cache: Path, file: str) -> Path:
+    """Return what stands for a file that was held to its hash."""
+    return cache / "verified" / file
+
+
+def _damaged_elsewhere(origin: Origin, file: str) -> ranges.VerifyError:
+    message = f"{origin.name}: {file} arrived damaged, as another job found; run again"
+    return ranges.VerifyError(message)
 
 
 def _is_whole(origin: Origin, file: str, tensors: dict[str, tuple[str, str]]) -> bool:
@@ -242,19 +262,29 @@ def _hold_to_hash(
         raise FetchError(f"{origin.name}: {file}: the connection broke off: {error}") from error
     except FileNotFoundError:
         # The job that was here before took them away.
-        raise ranges.VerifyError(
-            f"{origin.name}: {file} arrived damaged, as another job found; run again"
-        ) from None
+        raise _damaged_elsewhere(origin, file) from None
     if found != wanted:
         broken = sorted({part for part, _ in tensors.values()})
         for part in broken:
-            (cache / part).unlink(missing_ok=True)
+            _spoil(cache / part)
         (cache / "headers" / f"{file}.json").unlink(missing_ok=True)
         raise ranges.VerifyError(
             f"{origin.name}: {file} arrived damaged (hash {found[:12]}..., the hub says "
             f"{wanted[:12]}...); run again, with --forcerun fetch where a smaller number of "
             f"blocks was read of it before"
         )
+
+
+def _spoil(part: Path) -> None:
+    """Delete a part of a damaged file; where it has another name, nothing reads it any more.
+
+    That name is a smaller depth's, linked before: without a header it is no model, and whoever
+    opens it is told so, and how to have it made again.
+    """
+    with suppress(FileNotFoundError):
+        with part.open("r+b") as file:
+            file.write(bytes(LENGTH))
+        part.unlink()
 
 
 def _digest(

@@ -133,16 +133,17 @@ class _Journal:
         told = json.dumps([asdict(piece) for piece in pieces]).encode()
         self.title = hashlib.sha256(head + told).hexdigest()
         self.arrived: list[Arrived] = []
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
-        if lines[0] == self.title:
-            # The last line has no end if the process was killed while writing it.
-            self.arrived = [Arrived(**json.loads(line)) for line in lines[1:-1]]
-        else:
-            self.restart()
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        title, *lines = text.split("\n")
+        # A process that is killed while it writes leaves half a line, which the next one must not
+        # go on with: what can be read is written anew. `_check` tells what is not so.
+        known = [_arrived(line) for line in lines] if title == self.title else []
+        self.restart([line for line in known if line is not None])
 
-    def restart(self) -> None:
-        self.arrived = []
-        self.path.write_text(f"{self.title}\n", encoding="utf-8")
+    def restart(self, arrived: Sequence[Arrived] = ()) -> None:
+        self.arrived = list(arrived)
+        lines = [self.title, *(json.dumps(asdict(line)) for line in arrived)]
+        self.path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def add(self, line: Arrived) -> None:
         with self.lock, self.path.open("a", encoding="utf-8") as file:
@@ -151,6 +152,14 @@ class _Journal:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _arrived(line: str) -> Arrived | None:
+    try:
+        told = json.loads(line)
+        return Arrived(int(told["at"]), int(told["size"]), str(told["sha256"]))
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _reserve(file: int, size: int) -> None:

@@ -1,0 +1,52 @@
+"""One job at a time, where several make or use the same file."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+PATIENCE = 10.0
+"""Seconds that a job waits for its turn before it says so."""
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Keep other jobs from making the same file while the block runs.
+
+    The lock is the operating system's and ends with its process. On file systems without such
+    locks it is a file that says who made it: one of a job that died on another machine stays, so
+    a job that waits for long says for what.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = _acquired(path.with_name(f".{path.name}.lock"))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            held.release()
+
+
+def _acquired(name: Path) -> BaseFileLock:
+    # Imported here: most jobs take turns with nobody.
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(name, mode=0o664)  # of a group that shares downloads
+    patience = PATIENCE
+    while True:
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            log.warning(
+                "%s: waiting for the job that holds it; if no job is at work: `rm %s`", name, name
+            )
+            patience *= 10
+        else:
+            return lock
