@@ -17,6 +17,7 @@ from tokinfo.resources import (
     training_mb,
     weights_mb,
 )
+from tokinfo.sites import Site
 from tokinfo.sources import MixerSource, Model, TransformerSource
 from tokinfo.study import Study
 
@@ -138,3 +139,20 @@ def test_what_a_detection_keeps_of_every_token_is_asked_for() -> None:
     vocabulary = tokenizer.vocabulary
     kept = positions * vocabulary * 640 * 4 / 1e6
     assert cell_mb(made, cells["joint"]) >= cell_mb(made, cells["blind"]) + int(kept)
+
+
+def test_a_cell_that_explains_a_larger_models_activations_asks_for_that_one_too() -> None:
+    raw = smoke()
+    (tokenizer,) = raw["tokenizers"]
+    wide = TransformerSource(d_model=1024, blocks=2, n_ctx=48, tokenizer=tokenizer)
+    made = study(
+        sources=raw["sources"] | {"wide": wide.model_dump()},
+        models=raw["models"] | {"other": {"source": "wide", "state": "untrained"}},
+    )
+    cell = next(cell for cell in made.cells() if len(cell.models) == 1)
+    crossed = cell.model_copy(update={"target": "of:other"})
+    assert crossed.models == (cell.model, "other")
+    larger = max(held_mb(made, name, Site.parse(cell.site).block) for name in crossed.models)
+    more = larger - held_mb(made, cell.model, Site.parse(cell.site).block)
+    assert more > 0
+    assert cell_mb(made, crossed) == pytest.approx(cell_mb(made, cell) + more, abs=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -100,6 +101,7 @@ def run_cell(
             other = activations(another, point, settings["prompts"])
             told = {"target_digest": another.facts["digest"]}
             del another
+            gc.collect()  # layers of bitsandbytes hold each other
         with trusted(settings.get("trust_remote_code", False)):
             model = load(checkpoint, pick_device(device))
         problem = make_problem(

@@ -185,7 +185,8 @@ def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:
     """Return the memory in MB of a cell: its blocks, and its batch's activations and gradients."""
     model = study.models[cell.model]
     blocks = Site.parse(cell.site).block
-    weights = held_mb(study, cell.model, blocks)
+    # A target's own model is gone before the cell's comes.
+    weights = max(held_mb(study, name, blocks) for name in cell.models)
     vocabulary, d_model = sizes_of(study, model.source)
     solver = study.solvers[cell.solver]
     restarts = solver.restarts if isinstance(solver, AdamSolver) else 1
