@@ -71,7 +71,8 @@ class Hub:
     def weights_sent(self) -> int:
         """Bytes of weight files sent, headers included."""
         weights = (".safetensors", ".bin")
-        return sum(size for name, size in self.sent.items() if name.endswith(weights))
+        with self.lock:
+            return sum(size for name, size in self.sent.items() if name.endswith(weights))
 
     def forget(self) -> None:
         """Begin counting again."""
@@ -239,13 +240,14 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.cut is not None:
             body = body[: fault.cut]
             self.close_connection = True
+        # Before they are: the client may be done with them at once.
+        with self.hub.lock:
+            self.hub.sent[path.name] = self.hub.sent.get(path.name, 0) + len(body)
         try:
             self.wfile.write(body)
             self.wfile.flush()
         except OSError:  # the client has seen enough
             self.close_connection = True
-        with self.hub.lock:
-            self.hub.sent[path.name] = self.hub.sent.get(path.name, 0) + len(body)
 
     def _json(self, value: object) -> None:
         body = json.dumps(value).encode()

@@ -102,7 +102,7 @@ def test_a_killed_jobs_gpu_is_free_at_once(jobs: Jobs) -> None:
 
 
 def test_a_child_that_outlives_a_killed_job_does_not_keep_its_gpu(jobs: Jobs) -> None:
-    forking = "if os.fork() == 0: import time; time.sleep(60)\nsys.stdin.readline()"
+    forking = "if os.fork() == 0: import time; time.sleep(600)\nsys.stdin.readline()"
     holder = jobs.start(1, "0", then=f"import sys\n{forking}")
     assert taken(holder) == "0"
     children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children")

@@ -18,7 +18,7 @@ from pathlib import Path
 from tokinfo import running
 running.begin(Path(sys.argv[1]), elsewhere="elsewhere" in sys.argv)
 print("begun", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 

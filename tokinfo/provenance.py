@@ -200,4 +200,4 @@ def git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-_QUIET: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 10}
+_QUIET: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60}

@@ -28,7 +28,7 @@ KEPT = Path(".snakemake")
 """Where Snakemake keeps what it remembers of a directory."""
 
 _RUN, _JOBS = "tokinfo.run", "tokinfo.jobs"
-_SECOND = 1.0
+_SECOND, _PATIENCE = 1.0, 10.0  # for which one looks at another's lock, and waits for one's own
 _MARK = 512  # bytes of a mark, as long as any
 _held: list[int] = []  # descriptors that stay open until the process ends
 
@@ -42,7 +42,7 @@ def begin(directory: Path, *, elsewhere: bool = False) -> None:
     """
     with contextlib.suppress(OSError):
         own = _open(directory / KEPT / _RUN)
-        if not _lock(own, fcntl.LOCK_SH):
+        if not _lock(own, fcntl.LOCK_SH, _PATIENCE):
             os.close(own)
             return
         told = {"host": socket.gethostname(), "process": os.getpid(), "begun": time.time()}
@@ -58,7 +58,7 @@ def at_work(directory: Path) -> Iterator[None]:
     if (directory / KEPT).is_dir():
         with contextlib.suppress(OSError):
             descriptor = _open(directory / KEPT / _JOBS)
-            _lock(descriptor, fcntl.LOCK_SH)
+            _lock(descriptor, fcntl.LOCK_SH, _PATIENCE)
     try:
         yield
     finally:
@@ -179,8 +179,19 @@ def _holders(status: os.stat_result) -> list[int]:
         fields = line.split()
         if "->" in fields or fields[1] != "FLOCK" or not fields[5].endswith(f":{status.st_ino}"):
             continue
-        found.add(int(fields[4]))
+        # Files of other devices may have the same number.
+        if _has_open(fields[4], status):
+            found.add(int(fields[4]))
     return sorted(found)
+
+
+def _has_open(process: str, status: os.stat_result) -> bool:
+    with contextlib.suppress(OSError):
+        for descriptor in Path(f"/proc/{process}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.path.samestat(descriptor.stat(), status):
+                    return True
+    return False
 
 
 def _open(path: Path) -> int:
@@ -188,9 +199,9 @@ def _open(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
 
-def _lock(descriptor: int, kind: int) -> bool:
+def _lock(descriptor: int, kind: int, seconds: float = _SECOND) -> bool:
     """Lock a file; False: another process holds it, and not only for a moment."""
-    until = time.monotonic() + _SECOND
+    until = time.monotonic() + seconds
     while True:
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)

@@ -10,6 +10,14 @@ from filelock import FileLock
 from tests.workflow.run import copy_repository, snakemake
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever asks first waits for the whole smoke study, beside what the other worker runs."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(1800))
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository in which the smoke study has run; one for all workers.
@@ -35,6 +43,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def changed(finished: Path, tmp_path: Path) -> Iterator[Path]:
     """A copy of the finished run, times of files included, for a test to change."""
     directory = tmp_path / "run"
-    shutil.copytree(finished, directory, symlinks=True)
+    # Studies that another worker's `pending` asks about come and go.
+    passing = shutil.ignore_patterns("study-*.yaml")
+    shutil.copytree(finished, directory, symlinks=True, ignore=passing)
     yield directory
     shutil.rmtree(directory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ RESULTS = "results/smoke"
 
 
 def snakemake(
-    directory: Path, *arguments: str, timeout: int = 600, gpus: str = ""
+    directory: Path, *arguments: str, timeout: int = 1500, gpus: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Run Snakemake in a copy of the repository; the interpreter's own, nothing inherited.
 
@@ -31,15 +32,23 @@ def snakemake(
         if name not in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES")
     }
     environment["CUDA_VISIBLE_DEVICES"] = gpus
-    return subprocess.run(
-        [sys.executable, "-m", "snakemake", *arguments],
+    command = [sys.executable, "-m", "snakemake", *arguments]
+    with subprocess.Popen(
+        command,
         cwd=directory,
         env=environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
-        check=False,
-    )
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except BaseException:
+            # Its jobs too: they would write on where another test begins anew.
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def copy_repository(directory: Path) -> None:

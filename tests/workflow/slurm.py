@@ -212,12 +212,12 @@ def _start(slurm: Slurm, started: list[int]) -> None:
         )
         file = run / f"{name}.pid"
         try:
-            _wait(lambda file=file: file.exists() and file.read_text().strip(), 20)
+            _wait(lambda file=file: file.exists() and file.read_text().strip(), 120)
         except TimeoutError:
             raise RuntimeError(f"{name} did not start: {done.stderr}\n{slurm.log()}") from None
         started.append(int(file.read_text()))
     try:
-        _wait(lambda: _idle(slurm), 30)
+        _wait(lambda: _idle(slurm), 120)
     except TimeoutError:
         raise RuntimeError(f"Slurm's node is not idle\n{slurm.log()}") from None
 
@@ -244,7 +244,7 @@ def _stop(started: list[int], scratch: Path) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
-            _wait(lambda pid=pid: not _alive(pid), 20)
+            _wait(lambda pid=pid: not alive(pid), 20)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     for pid in _steps(scratch):
@@ -252,14 +252,13 @@ def _stop(started: list[int], scratch: Path) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
         return False
     # A daemon nobody waits for may stay a zombie where init does not collect it.
-    state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    return state != "Z"
+    return stat.rsplit(")", 1)[1].split()[0] != "Z"
 
 
 def _steps(scratch: Path) -> Iterator[int]:

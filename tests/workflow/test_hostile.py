@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -45,15 +44,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     directory = tmp_path_factory.mktemp("hostile")
     copy_repository(directory)
     (directory / "study.yaml").write_text(yaml.safe_dump(study()), encoding="utf-8")
-    os.environ["HF_TOKEN"] = TOKEN
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", TOKEN)
         for arguments in (["--cores", "2"], ["--report", f"{RESULTS}/report.html"]):
             run = start(directory, *arguments, "--configfile", "study.yaml")
             said = finish(run)
             assert run.returncode == 0, said[-6000:]
             assert TOKEN not in said
-    finally:
-        del os.environ["HF_TOKEN"]
     for path in directory.rglob("*"):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
     return [

@@ -75,17 +75,13 @@ def test_a_job_that_fails_names_itself_in_one_line_and_in_its_log(changed: Path)
     assert log.splitlines() == [lines[0]]
 
 
-def test_the_report_needs_no_network(changed: Path) -> None:
+def test_the_report_needs_no_network(changed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A proxy that refuses everything stands for a machine without a network.
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        os.environ[name] = "http://127.0.0.1:9"
-    try:
-        done = snakemake(
-            changed, "--report", "results/report.html", "--configfile", "studies/smoke.yaml"
-        )
-    finally:
-        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-            del os.environ[name]
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    done = snakemake(
+        changed, "--report", "results/report.html", "--configfile", "studies/smoke.yaml"
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     page = (changed / "results" / "report.html").read_text(encoding="utf-8")
     for part in ("recovery_by_mask", "training_curves", "strips.html", "summary.csv", "noise.csv"):
