@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 PATIENCE = 10.0
 """Seconds that a job waits for its turn before it says so."""
-
-log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -44,9 +42,8 @@ def _acquired(name: Path) -> BaseFileLock:
         try:
             lock.acquire(timeout=patience)
         except Timeout:
-            log.warning(
-                "%s: waiting for the job that holds it; if no job is at work: `rm %s`", name, name
-            )
+            wait = f"waiting for the job that holds it; if no job is at work: `rm {name}`"
+            print(f"{name}: {wait}", file=sys.stderr, flush=True)
             patience *= 10
         else:
             return lock
