@@ -241,7 +241,7 @@ def test_where_nothing_is_hidden_every_token_is_in_question(tmp_path: Path) -> N
     assert (made["runs_found"], made["tokens_found"]) == (1, 7 / 8)
 
 
-def test_agreement_of_a_search_that_failed_altogether_is_hollow(tmp_path: Path) -> None:
+def test_what_a_search_that_failed_altogether_does_not_find_is_hollow(tmp_path: Path) -> None:
     lost = runs([False, False], visible=False)
     (made,) = table(lost, [answer(HIDDEN, lost)], tmp_path)
     assert (made["verdict"], made["visible_found"], made["hollow"]) == ("agrees", 0.0, True)
@@ -249,7 +249,10 @@ def test_agreement_of_a_search_that_failed_altogether_is_hollow(tmp_path: Path) 
     assert counts(hollow)["hollow"].sum() == counts(hollow)["rows"].sum() == 1
     seen = runs([False, False])
     assert table(seen, [answer(HIDDEN, seen)], tmp_path)[0]["hollow"] is False
-    assert table(lost, [answer(FOUND, lost)], tmp_path)[0]["hollow"] is False  # it differs
+    (differs,) = table(lost, [answer(FOUND, lost)], tmp_path)
+    assert (differs["verdict"], differs["hollow"]) == ("differs", True)
+    found = runs([True, True], visible=False)
+    assert table(found, [answer(HIDDEN, found)], tmp_path)[0]["hollow"] is False
     # That not one token is found is what this row states.
     row = "llama7b-block1-no-attention-residual"
     none = runs([False], mask=":", visible=False)

@@ -49,20 +49,22 @@ def verdict(
 
 
 def hollow(found: bool | None, least: float, ours: Share, visible: float | None) -> bool:
-    """Return whether agreement that tokens are not found only says that the search failed.
+    """Return whether it only says that the search failed that tokens are not found.
 
     Fewer than half of the *visible* tokens came back, whose activations the search was given: it
-    would have found no hidden one either way. So it is with a stated share (``found`` is None)
-    where no run found them. Where the statement itself is that hardly any token is found
-    (``least`` below one half) that is no failure.
+    would have found no hidden one either way, and neither agreement nor difference says more. So
+    it is with a stated share (``found`` is None) where no run found them. Where the statement
+    itself is that hardly any token is found (``least`` below one half) that is no failure.
 
     >>> nothing = Share(0.0, 0.0, 0.43, "wilson")
     >>> hollow(False, 1.0, nothing, 0.1), hollow(False, 1.0, nothing, 0.9)
     (True, False)
     >>> hollow(True, 1.0, nothing, 0.1), hollow(None, 1.0, nothing, 0.1)
-    (False, True)
+    (True, True)
+    >>> hollow(False, 1.0, Share(1.0, 0.57, 1.0, "wilson"), 0.1)
+    False
     """
-    missed = found is False or (found is None and ours.value == 0)
+    missed = ours.value == 0 if found is None else ours.value < 0.5
     return missed and least >= 0.5 and visible is not None and visible < 0.5
 
 

@@ -160,9 +160,8 @@ def _row(
     row["verdict"] = verdict(
         claim["found"], None if stated is None else tuple(stated), ours, row["identifiable"]
     )
-    row["hollow"] = ours is not None and (
-        row["verdict"].startswith("agrees")
-        and hollow(claim["found"], claim["least"], ours, row["visible_found"])
+    row["hollow"] = ours is not None and hollow(
+        claim["found"], claim["least"], ours, row["visible_found"]
     )
     row["settled"] = settled(None if stated is None else tuple(stated), ours)
     return row

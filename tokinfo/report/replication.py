@@ -74,8 +74,8 @@ _WORDS = """<h2>Words</h2>
 the mask hides none) came out by the row's own criterion, with its 95 % interval over
 initialisations, or over starts where there is one model. <b>Agrees</b>: at least half of the runs
 came out as the chapter's one did; of a stated share, the interval meets it. <b>Settled</b>: the
-interval leaves one half out. <b>Hollow</b>: it agrees that tokens are not found, but fewer than
-half of the visible ones came back: the search failed, and no more is said. <b>Agrees, but it is
+interval leaves one half out. <b>Hollow</b>: the tokens are not found here, but fewer than half of
+the visible ones came back either: the search failed, and no more is said. <b>Agrees, but it is
 the optimiser</b>: the tokens are not found here
 either, although a sweep identifies most of them: with the other tokens known, no token but the true
 one explains the visible activations. <b>Margin</b>: how much further off the best wrong token is
