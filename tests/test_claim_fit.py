@@ -125,6 +125,15 @@ def test_a_stand_in_is_read_at_the_same_relative_depth() -> None:
     assert {cell.padding for cell in first} == {"none"}
 
 
+def test_a_stand_in_of_fewer_such_blocks_can_be_read_behind_the_rows_own_block() -> None:
+    assert {cell.site for cell in cells(claims_study(), "trained")} == {"block.1"}  # 2 of 8
+    study = put(claims_study(), ("claims", "trained", "depth"), "same")
+    assert {cell.site for cell in cells(study, "trained")} == {"block.2"}
+    (line,) = lines(put(claims_study(), ("claims", "smaller", "depth"), "same"))
+    assert "rows[1]" in line
+    assert "'block.8' is beyond the depth of `tiny-untrained` (4 blocks)" in line
+
+
 def test_seeds_are_of_the_published_protocol_alone() -> None:
     study = put(claims_study(), ("claims", "trained", "solvers"), ["adam"])
     found = [(cell.solver, cell.seed) for cell in cells(study, "trained")]

@@ -99,6 +99,11 @@ class Replication(Strict):
         description="What stands in for the rows' own model, and why; empty: nothing does. A "
         "stand-in is read at the same relative depth, `block.1` at its first block.",
     )
+    depth: Literal["relative", "same"] = Field(
+        "relative",
+        description="`same`: a stand-in is read behind the row's own block instead, as one made of "
+        "fewer such blocks should be.",
+    )
     prompts: list[Name] = Field(
         min_length=1,
         description="Names of prompt sets; a row is asked of those that have its prompt.",
@@ -346,9 +351,9 @@ class Study(Strict):
         return positions is None or (positions == "hidden") == claim.hides
 
     def _claimed_site(self, entry: Replication, claim: Claim, model: str) -> str:
-        """Return a row's site in a model: of a stand-in, that of the same relative depth."""
+        """Return a row's site in a model: of most stand-ins, that of the same relative depth."""
         site, blocks = Site.parse(claim.site), self.source_of(model).blocks
-        if not entry.stand_in or site.block <= 1:
+        if not entry.stand_in or site.block <= 1 or entry.depth == "same":
             return str(site.resolve(blocks))
         deep = load_claims().models[claim.model].blocks
         return str(Site(site.place, max(1, round(site.block * blocks / deep))))
