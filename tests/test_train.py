@@ -49,6 +49,26 @@ def run(
         return load_file(root / "out" / "model.safetensors"), list(csv.DictReader(stream))
 
 
+def killed_at_ten(
+    monkeypatch: pytest.MonkeyPatch,
+    source: MixerSource | TransformerSource,
+    inputs: tuple[Path, Path],
+    root: Path,
+) -> None:
+    """Train until the tenth step."""
+    real = module.batch_at
+
+    def batch_at(tokens: torch.Tensor, step: int, *rest: Any) -> torch.Tensor:
+        if step == 10:
+            raise Killed
+        return real(tokens, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "batch_at", batch_at)
+        with pytest.raises(Killed):
+            run(source, inputs, root)
+
+
 @pytest.mark.parametrize("source", [MIXER, LLAMA], ids=["mixer", "transformer"])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     source: MixerSource | TransformerSource,
@@ -57,18 +77,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole, rows = run(source, inputs, tmp_path / "whole")
-    real = module.batch_at
-
-    def killed_at_ten(tokens: torch.Tensor, step: int, *rest: Any) -> torch.Tensor:
-        if step == 10:
-            raise Killed
-        return real(tokens, step, *rest)
-
-    monkeypatch.setattr(module, "batch_at", killed_at_ten)
-    with pytest.raises(Killed):
-        run(source, inputs, tmp_path / "parts")
+    killed_at_ten(monkeypatch, source, inputs, tmp_path / "parts")
     assert not (tmp_path / "parts" / "out").exists()
     seen: list[int] = []
+    real = module.batch_at
     monkeypatch.setattr(
         module,
         "batch_at",
@@ -122,17 +134,7 @@ def test_a_resume_point_of_other_code_is_not_used(
 ) -> None:
     """A schedule that changed would otherwise begin where the old one was interrupted."""
     monkeypatch.setattr(module, "code_digest", lambda _: "before")
-    real = module.batch_at
-
-    def killed_at_ten(tokens: torch.Tensor, step: int, *rest: Any) -> torch.Tensor:
-        if step == 10:
-            raise Killed
-        return real(tokens, step, *rest)
-
-    monkeypatch.setattr(module, "batch_at", killed_at_ten)
-    with pytest.raises(Killed):
-        run(MIXER, inputs, tmp_path)
-    monkeypatch.undo()
+    killed_at_ten(monkeypatch, MIXER, inputs, tmp_path)
     monkeypatch.setattr(module, "code_digest", lambda _: "after")
     _, rows = run(MIXER, inputs, tmp_path)
     assert len(rows) == 12

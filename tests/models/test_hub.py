@@ -175,10 +175,7 @@ def test_what_one_job_finds_damaged_no_other_takes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    name = "model.layers.1.mlp.up_proj.weight"
-    shard = shard_of(model[0], name)
-    place, covered = _covering(model[0], shard, name)
-    server.faults[shard] = [Fault(), Fault(), *(Fault(flip=place) for _ in range(50))]
+    shard, covered = _damage(server, model[0], "model.layers.1.mlp.up_proj.weight")
     verify, both = partial._verify, Barrier(2)
 
     def verify_at_once(*arguments: Any) -> None:
@@ -222,12 +219,11 @@ def test_a_smaller_depth_that_holds_a_damaged_part_cannot_be_read(
         if "layers." not in name:
             continue
         depth = int(name.split(".")[2]) + 1
-        place, covered = _covering(model[0], shard, name)
-        if covered > depth:
+        if _covering(model[0], shard, name)[1] > depth:
             break
     else:
         pytest.fail("no shard with tensors of two blocks")
-    server.faults[shard] = [Fault(), Fault(), *(Fault(flip=place) for _ in range(50))]
+    shard, covered = _damage(server, model[0], name)
     fetch(SOURCE, depth, tmp_path / "one", tmp_path / "state")
     server.faults.clear()
     part = next(p for p in (tmp_path / "one").glob("*.safetensors") if name in _names(p))
@@ -439,11 +435,7 @@ def test_a_wrong_byte_in_ranges_is_noticed_when_they_make_a_whole_file(
     server: Hub, model: tuple[Path, dict[str, Tensor]], tmp_path: Path
 ) -> None:
     """The hub's hash is of the whole file: with fewer of its bytes there is nothing to check."""
-    name = "model.layers.1.mlp.up_proj.weight"
-    shard = shard_of(model[0], name)
-    place, covered = _covering(model[0], shard, name)
-    # Asked for twice before its tensors come: the length of its header, and the header.
-    server.faults[shard] = [Fault(), Fault(), *(Fault(flip=place) for _ in range(50))]
+    shard, covered = _damage(server, model[0], "model.layers.1.mlp.up_proj.weight")
     with pytest.raises(FetchError, match=rf"{shard} arrived damaged .* the hub says .* run again"):
         fetch(SOURCE, covered, tmp_path / "out", tmp_path / "state")
     assert not (tmp_path / "out").exists()
@@ -486,6 +478,15 @@ def test_small_leftovers_of_a_file_are_fetched_for_its_hash(
     verified = {path.name for path in (tmp_path / "state").rglob("verified/[!.]*")}
     assert len(verified) == len(shards) - 1
     assert server.weights_sent() <= 1.05 * needed_bytes(copy[1], BLOCKS)
+
+
+def _damage(server: Hub, directory: Path, name: str) -> tuple[str, int]:
+    """Have a tensor arrive damaged; return its shard, and how many blocks need all of that."""
+    shard = shard_of(directory, name)
+    place, covered = _covering(directory, shard, name)
+    # Asked for twice before its tensors come: the length of its header, and the header.
+    server.faults[shard] = [Fault(), Fault(), *(Fault(flip=place) for _ in range(50))]
+    return shard, covered
 
 
 def _covering(directory: Path, shard: str, name: str) -> tuple[int, int]:
