@@ -274,6 +274,16 @@ def test_a_stated_share_that_no_run_reaches_agrees_hollowly_where_the_search_fai
         assert (told["verdict"], told["hollow"]) == ("agrees", hollow)
 
 
+def test_how_far_the_published_descent_came_is_the_median_of_its_runs(tmp_path: Path) -> None:
+    own = runs([False] * 3)
+    models = dict.fromkeys(row["model"] for row in own)
+    losses = dict(zip(models, ((9.0, 8.0), (9.0, 1.0), (7.0, 2.0)), strict=True))
+    for row in own:
+        row["first_loss"], row["loss"] = losses[row["model"]]
+    (made,) = table(own, [answer(HIDDEN, own)], tmp_path)
+    assert (made["first_loss"], made["loss"]) == (9.0, 2.0)
+
+
 def test_seeds_of_one_model_are_runs_of_their_own(tmp_path: Path) -> None:
     published = runs([True]) + [row | {"seed": 1} for row in runs([False])]
     (made,) = table(published, [answer(FOUND, published)], tmp_path)

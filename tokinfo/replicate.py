@@ -43,8 +43,7 @@ REPLICATION_SCHEMA: dict[str, pl.DataType] = {
     **dict.fromkeys(("models", "size", "site", "padding", "ours"), pl.String()),
     **dict.fromkeys(("runs", "runs_found", "initialisations"), pl.Int64()),
     **{f"found{end}": pl.Float64() for end in ENDS},
-    "tokens_found": pl.Float64(),
-    "visible_found": pl.Float64(),
+    **dict.fromkeys(("tokens_found", "visible_found", "first_loss", "loss"), pl.Float64()),
     # other searches, and what is there to be found
     **dict.fromkeys(("adam_found", "adam_visible", "joint_found", "joint_visible"), pl.Float64()),
     **dict.fromkeys(("joint_certified", "recovered"), pl.Float64()),
@@ -65,6 +64,8 @@ REPLICATION_SCHEMA: dict[str, pl.DataType] = {
 """Columns of `replication.parquet`. ``found``: share of runs in which the tokens in question came
 out by the row's own criterion; ``tokens_found``: of these tokens, over all runs. ``..._visible``:
 share of the visible tokens, by which a search that failed is told from one that misses hidden ones.
+``first_loss`` and ``loss``: the published descent's at its start and end, medians over runs, in the
+row's metric.
 ``identifiable`` is of swept tokens around the true prompt, ``margin`` their median.
 ``prompts_found``, ``prompts_adam`` and ``prompts_joint``: share of the tokens in question that the
 published protocol and other searches found (top-1, in place) over all prompts that the row was

@@ -56,7 +56,7 @@ def published_figures(
     if len(groups) == 1:
         groups = [[one] for one in groups[0]]
     share = clustered_share([sum(group) for group in groups], [len(group) for group in groups])
-    first = own.row(0, named=True)
+    first, once = own.row(0, named=True), own.unique([*CELL_KEYS, "prompt_id"])
     one = own.filter(model=first["model"], seed=first["seed"], prompts=first["prompts"])
     return {
         "site": " ".join(rows["site"].unique(maintain_order=True)),
@@ -68,6 +68,8 @@ def published_figures(
         **_columns("found", share),
         "tokens_found": sum(o[1] for o in outcomes) / sum(o[2] for o in outcomes),
         "visible_found": own.filter("visible")["correct"].mean(),
+        "first_loss": once["first_loss"].median(),
+        "loss": once["loss"].median(),
         "seconds": rows.unique([*CELL_KEYS, "prompt_id"])["seconds"].sum(),
         "device": " ".join(rows["device"].unique(maintain_order=True)),
         "model_digests": " ".join(d[:12] for d in rows["model_digest"].unique(maintain_order=True)),
