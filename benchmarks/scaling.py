@@ -25,6 +25,7 @@ from tokinfo.cell import run_cell
 from tokinfo.configfiles import parse
 from tokinfo.decode import write_inverse_gram
 from tokinfo.models.cutting import cut_checkpoint
+from tokinfo.problems import StudyError
 from tokinfo.scaling import AXES, points
 from tokinfo.sites import Site
 from tokinfo.study import Cell
@@ -61,7 +62,10 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     over = parse(asked.config)
-    study = load_study(asked.study, over)
+    try:
+        study = load_study(asked.study, over)
+    except StudyError as error:
+        parser.error(str(error))
     plan, results = Plan(study), Path(study.results)
     chosen = [
         cell
