@@ -96,6 +96,21 @@ def sweeps(published: list[Row], identified: str) -> list[Row]:
     ]
 
 
+def certified(found: list[Row]) -> list[Row]:
+    """Return the cells of a joint search that certified what it found."""
+    return [
+        row
+        | {
+            "solver": "joint",
+            "kind": "joint",
+            "verdict": "certified",
+            "around": "found",
+            "identified": None if row["visible"] else "identifiable",
+        }
+        for row in found
+    ]
+
+
 def table(rows: list[Row], answers: list[Row], directory: Path, **histories: Path) -> list[Row]:
     recovery = directory / "recovery.parquet"
     frame(rows).write_parquet(recovery)
@@ -295,18 +310,7 @@ def test_seeds_of_one_model_are_runs_of_their_own(tmp_path: Path) -> None:
 def test_better_searches_stand_beside_the_published_one(tmp_path: Path) -> None:
     published = runs([False, False])
     adam = [row | {"solver": "adam", "kind": "adam"} for row in runs([True, False], visible=False)]
-    joint = [
-        row
-        | {
-            "solver": "joint",
-            "kind": "joint",
-            "verdict": "certified",
-            "around": "found",
-            "identified": None if row["visible"] else "identifiable",
-        }
-        for row in runs([True, True])
-    ]
-    others = [*adam, *joint]
+    others = [*adam, *certified(runs([True, True]))]
     (made,) = table(published + others, [answer(HIDDEN, published, others)], tmp_path)
     assert (made["adam_found"], made["joint_found"], made["joint_certified"]) == (0.5, 1.0, 1.0)
     assert (made["visible_found"], made["adam_visible"], made["joint_visible"]) == (1.0, 0.0, 1.0)
@@ -408,3 +412,25 @@ def test_the_page_says_it_and_escapes_what_comes_from_models(tmp_path: Path) -> 
     assert "snakemake --config &#x27;run=[mine]&#x27;" in text
     assert pl.read_csv(files[1])["verdict"].to_list() == [OPTIMISER, OPTIMISER, "not run"]
     assert pl.read_csv(files[2])["rows"].sum() == 3
+
+
+def test_the_page_counts_what_joint_search_gave_back(tmp_path: Path) -> None:
+    """Answers that hide nothing, and those it was not asked for, are in neither number."""
+
+    def told(row: str, published: list[Row], joint: list[Row]) -> str:
+        made = table([*published, *joint], [answer(row, published, joint)], tmp_path)
+        pl.DataFrame(made, schema=REPLICATION_SCHEMA).write_parquet(tmp_path / "made.parquet")
+        write_replication_page(tmp_path / "made.parquet", tmp_path / "page.html")
+        return (tmp_path / "page.html").read_text(encoding="utf-8")
+
+    missed = runs([False, False])
+    given_back = told(HIDDEN, missed, certified(runs([True, True])))
+    assert "Of the 1 answers with hidden tokens that joint search was asked for" in given_back
+    assert "certifies the prompt in 1, told as little" in given_back
+    assert "the published descent finds them in every run in 0." in given_back
+    # What visible activations do not depend on is certified, whatever is found there.
+    assert "certifies the prompt in 0," in told(HIDDEN, missed, certified(runs([False, False])))
+    assert "joint search was asked for" not in told(HIDDEN, missed, [])
+    shown = runs([True], mask=":")
+    whole = told("mixer-untrained-block1-full", shown, certified(runs([True], mask=":")))
+    assert "joint search was asked for" not in whole

@@ -67,6 +67,15 @@ def _summary(found: pl.DataFrame) -> Iterator[str]:
         )
         yield f"<tr><th>{text(answered_by)}{cells}\n"
     yield "</tbody></table>"
+    asked = run.filter(pl.col("joint_found").is_not_null(), pl.col("mask") != ":")
+    if len(asked):
+        back = len(asked.filter(pl.col("joint_found") == 1, pl.col("joint_certified") == 1))
+        yield (
+            f"<p>Of the {len(asked)} answers with hidden tokens that joint search was asked for, "
+            f"it finds every hidden token and certifies the prompt in {back}, told as little as "
+            f"descent; the published descent finds them in every run in "
+            f"{len(asked.filter(pl.col('found') == 1))}."
+        )
 
 
 _WORDS = """<h2>Words</h2>
