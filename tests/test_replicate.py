@@ -167,21 +167,26 @@ def test_a_verdict_follows_from_runs_and_sweeps(
 share = st.floats(0, 1)
 
 
-@given(st.booleans(), share, share, share, st.none() | share)
+@given(st.booleans(), share, share, share, st.none() | share, st.none() | share)
 def test_a_found_or_missed_token_never_agrees_with_both_statements(
-    found: bool, a: float, b: float, c: float, identifiable: float | None
+    found: bool,
+    a: float,
+    b: float,
+    c: float,
+    identifiable: float | None,
+    searched: float | None,
 ) -> None:
     low, value, high = sorted((a, b, c))
     ours = Share(value, low, high, "wilson")
-    first = verdict(found, None, ours, identifiable)
-    second = verdict(not found, None, ours, identifiable)
+    first = verdict(found, None, ours, identifiable, searched)
+    second = verdict(not found, None, ours, identifiable, searched)
     agreeing = [word.startswith("agrees") for word in (first, second)]
     assert sum(agreeing) == (2 if value == 0.5 else 1)
-    # Only what neither found can be the optimiser's fault, and only where a sweep identifies.
-    if OPTIMISER in (first, second):
-        assert identifiable is not None
-        assert identifiable > 0.5 >= value
-    assert verdict(found, None, None, identifiable) == "not run"
+    # Only what neither found can be the optimiser's fault: where a sweep identifies it, or a
+    # search that knew no more came back with it.
+    there = any(known is not None and known > 0.5 for known in (identifiable, searched))
+    assert (OPTIMISER in (first, second)) == (there and value <= 0.5)
+    assert verdict(found, None, None, identifiable, searched) == "not run"
 
 
 @given(share, share, share, share, share)
@@ -192,7 +197,7 @@ def test_a_stated_share_agrees_exactly_where_the_interval_meets_it(
     stated = (min(d, e), max(d, e))
     ours = Share(value, low, high, "wilson")
     meets = any(low <= point <= high for point in stated) or stated[0] <= low <= stated[1]
-    assert verdict(None, stated, ours, 1.0) == ("agrees" if meets else "differs")
+    assert verdict(None, stated, ours, 1.0, 1.0) == ("agrees" if meets else "differs")
     if not meets:
         assert settled(stated, ours)
 
@@ -315,8 +320,29 @@ def test_better_searches_stand_beside_the_published_one(tmp_path: Path) -> None:
     assert (made["adam_found"], made["joint_found"], made["joint_certified"]) == (0.5, 1.0, 1.0)
     assert (made["visible_found"], made["adam_visible"], made["joint_visible"]) == (1.0, 0.0, 1.0)
     assert made["recovered"] == 1.0
-    # A sweep around a FOUND prompt does not say what is there at best.
-    assert (made["swept"], made["verdict"]) == (None, "agrees")
+    # A sweep around a FOUND prompt does not say what is there; that the true tokens came out does.
+    assert (made["swept"], made["joint_returned"], made["verdict"]) == (None, 1.0, OPTIMISER)
+
+
+@pytest.mark.parametrize(
+    ("hits", "verdicts", "returned"),
+    [
+        ([True, True, False], ["certified"] * 3, 2 / 3),
+        ([True, True, True], ["certified", "search failure", "search failure"], 1 / 3),
+        ([True, False], ["search failure", "certified"], 0.0),
+        # Another prompt explains what is visible as well: that is no failure of the descent.
+        ([False, False], ["certified", "certified"], 0.0),
+    ],
+)
+def test_a_joint_search_returns_what_it_finds_and_certifies_in_the_same_run(
+    hits: list[bool], verdicts: list[str], returned: float, tmp_path: Path
+) -> None:
+    published = runs([False] * len(hits))
+    of_model = dict(zip(dict.fromkeys(row["model"] for row in published), verdicts, strict=True))
+    others = [row | {"verdict": of_model[row["model"]]} for row in certified(runs(hits))]
+    (made,) = table(published + others, [answer(HIDDEN, published, others)], tmp_path)
+    assert made["joint_returned"] == pytest.approx(returned)
+    assert made["verdict"] == (OPTIMISER if returned > 0.5 else "agrees")
 
 
 def test_other_prompts_enter_their_own_shares_only(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ def verdict(
     share: tuple[float, float] | None,
     ours: Share | None,
     identifiable: float | None,
+    searched: float | None,
 ) -> str:
     """Return whether runs here agree with a row of the chapter.
 
@@ -26,14 +27,16 @@ def verdict(
         share: the range that the share of initialisations lies in, as stated.
         ours: share of runs in which they were found; None: there were none.
         identifiable: share of these tokens that a sweep identifies; None: nothing was swept.
+        searched: share of joint searches, which are told as little as descent, that found these
+            tokens and certified the prompt; None: there were none.
 
     Returns:
         ``not run``; for a stated share ``agrees`` where the interval meets it, else ``differs``;
         otherwise ``agrees`` where at least half of the runs came out as stated, else ``differs``.
-        Where both did not find them although most are identifiable: ``agrees, but it is the
-        optimiser``.
+        Where both did not find them although most are identifiable, or most of the other searches
+        came back with them: ``agrees, but it is the optimiser``.
 
-    >>> verdict(False, None, Share(0.0, 0.0, 0.56, "wilson"), 1.0)
+    >>> verdict(False, None, Share(0.0, 0.0, 0.56, "wilson"), 1.0, None)
     'agrees, but it is the optimiser'
     """
     if ours is None:
@@ -43,7 +46,7 @@ def verdict(
     assert found is not None, "a row states what was found, or a share"
     if (ours.value if found else 1 - ours.value) < 0.5:
         return "differs"
-    if not found and identifiable is not None and identifiable > 0.5:
+    if not found and max(identifiable or 0.0, searched or 0.0) > 0.5:
         return "agrees, but it is the optimiser"
     return "agrees"
 

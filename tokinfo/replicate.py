@@ -38,6 +38,7 @@ REPLICATION_SCHEMA: dict[str, pl.DataType] = {
     "residual": pl.Boolean(),
     "causal": pl.Boolean(),
     **dict.fromkeys(("mask", "metric", "parametrisation", "prompt"), pl.String()),
+    "hides": pl.Boolean(),
     **dict.fromkeys(("criterion", "published", "published_found"), pl.String()),
     # what answers it, under the published protocol
     **dict.fromkeys(("models", "size", "site", "padding", "ours"), pl.String()),
@@ -46,7 +47,7 @@ REPLICATION_SCHEMA: dict[str, pl.DataType] = {
     **dict.fromkeys(("tokens_found", "visible_found", "first_loss", "loss"), pl.Float64()),
     # other searches, and what is there to be found
     **dict.fromkeys(("adam_found", "adam_visible", "joint_found", "joint_visible"), pl.Float64()),
-    **dict.fromkeys(("joint_certified", "recovered"), pl.Float64()),
+    **dict.fromkeys(("joint_certified", "joint_returned", "recovered"), pl.Float64()),
     "swept": pl.Int64(),
     **{f"identifiable{end}": pl.Float64() for end in ENDS},
     **dict.fromkeys(("margin", "noise_floor", "bits"), pl.Float64()),
@@ -62,15 +63,15 @@ REPLICATION_SCHEMA: dict[str, pl.DataType] = {
     **dict.fromkeys(("device", "model_digests", "code_digests", "note"), pl.String()),
 }
 """Columns of `replication.parquet`. ``found``: share of runs in which the tokens in question came
-out by the row's own criterion; ``tokens_found``: of these tokens, over all runs. ``..._visible``:
-share of the visible tokens, by which a search that failed is told from one that misses hidden ones.
-``first_loss`` and ``loss``: the published descent's at its start and end, medians over runs, in the
-row's metric.
-``identifiable`` is of swept tokens around the true prompt, ``margin`` their median.
-``prompts_found``, ``prompts_adam`` and ``prompts_joint``: share of the tokens in question that the
-published protocol and other searches found (top-1, in place) over all prompts that the row was
-asked of, passages and its own among them; ``prompts_identifiable``: of the swept ones. Intervals
-of these are over prompts."""
+out by the row's own criterion; ``tokens_found``: of these tokens, over all runs.
+``..._visible``: share of the visible tokens, by which a search that failed is told from one that
+misses hidden ones. ``first_loss`` and ``loss``: the published descent's at its start and end,
+medians over runs, in the row's metric. ``joint_returned``: share of joint searches that found
+the tokens in question and certified the prompt. ``identifiable`` is of swept tokens around the
+true prompt, ``margin`` their median. ``prompts_found``, ``prompts_adam`` and ``prompts_joint``:
+share of the tokens in question that the published protocol and other searches found (top-1, in
+place) over all prompts that the row was asked of, passages and its own among them;
+``prompts_identifiable``: of the swept ones. Intervals of these are over prompts."""
 
 
 # --- the table ----------------------------------------------------------------------------
@@ -132,6 +133,7 @@ def _row(
         "stand_in": answer["stand_in"],
         "claimed_model": claim["model"],
         "claimed_site": claim["site"],
+        "hides": answer["hides"],
         "criterion": answer["criterion"],
         "published": " | ".join(claim["published"]),
         "published_found": _stated(claim),
@@ -159,7 +161,11 @@ def _row(
         row |= training_figures(answer, claimed, histories)
         row["reason"] = ""
     row["verdict"] = verdict(
-        claim["found"], None if stated is None else tuple(stated), ours, row["identifiable"]
+        claim["found"],
+        None if stated is None else tuple(stated),
+        ours,
+        row["identifiable"],
+        row["joint_returned"],
     )
     row["hollow"] = ours is not None and hollow(
         claim["found"], claim["least"], ours, row["visible_found"]

@@ -129,18 +129,19 @@ def search_figures(rows: pl.DataFrame, answer: Mapping[str, Any]) -> dict[str, A
     out: dict[str, Any] = {}
     for kind in ("adam", "joint"):
         runs = [
-            _tokens(part, answer)
+            (_suffices(*_tokens(part, answer), claim), (part["verdict"] == "certified").all())
             for _, part in own.filter(kind=kind).group_by("model", "solver", maintain_order=True)
         ]
         if runs:
-            out[f"{kind}_found"] = sum(_suffices(*run, claim) for run in runs) / len(runs)
+            out[f"{kind}_found"] = sum(found for found, _ in runs) / len(runs)
             visible = own.filter("visible", kind=kind)
             out[f"{kind}_visible"] = visible["correct"].mean()
-    joint = own.filter(kind="joint")
-    if len(joint):
-        prompts = joint.unique([*CELL_KEYS, "prompt_id"])
-        out["joint_certified"] = (prompts["verdict"] == "certified").mean()
-        out["recovered"] = joint.select(RECOVERED.mean()).item()
+        if runs and kind == "joint":
+            joint = own.filter(kind=kind)
+            prompts = joint.unique([*CELL_KEYS, "prompt_id"])
+            out["joint_certified"] = (prompts["verdict"] == "certified").mean()
+            out["joint_returned"] = sum(all(run) for run in runs) / len(runs)
+            out["recovered"] = joint.select(RECOVERED.mean()).item()
     return out
 
 

@@ -67,9 +67,9 @@ def _summary(found: pl.DataFrame) -> Iterator[str]:
         )
         yield f"<tr><th>{text(answered_by)}{cells}\n"
     yield "</tbody></table>"
-    asked = run.filter(pl.col("joint_found").is_not_null(), pl.col("mask") != ":")
+    asked = run.filter(pl.col("joint_found").is_not_null(), "hides")
     if len(asked):
-        back = len(asked.filter(pl.col("joint_found") == 1, pl.col("joint_certified") == 1))
+        back = len(asked.filter(pl.col("joint_returned") == 1))
         yield (
             f"<p>Of the {len(asked)} answers with hidden tokens that joint search was asked for, "
             f"it finds every hidden token and certifies the prompt in {back}, told as little as "
@@ -86,8 +86,9 @@ came out as the chapter's one did; of a stated share, the interval meets it. <b>
 interval leaves one half out. <b>Hollow</b>: the tokens are not found here, but fewer than half of
 the visible ones came back either: the search failed, and no more is said. <b>Agrees, but it is
 the optimiser</b>: the tokens are not found here
-either, although a sweep identifies most of them: with the other tokens known, no token but the true
-one explains the visible activations. <b>Margin</b>: how much further off the best wrong token is
+either, although a sweep identifies most of them (with the other tokens known, no token but the true
+one explains the visible activations) or joint search, told as little as descent, finds them and
+certifies the prompt. <b>Margin</b>: how much further off the best wrong token is
 (median), beside the noise floor. <b>Bits</b>: what a swept position gives away of its token (mean,
 lower bound). <b>Over more prompts</b>: share of the tokens in question over all prompts that the
 row was asked of, its own and passages of held-out text, with intervals over prompts. Settings of
