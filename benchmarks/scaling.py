@@ -8,7 +8,9 @@ r"""Cells of a scaling study in one process, and the table of one axis with the 
 Corpus, tokenizer, passages and trained models are the workflow's, in the study's results; what
 comes after them is done here as its rules do it (`prepare`, `embedding`, `invert`), without a
 process for each cell. Cells whose file is there are not run again. CONFIG overrides the study, as
-on Snakemake's command line: `passages={held-out: {count: 12}}`.
+on Snakemake's command line: `passages={held-out: {count: 12}}`. The widest models are
+dear: cells that ran with fewer passages, in results of their own (`results=results/few`), enter the
+table with `--also FILES`; its column `prompts` says how many each point has.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--axis", choices=AXES, required=True)
     parser.add_argument("--cells", nargs="+", required=True, help="patterns of their files")
+    parser.add_argument("--also", nargs="+", default=[], type=Path, help="files of other cells")
     parser.add_argument("--config", nargs="*", default=[], help="KEY=YAML, over the study")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -73,7 +76,7 @@ def main() -> None:
         for path, cell in plan.cells.items()
         if fnmatch.fnmatch(path, pattern)
     ]
-    files: list[Path] = []
+    files: list[Path] = list(asked.also)
     for cell in dict.fromkeys(chosen):
         file = results / cell.path
         if not file.exists():
