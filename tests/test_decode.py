@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokinfo.decode import Decoder, inverse_gram
+from tokinfo import decode
+from tokinfo.decode import (
+    Decoder,
+    inverse_gram,
+    read_inverse_gram,
+    read_through_noise,
+    write_inverse_gram,
+)
 
 
 def matrix(vocabulary: int = 40, width: int = 8, seed: int = 0) -> torch.Tensor:
@@ -65,3 +75,40 @@ def test_every_embedding_decodes_to_its_own_token() -> None:
         assert Decoder(embedding, gram, method).top(embedding, k=1)[:, 0].tolist() == list(
             range(200)
         )
+
+
+@pytest.mark.parametrize("width", [64, 128, 512, 1024])
+def test_a_square_matrix_is_what_the_pseudo_inverse_cannot_read(width: int) -> None:
+    """Off the diagonal both decoders read random embeddings through noise of their own size."""
+    embedding = matrix(vocabulary=256, width=width)
+    gram = inverse_gram(embedding)
+    assert read_through_noise(Decoder(embedding, gram)) > 0.95
+    square = matrix(vocabulary=256, width=256)
+    gram = inverse_gram(square)
+    assert read_through_noise(Decoder(square, gram)) < 0.3
+    assert read_through_noise(Decoder(square, gram, "nearest")) == 1.0
+
+
+def test_without_noise_the_nearest_neighbour_reads_every_candidate() -> None:
+    embedding = matrix()
+    few = torch.tensor([3, 5, 17])
+    for candidates in (None, few):
+        decoder = Decoder(embedding, inverse_gram(embedding), "nearest", candidates)
+        assert read_through_noise(decoder, 0.0) == 1.0
+
+
+@pytest.mark.parametrize(("vocabulary", "warned"), [(256, True), (1024, False)])
+def test_the_log_says_that_a_models_embedding_cannot_be_read(
+    vocabulary: int,
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    model = SimpleNamespace(embedding=matrix(vocabulary=vocabulary, width=256))
+    monkeypatch.setattr(decode, "load", lambda _: model)
+    write_inverse_gram(tmp_path / "model", tmp_path / "decoder.safetensors")
+    assert ("decode: {method: nearest}" in caplog.text) == warned
+    torch.testing.assert_close(
+        read_inverse_gram(tmp_path / "decoder.safetensors"), inverse_gram(model.embedding)
+    )

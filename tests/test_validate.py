@@ -112,6 +112,9 @@ SENSE = [
     ((*LLAMA, "heads"), 5, "sources.llama.heads = 5: does not divide d_model = 32; allowed: 1, "
      "2, 4, 8, 16"),
     ((*LLAMA, "heads"), 32, "sources.llama.heads = 32: makes heads of 1 of d_model = 32; rotary"),
+    ((*FLAT, "d_model"), 512, "grids[0].models[0] = 'flat': is as wide as its vocabulary is large "
+     "(512): the pseudo-inverse of a square matrix multiplies what a descent leaves over; allowed: "
+     "another width or vocabulary, or solvers with `decode: {method: nearest}`"),
     ((*FLAT, "expansion"), 2.0, "sources.flat.expansion = 2.0: has no meaning for form 'flat'"),
     ((*FLAT, "kernels"), 2, "sources.flat.kernels = 2: has no meaning for form 'flat'"),
     ((*FLAT, "training", "warmup"), 11, "sources.flat.training.warmup = 11: is more than train"),
@@ -162,6 +165,13 @@ SENSE = [
     (("solvers", "adam", "decode"), {"restricted_to": " "}, "solvers.adam.decode.restricted_to "),
     (("grids", 0, "seeds"), list(range(200_000)), "grids: the grids stand for 4,800,004 cells"),
 ]  # fmt: skip
+
+
+def test_a_square_embedding_is_fine_where_the_nearest_neighbour_reads_it() -> None:
+    square = ((*FLAT, "d_model"), 512)
+    nearest = (("solvers", "adam", "decode"), {"method": "nearest"})
+    assert len(spoilt(square)) == 1
+    assert spoilt(square, nearest) == []
 
 
 @pytest.mark.parametrize(("path", "value", "line"), FORM + SENSE, ids=lambda v: str(v)[:50])

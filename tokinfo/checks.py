@@ -20,7 +20,7 @@ from tokinfo import architecture, claim_fit, masks, prompt_fit, sites, target_fi
 from tokinfo.masks import Mask
 from tokinfo.problems import MISSING, Problem, listing, suggestion
 from tokinfo.sites import Site
-from tokinfo.solvers import SWEEPING
+from tokinfo.solvers import SWEEPING, SolverBase
 from tokinfo.sources import (
     HubSource,
     LocalSource,
@@ -407,6 +407,7 @@ def _grids(draft: Draft) -> Iterator[Problem]:
         yield from _variants(("grids", index), grid, readable)
         yield from _masks(("grids", index), grid)
         yield from _solvers(draft, ("grids", index), grid)
+        yield from _decoding(draft, ("grids", index), grid, readable)
         whole = partial(_whole_source, draft)
         yield from target_fit.problems(("grids", index), grid, draft.study, whole)
     yield from _lengths(draft)
@@ -494,6 +495,31 @@ def _solvers(draft: Draft, path: tuple[str, int], grid: Grid) -> Iterator[Proble
     elif not grid.solvers and grid.targets != [targets.OWN]:
         message = "only `solvers` are given other targets, and this grid has none"
         yield Problem((*path, "targets"), grid.targets, message, f"[{targets.OWN}], or solvers")
+
+
+def _decoding(
+    draft: Draft, path: tuple[str, int], grid: Grid, models: dict[str, Source]
+) -> Iterator[Problem]:
+    """A square embedding matrix has a pseudo-inverse that nothing can be read with."""
+    known = draft.study.solvers
+    asked = [solver for name in grid.solvers if (solver := known.get(name)) is not None]
+    if not any(
+        isinstance(solver, SolverBase) and solver.decode.method == "pseudo-inverse"
+        for solver in asked
+    ):
+        return
+    for place, name in enumerate(grid.models):
+        source = models.get(name)
+        if not isinstance(source, MixerSource | TransformerSource):
+            continue
+        tokenizer = draft.study.tokenizers.get(source.tokenizer)
+        if tokenizer is not None and tokenizer.vocabulary == source.d_model:
+            message = (
+                f"is as wide as its vocabulary is large ({source.d_model}): the pseudo-inverse of "
+                "a square matrix multiplies what a descent leaves over"
+            )
+            allowed = "another width or vocabulary, or solvers with `decode: {method: nearest}`"
+            yield Problem((*path, "models", place), name, message, allowed)
 
 
 def _whole_source(draft: Draft, model: str) -> Source | None:

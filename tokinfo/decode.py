@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,8 @@ from tokinfo.models.remote_code import trusted
 
 Method = Literal["pseudo-inverse", "nearest"]
 
+log = logging.getLogger(__name__)
+
 
 def inverse_gram(embedding: Tensor) -> Tensor:
     """Return the (pseudo-)inverse of E'E in float64, [d, d], for an embedding matrix E [V, d].
@@ -31,9 +34,21 @@ def inverse_gram(embedding: Tensor) -> Tensor:
 
 
 def write_inverse_gram(checkpoint: Path, out: Path, *, trust_remote_code: bool = False) -> None:
-    """Write the inverse Gram matrix of a checkpoint's embedding (once per model)."""
+    """Write the inverse Gram matrix of a checkpoint's embedding (once per model).
+
+    Where it reads much less than the nearest neighbour would, the log says so.
+    """
     with trusted(trust_remote_code):
-        gram = inverse_gram(load(checkpoint).embedding)
+        embedding = load(checkpoint).embedding
+    gram = inverse_gram(embedding)
+    published = read_through_noise(Decoder(embedding, gram))
+    nearest = read_through_noise(Decoder(embedding, gram, "nearest"))
+    if published < nearest / 2:
+        log.warning(
+            "through noise of the embedding's own size the pseudo-inverse reads %.0f %% of tokens "
+            "and the nearest neighbour %.0f %%: descend with `decode: {method: nearest}`",
+            *(100 * published, 100 * nearest),
+        )
     with new_file(out) as partial:
         save_file({"inverse_gram": gram.contiguous()}, str(partial))
 
@@ -101,3 +116,25 @@ class Decoder:
                 [best, best[..., -1:].expand(*best.shape[:-1], k - best.shape[-1])], -1
             )
         return best if self.candidates is None else self.candidates[best]
+
+
+def read_through_noise(decoder: Decoder, noise: float = 1.0, *, tokens: int = 256) -> float:
+    """Return the share of tokens that are read off their own embedding plus gaussian noise.
+
+    A descent ends near the embedding of a token, not on it. Where the vocabulary is as large as
+    the width, the matrix is square, and its pseudo-inverse multiplies what is left over by a
+    condition number of the order of the width: of 4,096 random embeddings as many wide 2 % are
+    read through noise of their own size, at half or twice the width all of them.
+
+    Args:
+        decoder: what reads.
+        noise: standard deviation, in that of the embedding's entries.
+        tokens: how many are drawn, always the same ones.
+    """
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randperm(decoder.size, generator=generator)[:tokens]
+    ids = decoder.ids.cpu()[drawn].to(decoder.embedding.device)
+    there = decoder.embedding[ids].float()
+    draw = torch.randn(there.shape, generator=generator).to(there.device)
+    found = there + noise * decoder.embedding.float().std() * draw
+    return (decoder.top(found, k=1)[:, 0] == ids).double().mean().item()
