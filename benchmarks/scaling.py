@@ -9,8 +9,8 @@ Corpus, tokenizer, passages and trained models are the workflow's, in the study'
 comes after them is done here as its rules do it (`prepare`, `embedding`, `invert`), without a
 process for each cell. Cells whose file is there are not run again. CONFIG overrides the study, as
 on Snakemake's command line: `passages={held-out: {count: 12}}`. The widest models are dear:
-cells that ran with fewer passages, in results of their own (`results=results/few`), enter the table with
-`--also FILES`; its column `prompts` says how many each point has.
+cells that ran with fewer passages, in results of their own (`results=results/few`), enter the table
+with `--also FILES`; its column `prompts` says how many each point has.
 """
 
 from __future__ import annotations
