@@ -112,6 +112,43 @@ def test_what_does_not_run_changes_nothing(package: Path, digest: Digest, text: 
     assert changed_by(package, digest, "leaf.py", text) == set()
 
 
+@pytest.mark.parametrize(
+    ("text", "reworded"),
+    [
+        ("raise ValueError(f'bad {x}')", "raise ValueError('not good')"),
+        ("raise ValueError('bad') from E()", "raise ValueError('no good') from E()"),
+        ("y = Field(1, ge=0, description='One.')", "y = Field(1, ge=0, description='A number.')"),
+        ("log.info('at %d', x)", "log.debug('now at %d', x + 1)"),
+    ],
+    ids=["exception", "exception with a cause", "description", "log"],
+)
+def test_rewording_what_a_reader_is_told_changes_nothing(
+    package: Path, digest: Digest, text: str, reworded: str
+) -> None:
+    (package / "leaf.py").write_text(f"def f(x):\n    {text}\n")
+    assert changed_by(package, digest, "leaf.py", f"def f(x):\n    {reworded}\n") == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("raise ValueError('bad')", "raise KeyError('bad')"),
+        ("raise ValueError('bad') from E()", "raise ValueError('bad') from F()"),
+        ("raise Reached(x + 1)", "raise Reached(x - 1)"),
+        ("y = Field(1, ge=0, description='One.')", "y = Field(1, ge=1, description='One.')"),
+        ("y = log.info('at %d', x)", "y = log.info('now at %d', x)"),
+        ("other.info('at %d', x)", "other.info('now at %d', x)"),
+    ],
+    ids=["kind of exception", "its cause", "a value it carries", "bound of a field", "a value", "no logger"],
+)
+def test_what_stands_beside_those_words_counts(
+    package: Path, digest: Digest, text: str, other: str
+) -> None:
+    (package / "leaf.py").write_text(f"def f(x):\n    {text}\n")
+    changed = changed_by(package, digest, "leaf.py", f"def f(x):\n    {other}\n")
+    assert "pack.leaf" in changed
+
+
 def test_the_other_branch_of_a_type_checking_block_counts(package: Path, digest: Digest) -> None:
     text = "import typing\nif typing.TYPE_CHECKING:\n    X = 1\nelse:\n    from pack import leaf\n"
     (package / "alone.py").write_text(text)

@@ -1,8 +1,8 @@
 """Where a result comes from: digests of code and settings, versions, the commit.
 
 Digests decide what the workflow runs again, so they are taken over what a change must alter:
-of code its syntax tree, without comments, layout and docstrings; of settings their canonical
-JSON. Nothing here imports the code it looks at, and nothing but the standard library: the
+of code its syntax tree, without comments, layout and words for readers; of settings their
+canonical JSON. Nothing here imports the code it looks at, and nothing but the standard library: the
 Snakefile calls it in every cluster job.
 """
 
@@ -37,8 +37,9 @@ def code_digest(*modules: str) -> str:
 
     Imports are followed wherever they stand (in functions too), transitively, and into the
     packages on the way; those under ``if TYPE_CHECKING:`` never run and do not count. A
-    comment, a docstring or a line break changes nothing; a change that may alter what the
-    code does changes the digest of every module that reaches it.
+    comment, a docstring, a line break, the text in ``raise X(...)``, a ``description=`` or a line
+    that logs changes nothing; a change that may alter what the code does changes the
+    digest of every module that reaches it.
 
     Args:
         modules: dotted names in this package, such as ``tokinfo.train``.
@@ -99,11 +100,24 @@ def _read(package: Path, module: str) -> tuple[str, tuple[str, ...]]:
 
 
 class _Bare(ast.NodeTransformer):
-    """Takes out what does not run: strings that stand alone, and type-checking branches."""
+    """Takes out what no result depends on.
+
+    That is what does not run (strings that stand alone, type-checking branches) and what only a
+    reader sees (what an exception says, a field's description, what is logged).
+    """
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         alone = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        return None if alone else self.generic_visit(node)
+        return None if alone or _logs(node.value) else self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        # Its text alone: `Reached`, by which a forward pass ends, carries activations.
+        if isinstance(node.exc, ast.Call):
+            node.exc.args = [_Wordless().visit(argument) for argument in node.exc.args]
+        return self.generic_visit(node)
+
+    def visit_keyword(self, node: ast.keyword) -> ast.AST | None:
+        return None if node.arg == "description" else self.generic_visit(node)
 
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
         test = node.test
@@ -114,6 +128,23 @@ class _Bare(ast.NodeTransformer):
         otherwise = self.generic_visit(ast.Module(body=node.orelse, type_ignores=[]))
         assert isinstance(otherwise, ast.Module)
         return otherwise.body
+
+
+class _Wordless(ast.NodeTransformer):
+    """Takes out texts, with what is formatted into them."""
+
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        return ast.Constant("") if isinstance(node.value, str) else node
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.Constant:
+        return ast.Constant("")
+
+
+def _logs(node: ast.expr) -> bool:
+    """Return whether an expression writes to a module's ``log`` and does nothing else."""
+    called = node.func if isinstance(node, ast.Call) else None
+    logger = called.value if isinstance(called, ast.Attribute) else None
+    return isinstance(logger, ast.Name) and logger.id == "log"
 
 
 def _imported(node: ast.AST, here: str) -> Iterator[str]:
