@@ -13,14 +13,14 @@ from pathlib import Path
 # The package beside this file is the one that runs, whatever is installed.
 sys.path.insert(0, str(workflow.basedir))
 
-from tokinfo import plan as fetching
-from tokinfo import resources as needs
-from tokinfo import running, runtimes, submissions
-from tokinfo import workflow as plans
-from tokinfo.answers import answers
-from tokinfo.configfiles import beyond
-from tokinfo.study import CELL_PATH
-from tokinfo.validate import StudyError, load_study
+from tokinfo.workflow import downloads as fetching
+from tokinfo.workflow import memory as needs
+from tokinfo.workflow import running, runtime as runtimes, submissions
+from tokinfo.workflow import plan as plans
+from tokinfo.workflow.answers import answers
+from tokinfo.study.files import beyond
+from tokinfo.study.cell import CELL_PATH
+from tokinfo.study.load import StudyError, load_study
 
 # `--configfile` names a whole study. Merging it into the default one would mix their models.
 if not workflow.configfiles:

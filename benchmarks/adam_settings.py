@@ -19,10 +19,10 @@ from cells import chosen, parser
 from common import write
 from exact import alone_losses, pose
 
-from tokinfo.decode import Method
-from tokinfo.invert import adam
-from tokinfo.invert.problem import Problem
-from tokinfo.solvers import AdamSolver
+from tokinfo.solvers import adam
+from tokinfo.solvers.decoding import Method
+from tokinfo.solvers.problem import Problem
+from tokinfo.study.solvers import AdamSolver
 
 SETTINGS: tuple[tuple[str, Method, AdamSolver], ...] = (
     ("baseline", "pseudo-inverse", AdamSolver()),

@@ -25,14 +25,15 @@ from typing import Any
 import polars as pl
 from common import write
 
-from tokinfo.figures import draw, loss_curves
-from tokinfo.masks import Mask
-from tokinfo.report.identifiability import write_identifiability
-from tokinfo.report.strips import write_strips
-from tokinfo.schema import METADATA_KEY, RECOVERY_SCHEMA
-from tokinfo.summary import summarise
-from tokinfo.swept import write_noise_table
-from tokinfo.tables import collect
+from tokinfo.report.figures.draw import draw
+from tokinfo.report.figures.loss import loss_curves
+from tokinfo.report.pages.identifiability import write_identifiability
+from tokinfo.report.pages.strips import write_strips
+from tokinfo.study.masks import Mask
+from tokinfo.tables.identifiability import write_noise_table
+from tokinfo.tables.recovery import collect
+from tokinfo.tables.schema import METADATA_KEY, RECOVERY_SCHEMA
+from tokinfo.tables.summary import summarise
 
 MASKS = ("1:", "2:", "3:", ":")
 SOLVERS = {"chapter": "chapter", "adam": "adam", "sweep": "sweep", "joint": "joint"}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tokinfo.provenance import git_commit, versions
+from tokinfo.io.provenance import git_commit, versions
 
 
 def machine() -> dict[str, str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from common import write
 
-from tokinfo.decode import Decoder, inverse_gram, read_through_noise
+from tokinfo.solvers.decoding import Decoder, inverse_gram, read_through_noise
 
 VOCABULARY = 1024
 WIDTHS = (64, 256, 512, 768, 960, 1008, 1024, 1040, 1088, 1280, 1536, 2048, 4096)

@@ -17,16 +17,16 @@ from pathlib import Path
 import torch
 from common import write
 
-from tokinfo.decode import Decoder, inverse_gram
-from tokinfo.invert import adam, chapter
-from tokinfo.invert.problem import Problem, Result
-from tokinfo.masks import Mask
 from tokinfo.models.mixer import MixerSpec, MixerStack
-from tokinfo.noise import alone, floor
-from tokinfo.probe import Probe
-from tokinfo.prompts import make_batch
-from tokinfo.sites import Site
-from tokinfo.solvers import AdamSolver, ChapterSolver, MetricWeights
+from tokinfo.probe.batch import make_batch
+from tokinfo.probe.noise import alone, floor
+from tokinfo.probe.probe import Probe
+from tokinfo.solvers import adam, chapter
+from tokinfo.solvers.decoding import Decoder, inverse_gram
+from tokinfo.solvers.problem import Problem, Result
+from tokinfo.study.masks import Mask
+from tokinfo.study.sites import Site
+from tokinfo.study.solvers import AdamSolver, ChapterSolver, MetricWeights
 
 VOCABULARY, WIDTH, BLOCKS, LENGTH, PROMPTS = 4096, 512, 8, 14, 32
 

@@ -16,15 +16,15 @@ from pathlib import Path
 import torch
 from common import write
 
-from tokinfo.batches import Batcher
-from tokinfo.decode import read_inverse_gram
-from tokinfo.invert import sequential
-from tokinfo.invert.problem import Problem, Result
 from tokinfo.models.checkpoint import Checkpoint, load
-from tokinfo.pose import make_problem
-from tokinfo.solvers import MetricWeights, SequentialSolver
-from tokinfo.study import Cell
-from tokinfo.substitute import Substitution
+from tokinfo.solvers import sequential
+from tokinfo.solvers.batches import Batcher
+from tokinfo.solvers.decoding import read_inverse_gram
+from tokinfo.solvers.pose import make_problem
+from tokinfo.solvers.problem import Problem, Result
+from tokinfo.solvers.substitution import Substitution
+from tokinfo.study.cell import Cell
+from tokinfo.study.solvers import MetricWeights, SequentialSolver
 
 
 def passages(text: Path, model: Checkpoint, count: int, tokens: int) -> list[str]:
@@ -132,8 +132,8 @@ def row_of(problem: Problem, result: Result, spent: float, one_sweep: float) -> 
 
 def alone_losses(problem: Problem, ids: torch.Tensor) -> torch.Tensor:
     """Return the distance of found prompts, each computed alone as its target was."""
-    from tokinfo.noise import alone
-    from tokinfo.objective import distance
+    from tokinfo.probe.metrics import distance
+    from tokinfo.probe.noise import alone
 
     found = alone(problem.probe, problem.decoder.embedding, ids, problem.batch.seen)
     return distance(found, problem.target, problem.batch.visible, problem.metric, problem.weights)

@@ -29,7 +29,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from tokinfo.intervals import wilson
+from tokinfo.tables.intervals import wilson
 
 ROOT = Path(__file__).resolve().parents[1]
 EVIDENCE = ROOT / "docs" / "evidence"

@@ -24,12 +24,12 @@ from cells import chosen, parser
 from common import write
 from exact import alone_losses, pose
 
-from tokinfo.batches import Batcher
-from tokinfo.invert import adam, chapter, joint
-from tokinfo.invert.problem import Problem, Result
-from tokinfo.invert.sweep import sweep
-from tokinfo.solvers import AdamSolver, ChapterSolver, JointSolver
-from tokinfo.substitute import Substitution
+from tokinfo.solvers import adam, chapter, joint
+from tokinfo.solvers.batches import Batcher
+from tokinfo.solvers.problem import Problem, Result
+from tokinfo.solvers.substitution import Substitution
+from tokinfo.solvers.sweep import sweep
+from tokinfo.study.solvers import AdamSolver, ChapterSolver, JointSolver
 
 _NEAR = 16
 """Candidates that the bound leaves within so many floors are swept in full."""

@@ -15,10 +15,10 @@ from cells import chosen, parser
 from common import write
 from exact import alone_losses, pose
 
-from tokinfo.invert import joint
-from tokinfo.invert.detect import Detected
-from tokinfo.invert.problem import Problem
-from tokinfo.solvers import AdamSolver, JointSolver
+from tokinfo.solvers import joint
+from tokinfo.solvers.detect import Detected
+from tokinfo.solvers.problem import Problem
+from tokinfo.study.solvers import AdamSolver, JointSolver
 
 LEFT_OUT: dict[str, dict[str, object]] = {
     "nothing": {},

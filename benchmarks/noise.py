@@ -20,8 +20,8 @@ from cells import chosen, parser
 from common import write
 from exact import pose
 
-from tokinfo.invert import sweep
-from tokinfo.solvers import NoiseSettings, SweepSolver
+from tokinfo.solvers import sweep
+from tokinfo.study.solvers import NoiseSettings, SweepSolver
 
 
 def main() -> None:

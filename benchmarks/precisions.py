@@ -22,10 +22,10 @@ from common import write
 from exact import pose
 from torch import Tensor
 
-from tokinfo.identify import Identification, identify
-from tokinfo.invert.problem import Problem
-from tokinfo.objective import distance
-from tokinfo.substitute import Substitution
+from tokinfo.probe.metrics import distance
+from tokinfo.solvers.identification import Identification, identify
+from tokinfo.solvers.problem import Problem
+from tokinfo.solvers.substitution import Substitution
 
 PRECISIONS = (
     *("smollm2", "smollm2-bf16", "smollm2-bf16-float32", "smollm2-fp16"),

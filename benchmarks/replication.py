@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 from common import write
 
-from tokinfo.replicate import counts
+from tokinfo.tables.replication import counts
 
 DROPPED = ("model_digests", "note", "prompt", "device")
 """Columns that the statements' own file has, or that are no figures."""

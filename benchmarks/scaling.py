@@ -24,15 +24,15 @@ import torch
 from common import write
 
 from tokinfo.cell import run_cell
-from tokinfo.configfiles import parse
-from tokinfo.decode import write_inverse_gram
-from tokinfo.models.cutting import cut_checkpoint
-from tokinfo.problems import StudyError
-from tokinfo.scaling import AXES, points
-from tokinfo.sites import Site
-from tokinfo.study import Cell
-from tokinfo.validate import load_study
-from tokinfo.workflow import Plan
+from tokinfo.models.preparing import cut_checkpoint
+from tokinfo.solvers.decoding import write_inverse_gram
+from tokinfo.study.cell import Cell
+from tokinfo.study.files import parse
+from tokinfo.study.load import load_study
+from tokinfo.study.mistakes import StudyError
+from tokinfo.study.sites import Site
+from tokinfo.tables.scaling import AXES, points
+from tokinfo.workflow.plan import Plan
 
 
 def place(path: str, results: Path) -> Path:

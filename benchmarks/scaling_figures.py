@@ -13,8 +13,8 @@ from pathlib import Path
 
 import polars as pl
 
-from tokinfo.figures.scaling import draw_scaling
-from tokinfo.scaling import AXES
+from tokinfo.report.figures.scaling import draw_scaling
+from tokinfo.tables.scaling import AXES
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 

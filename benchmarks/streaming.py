@@ -27,14 +27,14 @@ import torch
 from common import write
 from safetensors.torch import save_file
 
-from tokinfo.invert.run import run
 from tokinfo.models.checkpoint import DTYPES, load, weight_files
 from tokinfo.models.preparing import prepare
 from tokinfo.models.weights import INDEX
-from tokinfo.pose import make_problem
-from tokinfo.solvers import AdamSolver, DecodeSettings, MetricWeights, SweepSolver
-from tokinfo.sources import Model
-from tokinfo.study import Cell
+from tokinfo.solvers.pose import make_problem
+from tokinfo.solvers.run import run
+from tokinfo.study.cell import Cell
+from tokinfo.study.solvers import AdamSolver, DecodeSettings, MetricWeights, SweepSolver
+from tokinfo.study.sources import Model
 
 SIZES = {"llama-2-7b": (4096, 11008, 32, 32), "llama-2-70b": (8192, 28672, 64, 8)}
 """Width, width inside the MLP, heads, and heads of keys and values."""

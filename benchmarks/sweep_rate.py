@@ -21,9 +21,9 @@ from common import write
 from exact import pose
 from torch import nn
 
-from tokinfo.batches import Batcher
-from tokinfo.invert.problem import Problem
-from tokinfo.substitute import Substitution
+from tokinfo.solvers.batches import Batcher
+from tokinfo.solvers.problem import Problem
+from tokinfo.solvers.substitution import Substitution
 
 
 def products(problem: Problem, rows: int, repeats: int) -> tuple[float, float]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import polars as pl
 
-from tokinfo.masks import Mask
-from tokinfo.schema import RECOVERY_SCHEMA
+from tokinfo.study.masks import Mask
+from tokinfo.tables.schema import RECOVERY_SCHEMA
 
 PROMPTS = (
     "The sky is blue.",
@@ -173,7 +173,7 @@ def default_study(models: list[FakeModel] | None = None) -> pl.DataFrame:
 
 def write_tables(rows: pl.DataFrame, directory: Path) -> tuple[Path, Path]:
     """Write recovery.parquet and its summary; return both paths."""
-    from tokinfo.summary import summarise
+    from tokinfo.tables.summary import summarise
 
     recovery, summary = directory / "recovery.parquet", directory / "summary.parquet"
     rows.write_parquet(recovery)

@@ -14,15 +14,15 @@ import torch
 from safetensors.torch import save_file
 
 from tokinfo.cell import CellError, run_cell
-from tokinfo.decode import write_inverse_gram
 from tokinfo.models.checkpoint import FACTS, Checkpoint, load
 from tokinfo.models.preparing import prepare
-from tokinfo.probe import Probe
-from tokinfo.schema import RECOVERY_SCHEMA
-from tokinfo.sites import Site
-from tokinfo.sources import MixerSource, Model, TransformerSource
-from tokinfo.targets import derangement
-from tokinfo.tokenizer import load_tokenizer, train_tokenizer
+from tokinfo.probe.probe import Probe
+from tokinfo.solvers.decoding import write_inverse_gram
+from tokinfo.study.sites import Site
+from tokinfo.study.sources import MixerSource, Model, TransformerSource
+from tokinfo.study.targets import derangement
+from tokinfo.tables.schema import RECOVERY_SCHEMA
+from tokinfo.text.tokenizer import load_tokenizer, train_tokenizer
 
 V = 300
 SOURCES = {

@@ -11,11 +11,13 @@ from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests import REPOSITORY
 
 
 def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("findings", ROOT / "benchmarks" / "findings.py")
+    spec = importlib.util.spec_from_file_location(
+        "findings", REPOSITORY / "benchmarks" / "findings.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -108,7 +110,7 @@ def test_the_check_names_what_differs(tmp_path: Path) -> None:
     changed = re.sub(r"-->(\d+) of", "-->999 of", TEXT, count=1)
     code = (
         "import runpy, sys, pathlib; "
-        f"m = runpy.run_path({str(ROOT / 'benchmarks' / 'findings.py')!r}); "
+        f"m = runpy.run_path({str(REPOSITORY / 'benchmarks' / 'findings.py')!r}); "
         f"m['main'].__globals__['DOCUMENTS'] = [pathlib.Path({str(tmp_path / 'f.md')!r})]; "
         "sys.argv = ['findings.py', '--check']; m['main']()"
     )

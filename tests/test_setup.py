@@ -11,17 +11,18 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+from tests import REPOSITORY
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 LOCK = [
     line
-    for line in (ROOT / "requirements.lock").read_text().splitlines()
+    for line in (REPOSITORY / "requirements.lock").read_text().splitlines()
     if line and not line.startswith("#")
 ]
 PINS = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in LOCK}
 REQUIRED = [Requirement(text) for text in PROJECT["dependencies"]]
 DEVELOPMENT = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
-ENVIRONMENTS = sorted((ROOT / "envs").glob("*.yaml"))
+ENVIRONMENTS = sorted((REPOSITORY / "envs").glob("*.yaml"))
 
 
 def test_the_lock_has_exact_public_versions_only() -> None:
@@ -84,14 +85,14 @@ def test_conda_environments_fix_a_python_that_the_project_supports(environment: 
 def test_rules_use_only_environments_that_exist() -> None:
     used = {
         name
-        for rules in (ROOT / "rules").glob("*.smk")
+        for rules in (REPOSITORY / "rules").glob("*.smk")
         for name in re.findall(r'"\.\./(envs/[^"]+)"', rules.read_text())
     }
     assert used <= {f"envs/{path.name}" for path in ENVIRONMENTS}
 
 
 def test_the_licence_is_the_whole_apache_licence() -> None:
-    text = (ROOT / "LICENSE").read_text()
+    text = (REPOSITORY / "LICENSE").read_text()
     assert PROJECT["license"] == "Apache-2.0"
     for part in (
         "Version 2.0, January 2004",
@@ -102,7 +103,7 @@ def test_the_licence_is_the_whole_apache_licence() -> None:
 
 
 def test_the_citation_names_this_version_and_the_method_s_sources() -> None:
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
     assert citation["version"] == PROJECT["version"]
     assert citation["license"] == PROJECT["license"]
     titles = [reference["title"] for reference in citation["references"]]
@@ -111,12 +112,12 @@ def test_the_citation_names_this_version_and_the_method_s_sources() -> None:
 
 
 def test_ci_runs_the_tests_and_every_linter() -> None:
-    ci = ROOT / ".ci" / "run"
+    ci = REPOSITORY / ".ci" / "run"
     assert ci.stat().st_mode & 0o100
     subprocess.run(["bash", "-n", str(ci)], check=True)
     text = ci.read_text()
     assert text.index("make test") < text.index("make lint")
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = (REPOSITORY / "Makefile").read_text()
     for tool in ("ruff check", "ruff format --check", "mypy --strict", "snakefmt --check",
                  "snakemake --lint"):  # fmt: skip
         assert tool in makefile
@@ -124,7 +125,7 @@ def test_ci_runs_the_tests_and_every_linter() -> None:
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["make", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
+        ["make", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=False
     )
 
 

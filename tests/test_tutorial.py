@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tests import REPOSITORY
 from tests.synthetic_recovery import cell_rows, default_models, frame
-from tokinfo.summary import summarise
-from tokinfo.tables import collect
+from tokinfo.tables.recovery import collect
+from tokinfo.tables.summary import summarise
 
-TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorial.md"
+TUTORIAL = REPOSITORY / "docs" / "tutorial.md"
 
 
 def test_the_tutorial_reads_the_tables(

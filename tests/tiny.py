@@ -6,16 +6,16 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tokinfo.decode import Decoder, inverse_gram
-from tokinfo.invert.problem import Problem
-from tokinfo.masks import Mask
 from tokinfo.models.mixer import MixerSpec, MixerStack
-from tokinfo.noise import alone, floor
-from tokinfo.probe import Probe
-from tokinfo.prompts import make_batch
-from tokinfo.sites import Site
-from tokinfo.solvers import MetricWeights
-from tokinfo.strict import MetricName, Parametrisation
+from tokinfo.probe.batch import make_batch
+from tokinfo.probe.noise import alone, floor
+from tokinfo.probe.probe import Probe
+from tokinfo.solvers.decoding import Decoder, inverse_gram
+from tokinfo.solvers.problem import Problem
+from tokinfo.study.fields import MetricName, Parametrisation
+from tokinfo.study.masks import Mask
+from tokinfo.study.sites import Site
+from tokinfo.study.solvers import MetricWeights
 
 VOCABULARY = 256
 

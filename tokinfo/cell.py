@@ -14,24 +14,24 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from tokinfo.atomic import new_file
-from tokinfo.decode import read_inverse_gram
-from tokinfo.identify import Identification
-from tokinfo.invert.problem import Problem, Result, SolverError
-from tokinfo.invert.run import run
+from tokinfo.io.atomic import new_file
+from tokinfo.io.provenance import versions
 from tokinfo.models.checkpoint import Checkpoint, load
 from tokinfo.models.remote_code import trusted
-from tokinfo.noise import alone
-from tokinfo.objective import distance
-from tokinfo.passagefile import read_passages
-from tokinfo.pose import activations, make_problem
-from tokinfo.provenance import versions
-from tokinfo.score import found_unordered, published_reference, verdict
-from tokinfo.sites import Site
-from tokinfo.solvers import ChapterSolver, MetricWeights, Solver
-from tokinfo.study import Cell
-from tokinfo.targets import OWN
-from tokinfo.unigram import entropy, read_unigrams
+from tokinfo.models.unigram import entropy, read_unigrams
+from tokinfo.probe.metrics import distance
+from tokinfo.probe.noise import alone
+from tokinfo.solvers.decoding import read_inverse_gram
+from tokinfo.solvers.identification import Identification
+from tokinfo.solvers.pose import activations, make_problem
+from tokinfo.solvers.problem import Problem, Result, SolverError
+from tokinfo.solvers.run import run
+from tokinfo.solvers.scores import found_unordered, published_reference, verdict
+from tokinfo.study.cell import Cell
+from tokinfo.study.sites import Site
+from tokinfo.study.solvers import ChapterSolver, MetricWeights, Solver
+from tokinfo.study.targets import OWN
+from tokinfo.text.documents import read_passages
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def make_rows(
     result: Result,
     solver: Solver,
 ) -> list[dict[str, Any]]:
-    """Return one row per prompt and scored position, as in `tokinfo.schema`."""
+    """Return one row per prompt and scored position, as in `tokinfo.tables.schema`."""
     batch, embedding = problem.batch, problem.decoder.embedding
     noise = problem.floor.tolist()
     found_ids = result.top_ids[..., 0].to(batch.ids)
@@ -258,7 +258,7 @@ def write(
     """Write rows as parquet, with versions and settings in the file's metadata."""
     import polars as pl
 
-    from tokinfo.schema import RECOVERY_SCHEMA
+    from tokinfo.tables.schema import RECOVERY_SCHEMA
 
     nothing = dict.fromkeys(RECOVERY_SCHEMA)
     frame = pl.DataFrame([nothing | row for row in rows], schema=RECOVERY_SCHEMA)

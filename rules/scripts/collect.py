@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokinfo.jobs import job
+from tokinfo.workflow.jobs import job
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job(snakemake.log[0], "collect"):
-    from tokinfo.tables import collect
+    from tokinfo.tables.recovery import collect
 
     collect(
         [Path(path) for path in snakemake.input.cells],

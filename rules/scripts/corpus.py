@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokinfo.jobs import job
+from tokinfo.workflow.jobs import job
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 with job(snakemake.log[0], f"corpus {snakemake.wildcards.corpus}"):
     from pydantic import TypeAdapter
 
-    from tokinfo.corpus import write_corpus
-    from tokinfo.sources import Corpus
+    from tokinfo.study.sources import Corpus
+    from tokinfo.text.corpus import write_corpus
 
     write_corpus(
         TypeAdapter(Corpus).validate_python(snakemake.params.settings),

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokinfo.jobs import job
+from tokinfo.workflow.jobs import job
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job(snakemake.log[0], f"embedding of {snakemake.wildcards.model}"):
-    from tokinfo.decode import write_inverse_gram
-    from tokinfo.models.cutting import cut_checkpoint
+    from tokinfo.models.preparing import cut_checkpoint
+    from tokinfo.solvers.decoding import write_inverse_gram
 
     checkpoint = Path(snakemake.output.checkpoint)
     settings = snakemake.params.settings

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokinfo.jobs import job
+from tokinfo.workflow.jobs import job
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 with job(snakemake.log[0], f"fetch {snakemake.wildcards.source} ({snakemake.wildcards.part})"):
     from pydantic import TypeAdapter
 
-    from tokinfo.models.pretrained import fetch
-    from tokinfo.sources import Pretrained
+    from tokinfo.models.fetch.fetch import fetch
+    from tokinfo.study.sources import Pretrained
 
     settings = snakemake.params.settings
     fetch(

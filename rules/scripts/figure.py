@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokinfo.jobs import job
+from tokinfo.workflow.jobs import job
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job(snakemake.log[0], f"figure {snakemake.wildcards.figure}"):
-    from tokinfo.figures import draw
+    from tokinfo.report.figures.draw import draw
 
     draw(
         snakemake.wildcards.figure,

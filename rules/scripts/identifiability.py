@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokinfo.jobs import job
+from tokinfo.workflow.jobs import job
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job(snakemake.log[0], "identifiability"):
-    from tokinfo.report.identifiability import write_identifiability
+    from tokinfo.report.pages.identifiability import write_identifiability
 
     write_identifiability(
         Path(snakemake.input.recovery),

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokinfo.jobs import device, job
+from tokinfo.workflow.jobs import device, job
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake

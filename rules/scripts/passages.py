@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokinfo.jobs import job
+from tokinfo.workflow.jobs import job
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job(snakemake.log[0], f"passages {snakemake.wildcards.passages}"):
-    from tokinfo.passages import write_passages
-    from tokinfo.sources import Passages
+    from tokinfo.study.sources import Passages
+    from tokinfo.text.passages import write_passages
 
     write_passages(
         Passages.model_validate(snakemake.params.settings),

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokinfo.jobs import job
+from tokinfo.workflow.jobs import job
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 with job(
     snakemake.log[0], f"prepare {snakemake.wildcards.model} ({snakemake.wildcards.blocks} blocks)"
 ):
-    from tokinfo.models.cutting import cut_checkpoint
+    from tokinfo.models.preparing import cut_checkpoint
 
     cut_checkpoint(
         snakemake.params.settings,

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokinfo.jobs import job
+from tokinfo.workflow.jobs import job
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job(snakemake.log[0], f"prompts for {snakemake.wildcards.source}"):
-    from tokinfo.promptcheck import check_prompts
+    from tokinfo.text.promptcheck import check_prompts
 
     check_prompts(
         snakemake.params.settings,

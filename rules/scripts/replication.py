@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokinfo.jobs import job
+from tokinfo.workflow.jobs import job
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job(snakemake.log[0], "replication"):
-    from tokinfo.replicate import write_replication
+    from tokinfo.tables.replication import write_replication
 
     write_replication(
         Path(snakemake.input.recovery),

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokinfo.jobs import job
+from tokinfo.workflow.jobs import job
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job(snakemake.log[0], "replication_page"):
-    from tokinfo.report.replication import write_replication_page
+    from tokinfo.report.pages.replication import write_replication_page
 
     write_replication_page(
         Path(snakemake.input.table),

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokinfo.jobs import job
+from tokinfo.workflow.jobs import job
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job(snakemake.log[0], f"scaling with {snakemake.wildcards.axis}"):
-    from tokinfo.figures.scaling import draw_scaling
-    from tokinfo.scaling import points, write
+    from tokinfo.report.figures.scaling import draw_scaling
+    from tokinfo.tables.scaling import points, write
 
     axis = snakemake.wildcards.axis
     rows = points(Path(snakemake.input.recovery), axis)

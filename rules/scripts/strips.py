@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokinfo.jobs import job
+from tokinfo.workflow.jobs import job
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job(snakemake.log[0], "strips"):
-    from tokinfo.report.strips import write_strips
+    from tokinfo.report.pages.strips import write_strips
 
     write_strips(
         Path(snakemake.input.recovery),

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokinfo.jobs import job
+from tokinfo.workflow.jobs import job
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job(snakemake.log[0], "summarise"):
-    from tokinfo.summary import summarise
+    from tokinfo.tables.summary import summarise
 
     summarise(
         Path(snakemake.input.recovery),

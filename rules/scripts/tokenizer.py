@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokinfo.jobs import job
+from tokinfo.workflow.jobs import job
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job(snakemake.log[0], f"tokenizer {snakemake.wildcards.tokenizer}"):
-    from tokinfo.tokenizer import train_tokenizer
+    from tokinfo.text.tokenizer import train_tokenizer
 
     train_tokenizer(
         Path(snakemake.input.corpus),

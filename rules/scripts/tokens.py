@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokinfo.jobs import job
+from tokinfo.workflow.jobs import job
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job(snakemake.log[0], f"tokens {snakemake.wildcards.tokenizer}"):
-    from tokinfo.tokenizer import encode_corpus
+    from tokinfo.text.tokenizer import encode_corpus
 
     encode_corpus(
         Path(snakemake.input.tokenizer),

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokinfo.jobs import device, job
+from tokinfo.workflow.jobs import device, job
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
@@ -13,8 +13,8 @@ with job(snakemake.log[0], f"train {snakemake.wildcards.source}"):
     where = device(snakemake.config.get("device", "auto"), snakemake.resources.gpu)
     from pydantic import TypeAdapter
 
-    from tokinfo.sources import Source
-    from tokinfo.train import train
+    from tokinfo.models.train import train
+    from tokinfo.study.sources import Source
 
     train(
         TypeAdapter(Source).validate_python(snakemake.params.settings),

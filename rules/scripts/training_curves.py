@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokinfo.jobs import job
+from tokinfo.workflow.jobs import job
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job(snakemake.log[0], "figure training_curves"):
-    from tokinfo.figures import training_curves
+    from tokinfo.report.figures.training import training_curves
 
     training_curves(
         [Path(path) for path in snakemake.input.get("histories", [])],

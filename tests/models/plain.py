@@ -8,15 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoModel, BitsAndBytesConfig
 
-from tokinfo.models.checkpoint import (
-    DTYPES,
-    quiet,
-    read_config,
-    read_decoder,
-    save_model,
-    shorter,
-)
-from tokinfo.models.packing import import_bitsandbytes
+from tokinfo.models.bitsandbytes import import_bitsandbytes
+from tokinfo.models.checkpoint import DTYPES, quiet, read_config, read_decoder, save_model, shorter
 
 
 def write_whole(directory: Path, blocks: int, precision: str, out: Path) -> Any:

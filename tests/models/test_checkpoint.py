@@ -13,12 +13,13 @@ import pytest
 import tokenizers
 import torch
 
+from tests import REPOSITORY
 from tokinfo.models.build import new_model
 from tokinfo.models.checkpoint import digest, load, save_model
 from tokinfo.models.preparing import prepare
-from tokinfo.prompts import encode
-from tokinfo.sources import MixerSource, Model, TransformerSource
-from tokinfo.tokenizer import load_tokenizer, train_tokenizer
+from tokinfo.probe.batch import encode
+from tokinfo.study.sources import MixerSource, Model, TransformerSource
+from tokinfo.text.tokenizer import load_tokenizer, train_tokenizer
 
 V = 300
 MIXER = MixerSource(form="expanded", d_model=64, blocks=3, n_ctx=12, tokenizer="t")
@@ -189,4 +190,4 @@ def test_an_unquantised_mixer_loads_without_transformers(
         f"load(Path({str(tmp_path / 'out')!r})); "
         "assert not {'transformers', 'torch._dynamo'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from tokinfo.models.build import new_model
 from tokinfo.models.mixer import MaskedConvolution, MixerSpec, MixerStack, inner_times
 from tokinfo.models.modeling_mixer import MixerForCausalLM, MixerModel
-from tokinfo.sources import MixerSource, TransformerSource
+from tokinfo.study.sources import MixerSource, TransformerSource
 
 N, D, V = 10, 12, 50
 FORMS: list[dict[str, Any]] = [

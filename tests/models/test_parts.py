@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from tokinfo.io.damaged import FetchError
 from tokinfo.models.checkpoint import quiet, read_config, read_decoder, shorter
-from tokinfo.models.files import LocalOrigin
-from tokinfo.models.partial import write_blocks
+from tokinfo.models.fetch.local import LocalOrigin
+from tokinfo.models.fetch.partial import write_blocks
 from tokinfo.models.parts import EMBEDDING, block_file, sort_tensors
-from tokinfo.wheel import FetchError
 
 DEPTH = 3
 WIDTHS = {

@@ -17,9 +17,9 @@ from tokinfo.models import placement
 from tokinfo.models.checkpoint import empty_decoder, input_table, load, save_model
 from tokinfo.models.placement import device_map, gpus_for, place
 from tokinfo.models.preparing import prepare
-from tokinfo.probe import Probe
-from tokinfo.sites import Site
-from tokinfo.sources import Model
+from tokinfo.probe.probe import Probe
+from tokinfo.study.sites import Site
+from tokinfo.study.sources import Model
 
 BYTES = st.integers(0, 40)
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from tests.example_study import example
-from tests.models.hub_models import BLOCKS, write_model
+from tests.models.fetch.hub_models import BLOCKS, write_model
+from tokinfo.io.damaged import FetchError
 from tokinfo.models.checkpoint import load
-from tokinfo.models.cutting import cut_checkpoint
-from tokinfo.models.pretrained import fetch
+from tokinfo.models.fetch.fetch import fetch
+from tokinfo.models.preparing import cut_checkpoint
 from tokinfo.models.remote_code import foreign, trusted
-from tokinfo.sources import LocalSource
-from tokinfo.study import Study
-from tokinfo.validate import StudyError, load_study
-from tokinfo.wheel import FetchError
-from tokinfo.workflow import Plan
+from tokinfo.study.load import StudyError, load_study
+from tokinfo.study.sources import LocalSource
+from tokinfo.study.study import Study
+from tokinfo.workflow.plan import Plan
 
 CONFIGURATION = """
 from pathlib import Path

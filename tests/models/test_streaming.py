@@ -17,15 +17,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests import REPOSITORY
 from tests.families import BLOCKS, VOCABULARY, tiny
 from tests.models.plain import write_whole
 from tokinfo.models import streaming
 from tokinfo.models.build import random_model
 from tokinfo.models.checkpoint import DTYPES, load, read_config, save_model, weight_files
+from tokinfo.models.fetch.fetch import fetch
 from tokinfo.models.preparing import prepare
-from tokinfo.models.pretrained import fetch
 from tokinfo.models.weights import INDEX
-from tokinfo.sources import LocalSource, Model
+from tokinfo.study.sources import LocalSource, Model
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "nf4")
 # bitsandbytes' packing needs matrices of 64 and more.
@@ -319,16 +320,16 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(full: dict[str, Path], tmp_p
     code = f"""
 import resource
 from pathlib import Path
-from tokinfo.jobs import job
+from tokinfo.workflow.jobs import job
 from tokinfo.models.preparing import prepare
-from tokinfo.sources import Model
+from tokinfo.study.sources import Model
 
 with job({str(tmp_path / "log")!r}, "prepare"):
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
     prepare(Path({str(full["Llama 2"])!r}), Model(source="s"), 2, Path({str(tmp_path / "out")!r}))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY
     )
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()

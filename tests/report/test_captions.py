@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import jinja2
 import pytest
 from docutils.core import publish_parts
 
-from tokinfo.figures import FIGURES, IDENTIFIABILITY
+from tests import REPOSITORY
+from tokinfo.report.figures.draw import FIGURES, IDENTIFIABILITY
 
-REPORT = Path(__file__).parents[2] / "report"
+REPORT = REPOSITORY / "report"
 
 
 def render(file: str, **wildcards: str) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests import REPOSITORY
+
 PARTS = ("Snakefile", "rules", "envs", "profiles", "report", "studies", "tokinfo")
 RESULTS = "results/smoke"
 

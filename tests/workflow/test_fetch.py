@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from tests.hub_server import COMMIT, Hub, hub
-from tests.models.hub_models import BLOCKS, needed_bytes, write_model
+from tests.models.fetch.hub_models import BLOCKS, needed_bytes, write_model
 from tests.workflow.run import RESULTS, copy_repository, pending, smoke, snakemake
-from tokinfo.study import Study
+from tokinfo.study.study import Study
 
 TOKEN = "hf_a_secret_of_mine"
 

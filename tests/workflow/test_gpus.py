@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from tests.workflow.run import RESULTS, smoke, snakemake
-from tokinfo.study import Study
+from tokinfo.study.study import Study
 
 
 def test_jobs_that_run_side_by_side_have_different_gpus(changed: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.report.test_strips import CHROMIUM, OPTIONS
+from tests.report.pages.test_strips import CHROMIUM, OPTIONS
 from tests.workflow.faults import RESULTS, STUDY, finish, start
 from tests.workflow.run import copy_repository
 

@@ -10,13 +10,14 @@ import polars as pl
 import pytest
 import yaml
 
+from tests import REPOSITORY
 from tests.claims_study import claims_study
 from tests.workflow.run import copy_repository, snakemake
-from tokinfo.claims import load_claims
-from tokinfo.study import Study
-from tokinfo.validate import load_study
+from tokinfo.study.claims import load_claims
+from tokinfo.study.load import load_study
+from tokinfo.study.study import Study
 
-CHAPTER = Path(__file__).parents[2] / "studies" / "chapter.yaml"
+CHAPTER = REPOSITORY / "studies" / "chapter.yaml"
 HUB = ("llama-7b", "mistral-7b", "llama-13b", "llama-30b", "llama-65b", "llama-2-70b")
 PAGE = "results/claims/pages/replication.html"
 

@@ -15,9 +15,10 @@ import polars as pl
 import pytest
 
 from tests.workflow.run import RESULTS, name, pending, smoke, snakemake
-from tokinfo.schema import CELL_KEYS
-from tokinfo.study import Cell, Study
-from tokinfo.workflow import FIGURES, IDENTIFIABILITY
+from tokinfo.study.cell import Cell
+from tokinfo.study.study import Study
+from tokinfo.tables.schema import CELL_KEYS
+from tokinfo.workflow.plan import FIGURES, IDENTIFIABILITY
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -446,7 +447,7 @@ def _append_logic(module: Path) -> None:
 def _clean(directory: Path, study: dict[str, Any], *arguments: str) -> list[str]:
     """Run `tokinfo clean`; returns the paths it lists, below the results directory."""
     (directory / "clean.json").write_text(json.dumps(study), encoding="utf-8")
-    command = [sys.executable, "-m", "tokinfo.cli", "clean", "--configfile", "clean.json"]
+    command = [sys.executable, "-m", "tokinfo.cli.app", "clean", "--configfile", "clean.json"]
     done = subprocess.run(
         [*command, *arguments],
         cwd=directory,

@@ -18,9 +18,9 @@ import yaml
 
 from tests.workflow.run import RESULTS, smoke, snakemake
 from tests.workflow.slurm import Slurm, alive, running, why_not
-from tokinfo.resources import cell_mb
-from tokinfo.runtimes import cell_minutes
-from tokinfo.study import Study
+from tokinfo.study.study import Study
+from tokinfo.workflow.memory import cell_mb
+from tokinfo.workflow.runtime import cell_minutes
 
 pytestmark = [
     pytest.mark.slurm,

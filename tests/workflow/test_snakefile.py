@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.workflow.run import REPOSITORY, RESULTS, copy_repository, smoke, snakemake
-from tokinfo.workflow import CODE
+from tests import REPOSITORY
+from tests.workflow.run import RESULTS, copy_repository, smoke, snakemake
+from tokinfo.workflow.plan import CODE
 
 
 @pytest.fixture
@@ -113,7 +114,8 @@ def _files(directory: Path) -> list[Path]:
 
 def test_the_snakefile_imports_nothing_heavy() -> None:
     code = (
-        "import sys, tokinfo.plan, tokinfo.workflow, tokinfo.resources, tokinfo.validate; "
+        "import sys, tokinfo.workflow.downloads, tokinfo.workflow.plan, tokinfo.workflow.memory; "
+        "import tokinfo.study.load; "
         "print([m for m in ('torch', 'transformers', 'polars', 'pandas', 'seaborn') "
         "if m in sys.modules])"
     )

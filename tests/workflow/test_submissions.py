@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from tests.workflow.run import RESULTS, pending, smoke, snakemake
-from tokinfo.study import Study
-from tokinfo.submissions import group, turns
+from tokinfo.study.study import Study
+from tokinfo.workflow.submissions import group, turns
 
 
 class Workflow(SimpleNamespace):

@@ -12,7 +12,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from tokinfo.models import remote_code
 from tokinfo.models.modeling_mixer import MixerConfig, MixerForCausalLM
-from tokinfo.sources import MixerSource, TransformerSource
+from tokinfo.study.sources import MixerSource, TransformerSource
 
 
 def new_model(

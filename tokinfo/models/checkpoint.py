@@ -25,11 +25,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tokinfo.damaged import reading
+from tokinfo.io.damaged import reading
 from tokinfo.models import placement, remote_code
+from tokinfo.models.bitsandbytes import import_bitsandbytes, mend_bitsandbytes
 from tokinfo.models.mixer import MODEL_TYPE, MixerSpec, MixerStack
-from tokinfo.models.packing import import_bitsandbytes, mend_bitsandbytes
-from tokinfo.tokenizer import load_tokenizer
+from tokinfo.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers.configuration_utils import PretrainedConfig

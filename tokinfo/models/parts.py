@@ -17,8 +17,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tokinfo.io.damaged import FetchError
 from tokinfo.models import remote_code
-from tokinfo.wheel import FetchError
 
 if TYPE_CHECKING:
     from transformers.configuration_utils import PretrainedConfig

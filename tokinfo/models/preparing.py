@@ -12,20 +12,50 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tokenizers
+from pydantic import TypeAdapter
 
-from tokinfo.atomic import new_directory
+from tokinfo.io.atomic import new_directory
 from tokinfo.models import remote_code
 from tokinfo.models.checkpoint import FACTS, digest, family, read_config, shorter
+from tokinfo.models.remote_code import trusted
+from tokinfo.models.snapshots import read_facts
 from tokinfo.models.streaming import write_decoder
 from tokinfo.models.weights import weights_in, weights_of
-from tokinfo.sources import MixerSource, Model, TransformerSource
-from tokinfo.tokenizer import load_tokenizer
+from tokinfo.study.sources import MixerSource, Model, TransformerSource
+from tokinfo.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from transformers.configuration_utils import PretrainedConfig
     from transformers.modeling_utils import PreTrainedModel
 
 log = logging.getLogger(__name__)
+
+_BUILT: TypeAdapter[MixerSource | TransformerSource] = TypeAdapter(MixerSource | TransformerSource)
+
+
+def cut_checkpoint(settings: Mapping[str, Any], origin: Path, out: Path) -> None:
+    """Write a checkpoint from the settings of `tokinfo.workflow.plan.Plan.prepare_settings`.
+
+    Args:
+        settings: ``source``, ``model``, ``blocks``, ``facts`` and ``built`` (whether the model is
+            built from its source instead of read); ``snapshot``, where it is one of a run's.
+        origin: directory of the full model; of the tokenizer, where the model is built.
+        out: directory to write.
+    """
+    built = settings["built"]
+    # A run's snapshots lie in the directory of the model that it ended with.
+    origin = origin / settings.get("snapshot", "")
+    with trusted(settings["source"].get("trust_remote_code", False)):
+        prepare(
+            _BUILT.validate_python(settings["source"]) if built else origin,
+            Model.model_validate(settings["model"]),
+            settings["blocks"],
+            out,
+            tokenizer=origin if built else None,
+            facts=settings["facts"] | ({} if built else read_facts(origin)),
+        )
 
 
 def prepare(

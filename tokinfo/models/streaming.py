@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from tokinfo.models.bitsandbytes import import_bitsandbytes
 from tokinfo.models.checkpoint import DTYPES, empty_decoder, quiet
-from tokinfo.models.packing import import_bitsandbytes
 from tokinfo.models.parts import EMBEDDING, block_file
 from tokinfo.models.structure import blocks_path, find_blocks
 from tokinfo.models.weights import INDEX, Weights, check_shapes, open_part, write_part
-from tokinfo.sources import Model
+from tokinfo.study.sources import Model
 
 if TYPE_CHECKING:
     from transformers.configuration_utils import PretrainedConfig

@@ -1,1 +1,1 @@
-"""Pages of the report that are more than a figure."""
+"""What a reader sees: figures and pages."""

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from tests import REPOSITORY
+from tests.example_study import example, put
+from tokinfo.cli.app import SCHEMA, app
+from tokinfo.study.study import Study
+
+run = CliRunner().invoke
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(path: str, content: object) -> str:
+    Path(path).write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_validate_reads_config_yaml_and_counts() -> None:
+    write("config.yaml", example())
+    result = run(app, ["validate"])
+    assert result.exit_code == 0
+    assert result.stdout == "Example: valid. 28 cells, 3 models, 2 prompts, outputs in results/\n"
+
+
+def test_validate_lists_every_problem_on_standard_error_and_exits_with_1() -> None:
+    raw = put(example(), ("solvers", "adam", "restarts"), 0)
+    result = run(app, ["validate", "--configfile", write("a.yaml", {**raw, "thread": 1})])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    first, second, last = result.stderr.splitlines()
+    assert first.startswith("a.yaml: solvers.adam.restarts = 0: ")
+    assert second.startswith("a.yaml: thread = 1: unknown key")
+    assert last == "2 problems; nothing was started"
+
+
+def test_validate_without_a_file_says_so_and_shows_no_traceback() -> None:
+    result = run(app, ["validate"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("config.yaml: (the whole file): there is no such file\n")
+
+
+def test_several_configfiles_are_merged_in_order() -> None:
+    first = write("a.yaml", example())
+    second = write("b.yaml", {"name": "Second", "results": "out"})
+    result = run(app, ["validate", "--configfile", first, "--configfile", second])
+    assert result.stdout.startswith("Second: valid. 28 cells")
+    assert result.stdout.endswith("outputs in out/\n")
+
+
+def test_values_of_the_command_line_count_last_and_are_named_where_wrong() -> None:
+    write("config.yaml", example())
+    done = run(app, ["validate", "--config", "name=Mine", "--config", "results=elsewhere"])
+    assert done.stdout == "Mine: valid. 28 cells, 3 models, 2 prompts, outputs in elsewhere/\n"
+    done = run(app, ["cells", "--config", "solvers={adam: {restarts: 0}}"])
+    assert done.exit_code == 1
+    assert "solvers.adam.restarts" in done.stderr
+    assert "--config" in done.stderr
+    done = run(app, ["plan", "--config", "name"])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == "--config name: not of the form KEY=VALUE\n"
+
+
+def test_cells_as_json_are_the_cells_of_the_study_with_their_files() -> None:
+    result = run(app, ["cells", "--json", "--configfile", write("a.yaml", example())])
+    expected = Study.model_validate(example()).cells()
+    assert json.loads(result.stdout) == [
+        {**cell.model_dump(), "path": f"results/{cell.path}"} for cell in expected
+    ]
+
+
+def test_cells_prints_one_unbroken_line_for_each_and_their_number() -> None:
+    raw = put(example(), ("models", "a-model-" + "x" * 50), {"source": "smol"})
+    raw["grids"][0]["models"].append("a-model-" + "x" * 50)
+    result = run(app, ["cells", "--configfile", write("a.yaml", raw)])
+    assert result.exit_code == 0
+    rows = [line.split() for line in result.stdout.splitlines() if " sky " in f"{line} "]
+    cells = Study.model_validate(raw).cells()
+    assert [row[0] for row in rows] == [cell.model for cell in cells]
+    assert [row[5] for row in rows] == [cell.mask for cell in cells]
+    assert result.stdout.splitlines()[-1] == f"Example: {len(cells)} cells"
+
+
+def test_cells_of_a_wrong_study_are_not_listed() -> None:
+    result = run(app, ["cells", "--configfile", write("a.yaml", {**example(), "grids": 1})])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+
+
+def test_schema_is_written_checked_and_found_out_of_date() -> None:
+    assert run(app, ["schema", "--check"]).exit_code == 1
+    assert run(app, ["schema"]).exit_code == 0
+    assert run(app, ["schema", "--check"]).exit_code == 0
+    assert json.loads(SCHEMA.read_text())["$schema"].startswith("https://json-schema.org/")
+    SCHEMA.write_text(SCHEMA.read_text() + " ")
+    result = run(app, ["schema", "--check"])
+    assert result.exit_code == 1
+    assert "out of date" in result.stderr
+
+
+def test_the_schema_in_docs_is_current() -> None:
+    result = run(app, ["schema", "--check", "--out", str(REPOSITORY / SCHEMA)])
+    assert result.exit_code == 0, "run `tokinfo schema`"
+
+
+def test_the_schema_accepts_the_example_and_refuses_a_wrong_one() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator(json.loads((REPOSITORY / SCHEMA).read_text()))
+    validator.check_schema(validator.schema)
+    assert list(validator.iter_errors(example())) == []
+    assert list(validator.iter_errors(put(example(), ("sources", "flat", "blocks"), 0)))
+
+
+def test_help_needs_neither_torch_nor_the_schema() -> None:
+    code = (
+        "import sys; from tokinfo.cli.app import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'polars', 'pydantic', 'tokenizers', 'snakemake'}\n"
+        "print('loaded:', *heavy & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "validate" in done.stdout
+    assert done.stdout.splitlines()[-1].strip() == "loaded:"
+
+
+def test_reading_a_study_imports_neither_torch_nor_transformers() -> None:
+    path = write("a.yaml", example())
+    code = (
+        "import sys; from tokinfo.study.load import load_study\n"
+        f"load_study({path!r}).cells()\n"
+        "print(*{'torch', 'transformers', 'polars', 'tokenizers'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

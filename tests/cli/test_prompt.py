@@ -1,0 +1,183 @@
+"""One prompt on the command line, on tiny checkpoints made here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from tests.example_study import example
+from tokinfo.cli.app import app
+from tokinfo.models.build import new_model
+from tokinfo.models.checkpoint import save_model
+from tokinfo.models.preparing import prepare
+from tokinfo.study.sources import Model, TransformerSource
+from tokinfo.text.tokenizer import train_tokenizer
+
+run = CliRunner().invoke
+PROMPT = "some words and others"
+V = 300
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedding and first two blocks of a model of four."""
+    root = tmp_path_factory.mktemp("tiny")
+    (root / "text.txt").write_text("\n".join(f"some {i} words and others" for i in range(99)))
+    train_tokenizer(root / "text.txt", V, root / "model")
+    source = TransformerSource(d_model=32, blocks=4, heads=4, n_ctx=16, tokenizer="t")
+    save_model(new_model(source, V, 3), root / "model")
+    facts = {"source": "llama", "n_ctx": 16}
+    prepare(root / "model", Model(source="llama"), 2, root / "checkpoint", facts=facts)
+    return root / "checkpoint"
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def study(results: str = "results") -> str:
+    raw = example() | {"results": results}
+    raw["solvers"]["quick"] = {"kind": "joint", "rounds": 3, "descent": {"steps": 40}}
+    Path("study.yaml").write_text(yaml.safe_dump(raw))
+    return "study.yaml"
+
+
+def cells(output: str) -> list[list[str]]:
+    """The lines of the table, cut at two spaces or more."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()[:1].isdigit()]
+    return [[part.strip() for part in line.split("  ") if part.strip()] for line in lines]
+
+
+def test_a_sweep_ranks_the_true_token_at_every_hidden_position(checkpoint: Path) -> None:
+    done = run(app, ["sweep", "--checkpoint", str(checkpoint), "tiny", "block.2", "1:", PROMPT])
+    assert done.exit_code == 0, done.output
+    rows = cells(done.stdout)
+    assert rows[0][1:5] == ["hidden", "some", "some", "1"]
+    assert rows[0][-1] == "identifiable"
+    assert all(row[1] == "yes" and row[-1] == "(given)" for row in rows[1:])
+    assert "Identifiable: 1 of 1 swept positions" in done.stdout
+    assert done.stderr == "", "no progress bar where nobody watches"
+
+
+def test_an_inversion_says_what_is_certified_and_recovered(checkpoint: Path) -> None:
+    arguments = ["--checkpoint", str(checkpoint), "--configfile", study(), "--solver", "quick"]
+    done = run(app, ["invert", *arguments, "tiny", "block.1", "1:", PROMPT])
+    assert done.exit_code == 0, done.output
+    assert "Prompt: certified" in done.stdout
+    assert "Recovered 1 of 1 hidden tokens: found (1), in a certified prompt (yes)" in done.stdout
+    assert cells(done.stdout)[0][-1] == "found, identifiable"
+
+
+def test_a_control_is_certified_and_recovers_nothing(checkpoint: Path) -> None:
+    arguments = ["--checkpoint", str(checkpoint), "--configfile", study(), "--solver", "quick"]
+    done = run(app, ["invert", *arguments, "tiny", "block.1", ":2", PROMPT])
+    assert "Prompt: certified" in done.stdout
+    assert "Recovered 0 of" in done.stdout
+    assert f"ambiguous ({V} candidates)" in done.stdout
+
+
+def test_a_descent_claims_no_recovery(checkpoint: Path) -> None:
+    arguments = ["--checkpoint", str(checkpoint), "--solver", "adam"]
+    done = run(app, ["invert", *arguments, "tiny", "block.1", "1:", PROMPT])
+    assert "so none counts as recovered" in done.stdout
+
+
+def test_a_mask_may_begin_with_a_minus(checkpoint: Path) -> None:
+    for mask in ("-1", "-2:"):
+        done = run(app, ["sweep", "--checkpoint", str(checkpoint), "tiny", "mlp.1", mask, PROMPT])
+        assert done.exit_code == 0, done.output
+        assert cells(done.stdout)[-1][1] == "yes"
+
+
+def test_the_studys_checkpoint_is_used_the_smallest_that_holds_the_site(checkpoint: Path) -> None:
+    home = Path("results/checkpoints/llama")
+    home.mkdir(parents=True)
+    (home / "2").symlink_to(checkpoint)
+    (home / "3").mkdir()
+    (home / "3" / "tokinfo.json").write_text("never read")
+    done = run(app, ["sweep", "--configfile", study(), "llama", "attention.1", "1:", PROMPT])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("llama (llama, trained, float32) at attention.1, mask 1:, l1")
+
+
+@pytest.mark.parametrize(("site", "blocks"), [("embedding", 0), ("block.1", 1), ("block.last", 4)])
+def test_a_missing_checkpoint_is_answered_with_the_command_that_makes_it(
+    site: str, blocks: int
+) -> None:
+    done = run(app, ["sweep", "--configfile", study(), "llama", site, "1:", PROMPT])
+    assert done.exit_code == 1
+    target = f"results/checkpoints/llama/{blocks}"
+    command = f"snakemake {target} --cores all --configfile study.yaml"
+    assert done.stderr == f"{target}: not prepared yet; this makes it: {command}\n"
+    over = ["--config", "threads=1"]
+    done = run(app, ["sweep", "--configfile", study(), *over, "llama", site, "1:", PROMPT])
+    assert done.stderr.endswith(f"{command} --config threads=1\n")
+
+
+BAD = {
+    "model": (["nobody", "block.1", "1:"], "model 'nobody': allowed: flat, llama, smol"),
+    "depth": (["llama", "block.9", "1:"], "site block.9"),
+    "site": (["llama", "head.1", "1:"], "head.1"),
+    "solver": (["llama", "block.1", "1:", "--solver", "x"], "solver 'x': allowed: adam, chapter"),
+    "kind": (["llama", "block.1", "1:", "--solver", "adam"], "solver 'adam' is of kind adam"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_the_study_does_not_have_is_one_line(what: str) -> None:
+    arguments, says = BAD[what]
+    done = run(app, ["sweep", "--configfile", study(), *arguments, PROMPT])
+    assert done.exit_code == 1
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["block.3", "1:", PROMPT], "the checkpoint holds 2 of 4 blocks"),
+        (["block.1", "a:", PROMPT], "mask 'a:'"),
+        (["block.1", ":", PROMPT], "there is nothing to sweep"),
+        (["block.1", "99:", PROMPT], "shows none of"),
+        (["block.1", "1:", PROMPT * 9], "tokens, the model holds 16"),
+        (["block.1", "1:", PROMPT, "--metric", "l3"], "metric 'l3'"),
+    ],
+)
+def test_what_does_not_suit_a_checkpoint_is_one_line(
+    arguments: list[str], says: str, checkpoint: Path
+) -> None:
+    done = run(app, ["sweep", "--checkpoint", str(checkpoint), "tiny", *arguments])
+    assert done.exit_code == 1
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_a_directory_that_is_no_checkpoint_is_one_line() -> None:
+    done = run(app, ["invert", "--checkpoint", ".", "tiny", "block.1", "1:", PROMPT])
+    assert done.exit_code == 1
+    assert "not a checkpoint" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_can_be_refused_without_torch_is() -> None:
+    code = (
+        "import sys; from tokinfo.cli.app import app\n"
+        f"try: app(['sweep', '--configfile', {study()!r}, 'llama', 'block.1', '1:', 'x'])\n"
+        "except SystemExit: pass\n"
+        "print({'torch', 'transformers'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "not prepared yet" in done.stderr
+    assert done.stdout.strip() == "set()"

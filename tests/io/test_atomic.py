@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tokinfo.io.atomic import new_directory, new_file
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b.txt"
+    with new_file(path) as partial:
+        partial.write_text("x")
+        assert not path.exists()
+    assert path.read_text() == "x"
+    with pytest.raises(UnicodeEncodeError), new_file(path) as partial:
+        partial.write_text("half\ud800", encoding="utf-8")
+    assert path.read_text() == "x"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("new", [new_file, new_directory])
+def test_whatever_a_library_says_of_a_full_disk_it_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: object
+) -> None:
+    assert callable(new)
+    with pytest.raises(RuntimeError, match="thrift"), new(tmp_path / "a"):
+        raise RuntimeError("Invalid thrift")
+    full = SimpleNamespace(f_bavail=0, f_frsize=4096)
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    with pytest.raises(OSError, match="No space left") as told, new(tmp_path / "a"):
+        raise RuntimeError("Invalid thrift")
+    assert told.value.errno == errno.ENOSPC
+    assert str(tmp_path / "a") in str(told.value)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokinfo.study.masks import Mask
+
+number = st.integers(-30, 30).map(str)
+optional = st.one_of(st.just(""), number)
+step = st.integers(1, 5).map(str)
+texts = st.one_of(
+    number,
+    st.tuples(optional, optional).map(":".join),
+    st.tuples(optional, optional, st.one_of(st.just(""), step)).map(":".join),
+)
+
+
+def python_slice(text: str, length: int) -> list[int]:
+    """What Python itself makes of the text; an index outside shows nothing."""
+    positions = list(range(length))
+    if ":" in text:
+        return positions[slice(*(int(part) if part else None for part in text.split(":")))]
+    return positions[int(text) :][:1] if -length <= int(text) < length else []
+
+
+@given(texts, st.integers(0, 40))
+def test_visible_positions_are_those_of_the_python_slice(text: str, length: int) -> None:
+    assert Mask(text).visible(length) == python_slice(text, length)
+
+
+@given(texts, st.integers(0, 40))
+def test_count_is_the_number_of_visible_positions(text: str, length: int) -> None:
+    assert Mask(text).count(length) == len(Mask(text).visible(length))
+
+
+@given(texts, texts)
+def test_slug_is_one_to_one_and_safe_in_a_file_name(first: str, second: str) -> None:
+    one, two = Mask(first), Mask(second)
+    assert (one.slug == two.slug) == (one == two)
+    assert re.fullmatch(r"[a-z0-9-]+", one.slug)
+
+
+@given(texts, texts)
+def test_equal_masks_show_the_same_and_text_is_canonical(first: str, second: str) -> None:
+    one, two = Mask(first), Mask(second)
+    assert Mask(one.text) == one
+    if one == two:
+        assert all(one.visible(n) == two.visible(n) for n in range(70))
+
+
+@pytest.mark.parametrize("text", [":", "0:", "::", "::1", "0::1", " : "])
+def test_every_way_to_write_the_full_mask_is_the_full_mask(text: str) -> None:
+    assert Mask(text) == Mask(":")
+    assert not Mask(text).hides_by_design
+
+
+@pytest.mark.parametrize("text", [":100", "-100:", "1:", "-1", "::2", ":0"])
+def test_a_mask_with_a_limit_is_meant_to_hide_even_where_it_reaches_nothing(text: str) -> None:
+    assert Mask(text).hides_by_design
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "1-2", "1:2:3:4", "::0", "::-1", "1.5", "one:", "[1:]", "1:\n2 3", "+1"]
+)
+def test_what_is_no_slice_is_refused_with_what_is_allowed(text: str) -> None:
+    with pytest.raises(ValueError, match=r"mask .*(allowed|must be)"):
+        Mask(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "slug"),
+    [(":", "all"), ("1:", "from1"), (":2", "to2"), ("2:5", "2to5"), ("-1", "at-1")],
+)
+def test_slugs_read_as_the_masks_do(text: str, slug: str) -> None:
+    assert Mask(text).slug == slug

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokinfo.text.promptcheck import PromptError, check_prompts
+from tokinfo.text.tokenizer import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer whose only tokens of a text are its bytes: lengths are known."""
+    directory = tmp_path_factory.mktemp("tokenizer")
+    text = directory / "text.txt"
+    text.write_text("a", encoding="utf-8")
+    train_tokenizer(text, 258, directory / "bytes")
+    return directory / "bytes"
+
+
+def settings(texts: list[str], *uses: tuple[str, str], n_ctx: int = 8) -> dict[str, Any]:
+    return {
+        "n_ctx": n_ctx,
+        "prompts": {"p": texts},
+        "uses": [["p", mask, padding] for mask, padding in uses],
+    }
+
+
+def test_passages_are_counted_and_checked_like_other_prompts(
+    tokenizer: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "drawn.json"
+    file.write_text(json.dumps({"passages": [{"text": "abcd"}, {"text": "ab"}]}), encoding="utf-8")
+    asked = settings(["abc"], (":", "none"))
+    asked["uses"].append(["drawn", "1:", "none"])
+    check_prompts(asked, tokenizer, tmp_path / "p.json", [file])
+    counts = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
+    assert counts == {"p": [3], "drawn": [4, 2]}
+    asked["uses"].append(["drawn", "3:", "none"])
+    with pytest.raises(PromptError, match=r"mask '3:' shows no position of passages\.drawn\[1\]"):
+        check_prompts(asked, tokenizer, tmp_path / "p.json", [file])
+
+
+def test_counts_are_written_when_all_is_well(tokenizer: Path, tmp_path: Path) -> None:
+    out = tmp_path / "p.json"
+    check_prompts(settings(["abc", "abcdefgh"], (":", "none"), ("1:", "none")), tokenizer, out)
+    assert json.loads(out.read_text(encoding="utf-8")) == {"p": [3, 8]}
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (settings(["abcdefghi"], (":", "none")), "9 tokens, more than n_ctx = 8"),
+        (settings(["ab"], ("2:", "none")), "mask '2:' shows no position of prompts.p[0] = 'ab'"),
+        (settings(["abc"], (":3", "none")), "mask ':3' hides no position"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    tokenizer: Path, tmp_path: Path, asked: dict[str, Any], message: str
+) -> None:
+    out = tmp_path / "p.json"
+    with pytest.raises(PromptError) as failed:
+        check_prompts(asked, tokenizer, out)
+    assert message in str(failed.value)
+    assert not out.exists()
+
+
+def test_all_problems_are_told(tokenizer: Path, tmp_path: Path) -> None:
+    asked = settings(["abcdefghi", "ab"], (":", "none"), ("2:", "none"))
+    with pytest.raises(PromptError) as failed:
+        check_prompts(asked, tokenizer, tmp_path / "p.json")
+    assert str(failed.value).count(";") == 1

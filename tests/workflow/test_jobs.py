@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tokinfo.study.sites import Site
+from tokinfo.workflow import jobs
+from tokinfo.workflow.jobs import device, job
+
+
+def test_all_output_goes_to_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "logs" / "a.log"
+    with job(log, "a"):
+        print("from Python")
+        os.write(2, b"from below\n")
+    assert sorted(log.read_text(encoding="utf-8").splitlines()) == ["from Python", "from below"]
+    assert capfd.readouterr() == ("", "")
+    print("afterwards")
+    assert capfd.readouterr().out == "afterwards\n"
+
+
+def test_a_check_of_our_own_ends_in_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "a.log"
+    with pytest.raises(SystemExit) as stopped, job(log, "cell x"):
+        Site.parse("nowhere")
+    assert stopped.value.code == 1
+    text = log.read_text(encoding="utf-8")
+    assert text.startswith("tokinfo: cell x: site 'nowhere': allowed")
+    assert len(text.splitlines()) == 1
+    assert capfd.readouterr().err == text
+
+
+def test_a_missing_file_ends_in_one_line(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    with pytest.raises(SystemExit), job(log, "a"):
+        (tmp_path / "gone").read_text(encoding="utf-8")
+    text = log.read_text(encoding="utf-8")
+    assert "gone" in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+    ids=["Python", "torch on the CPU", "torch on a GPU"],
+)
+def test_running_out_of_memory_is_one_line_that_says_what_to_do(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    with pytest.raises(SystemExit), job(tmp_path / "a.log", "cell x"):
+        raise error
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("tokinfo: cell x: out of memory (")
+    assert line.endswith("(--cores), then the same command again")
+
+
+def test_a_defect_keeps_its_traceback_in_the_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "a.log"
+    with pytest.raises(SystemExit), job(log, "cell x"):
+        {}["no such key"]
+    text = log.read_text(encoding="utf-8")
+    assert "Traceback" in text
+    last = text.splitlines()[-1]
+    assert last == f"tokinfo: cell x: KeyError: 'no such key' (traceback in {log})"
+    assert capfd.readouterr().err.splitlines() == [last]
+
+
+@pytest.mark.parametrize(
+    ("inner", "told"),
+    [
+        ("int('x')", "Traceback"),
+        ("raise ValueError('no such mask')", "tokinfo: a: cell x: no such mask"),
+    ],
+)
+def test_an_error_that_wraps_a_defect_keeps_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: str, told: str
+) -> None:
+    module = tmp_path / "wrapping.py"
+    module.write_text(
+        f"def run():\n    try:\n        {inner}\n    except ValueError as error:\n"
+        "        raise RuntimeError(f'cell x: {error}') from error\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(jobs, "PACKAGE", tmp_path)
+    wrapping = importlib.import_module("wrapping")
+    del sys.modules["wrapping"]
+    with pytest.raises(SystemExit), job(tmp_path / "a.log", "a"):
+        wrapping.run()
+    assert (tmp_path / "a.log").read_text(encoding="utf-8").startswith(told)
+
+
+def test_the_device_follows_the_study_and_what_was_granted() -> None:
+    import torch
+
+    present = torch.cuda.is_available()
+    assert device("cpu", 1) == "cpu"
+    assert device("auto", 0) == "cpu"
+    assert device("auto", 1) == ("cuda" if present else "cpu")
+    if not present:
+        with pytest.raises(RuntimeError, match="no GPU here"):
+            device("cuda", 1)

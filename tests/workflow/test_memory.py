@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tokenizers
+
+from tests.workflow.run import smoke
+from tokinfo.study.sites import Site
+from tokinfo.study.sources import MixerSource, Model, TransformerSource
+from tokinfo.study.study import Study
+from tokinfo.workflow.memory import (
+    block_parameters,
+    cell_mb,
+    checkpoint_mb,
+    gpus,
+    held_mb,
+    longest_prompt,
+    prepare_mb,
+    training_mb,
+    weights_mb,
+)
+
+
+def study(**changes: object) -> Study:
+    return Study.model_validate(smoke() | changes)
+
+
+@pytest.mark.parametrize(("device", "wanted"), [("cpu", 0), ("cuda", 1)])
+def test_a_study_that_names_a_device_gets_it(device: str, wanted: int) -> None:
+    assert gpus(study(device=device)) == wanted
+
+
+def test_passages_not_drawn_yet_are_planned_for_at_their_longest() -> None:
+    drawn = study()
+    (cell,) = (c for c in drawn.cells() if c.prompts == "drawn" and c.model == "mixer-flat")
+    assert longest_prompt(drawn, cell) == min(24, drawn.source_of(cell.model).n_ctx)
+    many = {**drawn.passages["drawn"].model_dump(), "count": 2000}
+    assert cell_mb(study(passages={"drawn": many}), cell) > cell_mb(drawn, cell)
+
+
+@pytest.mark.parametrize("form", ["flat", "expanded", "parallel"])
+def test_block_sizes_of_mixers_are_right_to_a_few_percent(form: str) -> None:
+    from tokinfo.models.build import new_model
+
+    source = MixerSource.model_validate(
+        {"form": form, "d_model": 64, "blocks": 3, "n_ctx": 48, "expansion": 2, "tokenizer": "t"}
+    )
+    model = new_model(source, 300, 0)
+    real = sum(p.numel() for p in model.base_model.parameters()) - 300 * 64
+    assert 3 * block_parameters(source) == pytest.approx(real, rel=0.05)
+
+
+def test_block_sizes_of_transformers_are_right_to_a_few_percent() -> None:
+    from tokinfo.models.build import new_model
+
+    source = TransformerSource(d_model=64, blocks=3, n_ctx=48, tokenizer="t")
+    model = new_model(source, 300, 0)
+    real = sum(p.numel() for p in model.base_model.parameters()) - 300 * 64
+    assert 3 * block_parameters(source) == pytest.approx(real, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("held", "computed", "on_disk", "in_memory"),
+    [
+        ("float32", None, 4, 4),
+        ("bfloat16", None, 2, 2),
+        ("bfloat16", "float32", 2, 4),
+        ("float16", "float32", 2, 4),
+    ],
+)
+def test_weights_are_held_in_what_they_compute_in(
+    held: str, computed: str | None, on_disk: int, in_memory: int
+) -> None:
+    model = {"source": "transformer", "quantization": held, "compute_dtype": computed}
+    made = study(models=smoke()["models"] | {"m": model})
+    whole = weights_mb(made, "transformer", 1)
+    assert checkpoint_mb(made, "m", 1) == pytest.approx(whole * on_disk / 4, abs=2)
+    assert held_mb(made, "m", 1) == pytest.approx(whole * in_memory / 4, abs=2)
+
+
+@pytest.mark.parametrize("held", ["int8", "nf4"])
+@pytest.mark.parametrize(("computed", "size"), [(None, 4), ("bfloat16", 2)])
+def test_the_embedding_of_a_packed_model_is_held_in_what_it_computes_in(
+    held: str, computed: str | None, size: int
+) -> None:
+    model = {"source": "transformer", "quantization": held, "compute_dtype": computed}
+    made = study(models=smoke()["models"] | {"m": model})
+    embedding = weights_mb(made, "transformer", 0)
+    assert held_mb(made, "m", 0) == pytest.approx(embedding * size / 4, abs=2)
+    assert checkpoint_mb(made, "m", 1) == held_mb(made, "m", 1)
+
+
+@pytest.mark.parametrize(
+    ("held", "computed"),
+    [
+        *(("float32", None), ("bfloat16", "float32"), ("float16", None)),
+        *(("int8", None), ("int8", "float16"), ("nf4", None), ("nf4", "bfloat16")),
+    ],
+)
+def test_the_size_of_a_checkpoint_is_that_of_its_files(
+    held: str, computed: str | None, tmp_path: Path
+) -> None:
+    from tokinfo.models.preparing import prepare
+
+    source = TransformerSource(d_model=256, blocks=2, n_ctx=48, tokenizer="t")
+    words = tokenizers.models.WordLevel({f"w{n}": n for n in range(20_000)}, unk_token="w0")
+    tokenizers.Tokenizer(words).save(str(tmp_path / "tokenizer.json"))
+    model = {"source": "s", "state": "untrained", "quantization": held, "compute_dtype": computed}
+    prepare(source, Model.model_validate(model), 2, tmp_path / "out", tokenizer=tmp_path)
+    raw = smoke()
+    text = next(iter(raw["corpora"]))
+    made = study(
+        tokenizers=raw["tokenizers"] | {"t": {"corpus": text, "vocabulary": 20_000}},
+        sources=raw["sources"] | {"s": source.model_dump()},
+        models=raw["models"] | {"m": model},
+    )
+    real = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
+    assert checkpoint_mb(made, "m", 2) == pytest.approx(real / 1e6, rel=0.03, abs=1.5)
+
+
+def test_memory_grows_with_depth_and_attempts() -> None:
+    made = study()
+    assert weights_mb(made, "transformer", 1) <= weights_mb(made, "transformer")
+    assert prepare_mb(made, "transformer", 1, 2) == 2 * prepare_mb(made, "transformer", 1)
+    assert training_mb(made, "mixer-flat") > prepare_mb(made, "mixer-flat", 1)
+    for cell in made.cells():
+        assert cell_mb(made, cell, 2) >= 2 * cell_mb(made, cell) - 2
+
+
+def test_what_a_detection_keeps_of_every_token_is_asked_for() -> None:
+    raw = smoke()
+    solvers = {**raw["solvers"], "blind": {"kind": "joint", "detections": 0}}
+    grids = [{**raw["grids"][0], "solvers": ["joint", "blind"]}]
+    made = study(solvers=solvers, grids=grids)
+    cells = {cell.solver: cell for cell in made.cells()}
+    positions = longest_prompt(made, cells["joint"])
+    (tokenizer,) = made.tokenizers.values()
+    vocabulary = tokenizer.vocabulary
+    kept = positions * vocabulary * 640 * 4 / 1e6
+    assert cell_mb(made, cells["joint"]) >= cell_mb(made, cells["blind"]) + int(kept)
+
+
+def test_a_cell_that_explains_a_larger_models_activations_asks_for_that_one_too() -> None:
+    raw = smoke()
+    (tokenizer,) = raw["tokenizers"]
+    wide = TransformerSource(d_model=1024, blocks=2, n_ctx=48, tokenizer=tokenizer)
+    made = study(
+        sources=raw["sources"] | {"wide": wide.model_dump()},
+        models=raw["models"] | {"other": {"source": "wide", "state": "untrained"}},
+    )
+    cell = next(cell for cell in made.cells() if len(cell.models) == 1)
+    crossed = cell.model_copy(update={"target": "of:other"})
+    assert crossed.models == (cell.model, "other")
+    larger = max(held_mb(made, name, Site.parse(cell.site).block) for name in crossed.models)
+    more = larger - held_mb(made, cell.model, Site.parse(cell.site).block)
+    assert more > 0
+    assert cell_mb(made, crossed) == pytest.approx(cell_mb(made, cell) + more, abs=1)

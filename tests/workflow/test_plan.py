@@ -1,0 +1,263 @@
+"""What jobs are given: enough, and nothing that another job's result depends on."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import REPOSITORY
+from tests.example_study import example
+from tests.workflow.run import smoke
+from tokinfo.study.study import Study
+from tokinfo.workflow import plan as workflow
+from tokinfo.workflow.plan import Plan, canonical, pattern
+
+
+def plan(**changes: Any) -> Plan:
+    return Plan(Study.model_validate(smoke() | changes))
+
+
+def test_sources_that_only_untrained_models_use_are_not_trained() -> None:
+    study = smoke()
+    assert plan().trained == ("mixer-flat", "transformer")
+    for grid in study["grids"]:
+        grid["models"] = [name for name in grid["models"] if "untrained" in name]
+    grids = [grid for grid in study["grids"] if grid["models"]]
+    only_untrained = plan(grids=grids)
+    assert only_untrained.trained == ()
+    assert only_untrained.sources == (
+        "mixer-flat",
+        "mixer-expanded",
+        "mixer-parallel",
+        "transformer",
+    )
+
+
+def test_models_and_sources_that_no_grid_probes_are_left_alone() -> None:
+    study = smoke()
+    probed = plan(grids=study["grids"][2:3])
+    assert probed.models == ("transformer", "transformer-untrained")
+    assert probed.sources == ("transformer",)
+
+
+def test_an_untrained_model_is_made_from_its_tokenizer_and_a_trained_one_from_its_weights() -> None:
+    made = plan()
+    assert made.origin("mixer-flat", 1) == "<results>/sources/mixer-flat"
+    assert made.origin("mixer-flat-untrained", 1) == "<results>/tokenizers/small"
+    assert made.prepare_settings("mixer-flat", 1)["built"] is False
+    assert made.prepare_settings("mixer-flat-untrained", 1)["built"] is True
+
+
+def fetched_plan(source: dict[str, Any]) -> Plan:
+    grid = {"masks": [":"], "solvers": ["adam"], "prompts": ["sea"]}
+    return plan(
+        sources={"real": source},
+        models={"real": {"source": "real"}, "twin": {"source": "real", "state": "untrained"}},
+        grids=[
+            {"models": ["real"], "sites": ["block.1", "block.last"], **grid},
+            {"models": ["twin"], "sites": ["block.last"], **grid},
+        ],
+    )
+
+
+def test_a_fetched_model_comes_by_depth_and_its_twin_is_made_from_the_config() -> None:
+    made = fetched_plan({"kind": "local", "path": "somewhere", "blocks": 3})
+    assert made.fetched == ("real",)
+    assert made.trained == ()
+    assert made.origin("real", 1) == "<results>/sources/real/1"
+    assert made.origin("twin", 3) == "<results>/sources/real/config"
+    assert made.tokenizer_path("real") == "<results>/sources/real/config"
+    assert made.prepare_settings("twin", 3)["built"] is False
+    assert made.wildcard_patterns()["part"] == "0|1|3|config"
+
+
+def test_a_local_models_files_are_inputs_and_its_weights_not_of_the_config(
+    tmp_path: Path,
+) -> None:
+    source = {"kind": "hub", "repository": "a/b", "path": str(tmp_path), "blocks": 3}
+    assert fetched_plan(source).fetch_files("real", "1") == [str(tmp_path / "config.json")]
+    for name in ("config.json", "model.safetensors", "README.md"):
+        (tmp_path / name).write_text("{}")
+    made = fetched_plan(source)
+    config, weights = str(tmp_path / "config.json"), str(tmp_path / "model.safetensors")
+    assert made.fetch_files("real", "1") == [config, weights]
+    assert made.fetch_files("real", "config") == [config]
+    assert fetched_plan(source | {"path": None}).fetch_files("real", "1") == []
+    gguf = {"kind": "gguf", "path": "m.gguf", "blocks": 3}
+    assert fetched_plan(gguf).fetch_files("real", "config") == ["m.gguf"]
+
+
+def test_what_is_said_of_a_fetched_model_reruns_nothing() -> None:
+    source = {"kind": "hub", "repository": "a/b", "blocks": 3}
+    bare = fetched_plan(source)
+    told = fetched_plan(source | {"note": "a note", "config": {"hidden_size": 8}})
+    assert bare.fetch_settings("real", "1") == told.fetch_settings("real", "1")
+    assert bare.prepare_settings("real", 1) == told.prepare_settings("real", 1)
+    assert bare.fetch_settings("real", "1") != bare.fetch_settings("real", "3")
+
+
+def test_prompts_without_special_tokens_change_checkpoints_and_no_fetching() -> None:
+    source = {"kind": "hub", "repository": "a/b", "blocks": 3}
+    plain, bare = fetched_plan(source), fetched_plan(source | {"special_tokens": False})
+    assert plain.fetch_settings("real", "1") == bare.fetch_settings("real", "1")
+    assert "special_tokens" not in plain.prepare_settings("real", 1)["facts"]
+    assert bare.prepare_settings("real", 1)["facts"]["special_tokens"] is False
+    assert bare.prompt_settings("real")["special_tokens"] is False
+    assert "special_tokens" not in plain.prompt_settings("real")
+
+
+def test_each_cell_loads_a_checkpoint_of_its_own_depth() -> None:
+    made = plan()
+    for cell in made.cells.values():
+        blocks = cell.site.removeprefix("block.")
+        assert made.checkpoint(cell) == f"<results>/checkpoints/{cell.model}/{blocks}"
+
+
+def test_settings_of_a_cell_hold_its_own_slice_of_the_study() -> None:
+    made = plan()
+    cell = next(cell for cell in made.cells.values() if cell.solver == "adam")
+    settings = made.cell_settings(cell)
+    assert settings["cell"] == dict(sorted(cell.model_dump().items()))
+    assert settings["solver"]["restarts"] == 2
+    assert settings["prompts"] == smoke()["prompts"]["sea"]
+    assert settings["metric_weights"] == {}
+    assert not {"device", "threads", "results", "name"} & set(settings)
+
+
+def test_passages_are_given_to_the_cells_and_checks_that_use_them_and_to_no_other() -> None:
+    made = plan()
+    file = "<results>/passages/drawn.json"
+    for cell in made.cells.values():
+        drawn = cell.prompts == "drawn"
+        assert made.passages([cell.prompts]) == ([file] if drawn else [])
+        # The texts are in the file: another seed must reach the cell through it.
+        assert ("prompts" in made.cell_settings(cell)) != drawn
+    assert made.passages_of("mixer-flat") == [file]
+    assert made.passages_of("transformer") == []
+    assert made.prompt_settings("mixer-flat")["prompts"].keys() == {"sea"}
+    assert ["drawn", "1:", "none"] in made.prompt_settings("mixer-flat")["uses"]
+
+
+def test_a_model_along_the_training_is_cut_from_the_same_run() -> None:
+    made = plan()
+    whole, early = (made.prepare_settings(name, 1) for name in ("mixer-flat", "mixer-flat-30"))
+    assert made.origin("mixer-flat-30", 1) == made.origin("mixer-flat", 1)
+    assert "snapshot" not in whole
+    assert early["snapshot"] == "at-6"
+    assert "snapshots" in made.training_settings("mixer-flat")["training"]
+
+
+def test_a_prior_is_given_to_the_cells_that_count_bits_and_to_no_other() -> None:
+    without, other = plan(prior=None), plan()
+    for path, cell in other.cells.items():
+        counts = smoke()["solvers"][cell.solver]["kind"] in ("sweep", "joint")
+        file = f"<results>/unigrams/{cell.model}.safetensors"
+        assert other.prior(cell) == ([file] if counts else [])
+        assert without.prior(cell) == []
+        same = other.cell_settings(cell) == without.cell_settings(without.cells[path])
+        assert same != counts
+
+
+def test_a_control_loads_the_model_that_it_explains_and_other_cells_one_model() -> None:
+    made = plan()
+    for cell in made.cells.values():
+        block = cell.site.removeprefix("block.")
+        other = cell.target == "of:transformer-other"
+        expected = [f"<results>/checkpoints/transformer-other/{block}"] if other else []
+        assert made.target(cell) == expected
+        assert ("target_models" in made.cell_settings(cell)) == other
+    assert "transformer-other" in made.models
+    assert "transformer-other" in made.wildcard_patterns()["model"].replace("\\", "")
+
+
+def test_prompts_are_checked_for_the_models_that_are_explained_too() -> None:
+    study = smoke()
+    study["sources"]["twin"] = study["sources"]["transformer"] | {"training": None}
+    study["models"]["twin"] = {"source": "twin", "state": "untrained"}
+    grid = study["grids"][-1] | {"targets": ["of:twin"]}
+    made = Plan(Study.model_validate(study | {"grids": [grid]}))
+    assert made.sources == ("transformer", "twin")
+    assert made.prompt_settings("twin") == made.prompt_settings("transformer")
+
+
+def test_a_cells_wildcards_lead_back_to_it() -> None:
+    made = plan()
+    for cell in made.cells.values():
+        assert made.cell(cell.wildcards) == cell
+
+
+def test_settings_do_not_depend_on_the_order_of_keys() -> None:
+    assert repr(canonical({"b": {"y": 1, "x": (2, 3)}, "a": 0})) == repr(
+        canonical({"a": 0, "b": {"x": [2, 3], "y": 1}})
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "matching", "others"),
+    [
+        (["block.1", "a"], ["block.1", "a"], ["blockx1", "block.10", ""]),
+        (["l1+cosine"], ["l1+cosine"], ["l11cosine"]),
+        ([], [], ["", "a"]),
+    ],
+)
+def test_patterns_match_the_names_and_nothing_else(
+    names: list[str], matching: list[str], others: list[str]
+) -> None:
+    import re
+
+    compiled = re.compile(f"^(?P<name>{pattern(names)})$")
+    assert all(compiled.match(name) for name in matching)
+    assert not any(compiled.match(name) for name in others)
+
+
+def test_every_rule_with_a_script_has_its_code_digested() -> None:
+    scripts = {path.stem for path in (REPOSITORY / "rules" / "scripts").glob("*.py")}
+    assert set(workflow.CODE) == scripts
+    rules = "".join(p.read_text(encoding="utf-8") for p in (REPOSITORY / "rules").glob("*.smk"))
+    for script in scripts:
+        digest = "lambda w: PLAN.cell_code" if script == "invert" else f'plans.code("{script}")'
+        assert f"code={digest}" in rules
+        assert len(workflow.code(script)) == 64
+
+
+def test_a_cell_s_code_is_that_of_its_own_solver() -> None:
+    made = plan()
+    kinds = {cell.solver: smoke()["solvers"][cell.solver]["kind"] for cell in made.cells.values()}
+    digests = {kinds[cell.solver]: made.cell_code(cell) for cell in made.cells.values()}
+    assert set(digests) == set(kinds.values())
+    assert len(set(digests.values())) == len(digests) > 2
+    assert workflow.code("invert") not in digests.values()
+
+
+def test_what_a_script_imports_is_in_its_digest() -> None:
+    """Only logs, devices and the schema may be used without counting."""
+    for rule, modules in workflow.CODE.items():
+        text = (REPOSITORY / "rules" / "scripts" / f"{rule}.py").read_text(encoding="utf-8")
+        imported = {
+            node.module
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tokinfo")
+        }
+        assert imported - {
+            "tokinfo.workflow.jobs",
+            "tokinfo.study.study",
+            "tokinfo.study.sources",
+        } == set(modules)
+
+
+def test_the_figures_are_those_that_can_be_drawn() -> None:
+    from tokinfo.report.figures.draw import FIGURES, IDENTIFIABILITY
+
+    assert tuple(FIGURES) == workflow.FIGURES
+    assert tuple(IDENTIFIABILITY) == workflow.IDENTIFIABILITY
+
+
+def test_a_title_is_given_to_the_pages_without_a_character_of_markup() -> None:
+    told = {"name": "</script><b>é & co", "description": "<!--"}
+    (text,) = workflow.Plan(Study.model_validate(example() | told)).labels().values()
+    assert not set(text) & set("<>&")
+    assert json.loads(text) == told

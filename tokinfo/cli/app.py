@@ -1,0 +1,209 @@
+"""The command line: `tokinfo validate`, `cells`, `plan`, `clean`, `invert`, `sweep` and others.
+
+Every command imports what it needs when it runs, so that `tokinfo --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tokinfo.cli.clean import clean
+from tokinfo.cli.options import Config, ConfigFiles, read_study
+from tokinfo.cli.parity import parity
+from tokinfo.cli.plan import plan
+
+if TYPE_CHECKING:
+    from tokinfo.study.cell import Cell
+
+SCHEMA = Path("docs/study.schema.json")
+WIDE = 10_000
+"""Columns of a table that goes into a file or a pipe: no line of it is broken."""
+
+app = typer.Typer(
+    help="Measure how much information passes between the tokens of a language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def validate(configfile: ConfigFiles = None, config: Config = None) -> None:
+    """Check a study and list everything that is wrong with it."""
+    study = read_study(configfile, config)
+    cells = study.cells()
+    models = {cell.model for cell in cells}
+    sets = {cell.prompts for cell in cells}
+    prompts = sum(map(study.prompt_count, sets))
+    typer.echo(
+        f"{study.name}: valid. {len(cells)} cells, {len(models)} models, "
+        f"{prompts} prompts, outputs in {study.results}/"
+    )
+
+
+@app.command()
+def cells(
+    configfile: ConfigFiles = None,
+    config: Config = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON list instead of a table.")
+    ] = False,
+) -> None:
+    """List the cells of a study: one line for each job of the inversion stage."""
+    study = read_study(configfile, config)
+    found = study.cells()
+    if as_json:
+        rows = [{**cell.model_dump(), "path": f"{study.results}/{cell.path}"} for cell in found]
+        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    _print_table(found, study.name)
+
+
+def _print_table(found: tuple[Cell, ...], title: str) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from tokinfo.study.cell import Cell
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in Cell.model_fields:
+        table.add_column(name, overflow="fold")
+    for cell in found:
+        # Text, because rich would read a mask such as `[1:]` as markup.
+        table.add_row(*(Text(_word(value)) for value in cell.model_dump().values()))
+    console.print(table)
+    console.print(f"{title}: {len(found)} cells", markup=False, highlight=False)
+
+
+def _word(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+@app.command()
+def schema(
+    out: Annotated[Path, typer.Option(help="Where the schema is kept.")] = SCHEMA,
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit with 1 if it is out of date.")
+    ] = False,
+) -> None:
+    """Write the JSON Schema of a study, for editors that complete and check YAML."""
+    from tokinfo.io.atomic import new_file
+    from tokinfo.study.load import schema_text
+
+    text = schema_text()
+    current = out.read_text(encoding="utf-8") if out.is_file() else None
+    if check:
+        if current != text:
+            typer.echo(f"{out}: out of date; `tokinfo schema` renews it", err=True)
+            raise typer.Exit(1)
+        typer.echo(f"{out}: up to date")
+        return
+    with new_file(out) as partial:
+        partial.write_text(text, encoding="utf-8")
+    typer.echo(f"{out}: written")
+
+
+# A mask such as `-1` or `-3:` begins like an option.
+_ONE_PROMPT = {"ignore_unknown_options": True}
+
+ModelName = Annotated[
+    str, typer.Argument(help="A model of the study; with --checkpoint, a name for the output.")
+]
+SiteName = Annotated[
+    str, typer.Argument(help="embedding, attention.K, mlp.K, block.K or block.last.")
+]
+MaskText = Annotated[
+    str, typer.Argument(help="Python slice over the positions that stay visible, such as 1:.")
+]
+Prompt = Annotated[str, typer.Argument(help="The prompt, in quotes.")]
+Metric = Annotated[str, typer.Option(help="l1, l2, cosine or l1+cosine.")]
+SolverName = Annotated[
+    str | None,
+    typer.Option(
+        "--solver",
+        help="A solver of the study, or a kind (chapter, adam, sequential, sweep, joint) with "
+        "its default settings.  [default: the study's first of the command's kind]",
+        show_default=False,
+    ),
+]
+CheckpointPath = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", help="Use this checkpoint directory; no study is needed."),
+]
+
+
+@app.command(context_settings=_ONE_PROMPT)
+def invert(
+    model: ModelName,
+    site: SiteName,
+    mask: MaskText,
+    prompt: Prompt,
+    configfile: ConfigFiles = None,
+    config: Config = None,
+    metric: Metric = "l1",
+    solver: SolverName = None,
+    checkpoint: CheckpointPath = None,
+) -> None:
+    """Find one prompt from its visible activations alone, and say what is certain of it."""
+    _one_prompt("joint", model, site, mask, prompt, configfile, config, metric, solver, checkpoint)
+
+
+@app.command(context_settings=_ONE_PROMPT)
+def sweep(
+    model: ModelName,
+    site: SiteName,
+    mask: MaskText,
+    prompt: Prompt,
+    configfile: ConfigFiles = None,
+    config: Config = None,
+    metric: Metric = "l1",
+    solver: SolverName = None,
+    checkpoint: CheckpointPath = None,
+) -> None:
+    """Try every token at each hidden position of one prompt, the other tokens known."""
+    _one_prompt("sweep", model, site, mask, prompt, configfile, config, metric, solver, checkpoint)
+
+
+def _one_prompt(
+    kind: str,
+    model: str,
+    site: str,
+    mask: str,
+    prompt: str,
+    configfile: list[Path] | None,
+    config: list[str] | None,
+    metric: str,
+    solver: str | None,
+    checkpoint: Path | None,
+) -> None:
+    from tokinfo.cli.prompt import PromptError, Request, answer
+
+    # A checkpoint of one's own needs no study, unless one is named for its solvers.
+    study = read_study(configfile, config) if checkpoint is None or configfile else None
+    named = ["--configfile", *map(str, configfile)] if configfile else []
+    named += ["--config", *config] if config else []
+    request = Request(kind, model, site, mask, prompt, metric, solver, checkpoint)
+    try:
+        answer(request, study, named)
+    except PromptError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+
+
+app.command()(clean)
+app.command()(parity)
+app.command()(plan)
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,50 @@
+"""Which study a command is about: its options, and reading it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from tokinfo.study.study import Study
+
+ConfigFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--configfile",
+        help="Study to read; given more than once, later files override earlier ones, as in "
+        "Snakemake.  [default: config.yaml]",
+        show_default=False,
+    ),
+]
+
+Config = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--config",
+        metavar="KEY=VALUE",
+        help="Value over the study's, as in Snakemake; may be given more than once.",
+        show_default=False,
+    ),
+]
+
+
+def read_study(configfile: list[Path] | None, config: list[str] | None = None) -> Study:
+    """Return the study of the given files and values, or print all problems and exit with 1."""
+    from tokinfo.study.files import parse
+    from tokinfo.study.load import StudyError, load_study
+
+    try:
+        over = parse(config or [])
+    except ValueError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    try:
+        return load_study(configfile or [Path("config.yaml")], over)
+    except StudyError as error:
+        typer.echo(str(error), err=True)
+        count = len(error.problems)
+        typer.echo(f"{count} problem{'s' * (count != 1)}; nothing was started", err=True)
+        raise typer.Exit(1) from None

@@ -1,0 +1,30 @@
+"""The command `tokinfo plan`: what a study will fetch and hold."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tokinfo.cli.options import Config, ConfigFiles, read_study
+
+
+def plan(
+    configfile: ConfigFiles = None,
+    config: Config = None,
+    depths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="One fetched source, by the number of blocks, in Markdown."
+        ),
+    ] = None,
+) -> None:
+    """Say what a study will fetch and what its jobs will hold; nothing is fetched for it."""
+    from tokinfo.workflow.downloads import depth_table, table
+
+    study = read_study(configfile, config)
+    try:
+        typer.echo(table(study) if depths is None else depth_table(study, depths))
+    except ValueError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None

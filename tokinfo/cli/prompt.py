@@ -1,0 +1,381 @@
+"""One prompt on the command line: what `tokinfo invert` and `tokinfo sweep` do.
+
+The same problem, solvers and rows as a cell of the study (`tokinfo.cell`), for one prompt, on
+a checkpoint that the study has prepared or on any other.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tokinfo.report.pages.strips import show
+from tokinfo.study.cell import Cell
+from tokinfo.study.masks import Mask
+from tokinfo.study.sites import Site
+from tokinfo.study.solvers import MetricWeights, Solver
+from tokinfo.study.study import Study
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokinfo.models.checkpoint import Checkpoint
+    from tokinfo.solvers.problem import Problem
+
+_SOLVER: TypeAdapter[Solver] = TypeAdapter(Solver)
+_KINDS = ("chapter", "adam", "sequential", "sweep", "joint")
+_WIDE = 200
+"""Columns of a table that goes into a file or a pipe."""
+
+
+class PromptError(ValueError):
+    """The command cannot be carried out; one line says why."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for.
+
+    Attributes:
+        kind: ``sweep``, or ``joint`` for any search.
+        model: name in the study; with a checkpoint of one's own, a name for the output.
+        site: where activations are read.
+        mask: what stays visible.
+        prompt: the text.
+        metric: how activations are compared.
+        solver: name in the study or a kind; None: the study's first of this kind.
+        checkpoint: directory to use in place of the study's.
+    """
+
+    kind: str
+    model: str
+    site: str
+    mask: str
+    prompt: str
+    metric: str = "l1"
+    solver: str | None = None
+    checkpoint: Path | None = None
+
+
+def answer(request: Request, study: Study | None, named: list[str]) -> None:
+    """Solve one prompt and print what was found.
+
+    Args:
+        request: what was asked for.
+        study: where models and solvers are looked up; needed without ``request.checkpoint``.
+        named: arguments of Snakemake that name the study, for the command that prepares a
+            missing checkpoint.
+
+    Raises:
+        PromptError: something asked for does not exist or does not suit; one line.
+    """
+    name, solver = _solver(request, study)
+    if request.kind == "sweep" and solver.kind != "sweep":
+        raise PromptError(f"solver {name!r} is of kind {solver.kind}; `tokinfo invert` runs it")
+    if request.checkpoint is None:
+        assert study is not None, "no checkpoint and no study"
+        directory, site = _prepared(request, study, named)
+    else:
+        directory, site = request.checkpoint, request.site
+    # Imported late: whatever can be refused without torch is refused at once.
+    from tokinfo.cell import make_rows, pick_device
+    from tokinfo.models.checkpoint import load
+    from tokinfo.models.remote_code import trusted
+    from tokinfo.solvers.decoding import inverse_gram
+    from tokinfo.solvers.pose import make_problem
+    from tokinfo.solvers.problem import SolverError
+    from tokinfo.solvers.run import run
+
+    # The bar moves on its own; a warning between its lines would break it.
+    logging.getLogger("tokinfo").setLevel(logging.ERROR)
+    try:
+        # A checkpoint named on the command line is nobody's word that its code may be run.
+        source = study.source_of(request.model) if study and request.checkpoint is None else None
+        with trusted(getattr(source, "trust_remote_code", False)):
+            model = load(directory, pick_device(study.device if study else "auto"))
+        cell = _cell(request, name, site, model)
+        weights = study.metric_weights if study else MetricWeights()
+        problem = make_problem(
+            model, inverse_gram(model.embedding), cell, solver, weights, [request.prompt]
+        )
+        _check(request, solver, problem, model)
+        with _progress(request, solver, problem) as told:
+            result = run(replace(problem, probe=_counted(problem, told)), solver)
+        rows = make_rows(cell, _settings(request, model), model, problem, result, solver)
+    except (SolverError, ValueError, OSError) as error:
+        words = " ".join(str(error).split())
+        raise PromptError(
+            f"{request.model} at {request.site}, mask {request.mask}: {words}"
+        ) from None
+    _print(rows, told=solver.kind == "sweep", heading=_heading(request, site, name, model))
+
+
+# --- what is used -------------------------------------------------------------------------
+
+
+def _solver(request: Request, study: Study | None) -> tuple[str, Solver]:
+    """Return the solver asked for, or the study's first of the command's kind, with its name."""
+    known: dict[str, Solver] = dict(study.solvers) if study else {}
+    if request.solver is None:
+        first = next((name for name in known if known[name].kind == request.kind), request.kind)
+        return first, known.get(first) or _SOLVER.validate_python({"kind": first})
+    if request.solver in known:
+        return request.solver, known[request.solver]
+    if request.solver in _KINDS:
+        return request.solver, _SOLVER.validate_python({"kind": request.solver})
+    allowed = ", ".join(dict.fromkeys([*known, *_KINDS]))
+    raise PromptError(f"solver {request.solver!r}: allowed: {allowed}")
+
+
+def _prepared(request: Request, study: Study, named: list[str]) -> tuple[Path, str]:
+    """Return the study's checkpoint for a model and site, and the resolved site.
+
+    Of several that hold enough blocks the smallest is taken.
+
+    Raises:
+        PromptError: unknown model or site; or not prepared yet, with the command that does it.
+    """
+    if request.model not in study.models:
+        raise PromptError(f"model {request.model!r}: allowed: {', '.join(study.models)}")
+    depth = study.source_of(request.model).blocks
+    try:
+        site = Site.parse(request.site).resolve(depth)
+    except ValueError as error:
+        raise PromptError(str(error)) from None
+    if site.block > depth:
+        raise PromptError(f"site {request.site}: {request.model} has {depth} blocks")
+    folder = Path(study.results) / "checkpoints" / request.model
+    there = [
+        int(path.parent.name)
+        for path in folder.glob("*/tokinfo.json")
+        if path.parent.name.isdecimal() and int(path.parent.name) >= site.block
+    ]
+    if there:
+        return folder / str(min(there)), str(site)
+    # Snakemake makes the checkpoints that some cell of the study loads, and no others.
+    planned = {Site.parse(cell.site).block for cell in study.cells() if cell.model == request.model}
+    deep_enough = sorted(
+        block for block in planned | ({0} if planned else set()) if block >= site.block
+    )
+    if not deep_enough:
+        raise PromptError(
+            f"{request.model} at {request.site}: no cell of the study reads that deep; add the "
+            "site to a grid, or name a checkpoint with --checkpoint"
+        )
+    target = folder / str(deep_enough[0])
+    # `--configfile` takes every file that follows it, so the target comes first.
+    command = ["snakemake", str(target), "--cores", "all", *named]
+    raise PromptError(f"{target}: not prepared yet; this makes it: {shlex.join(command)}")
+
+
+def _cell(request: Request, solver: str, site: str, model: Checkpoint) -> Cell:
+    depth = int(model.facts["depth"])
+    resolved = Site.parse(site).resolve(depth)
+    kept = int(model.facts["blocks_kept"])
+    if resolved.block > kept:
+        raise ValueError(f"the checkpoint holds {kept} of {depth} blocks")
+    try:
+        return Cell(
+            model=request.model,
+            site=str(resolved),
+            residual=True,
+            causal=True,
+            padding="none",
+            mask=Mask(request.mask).text,
+            metric=request.metric,
+            parametrisation="embedding",
+            solver=solver,
+            prompts="command line",
+            seed=0,
+        )
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise ValueError(f"{wrong['loc'][0]} {wrong['input']!r}: {wrong['msg']}") from None
+
+
+def _check(request: Request, solver: Solver, problem: Problem, model: Checkpoint) -> None:
+    """Refuse a prompt that the model cannot hold or that leaves a sweep nothing to do."""
+    length, n_ctx = int(problem.batch.lengths[0]), model.facts["n_ctx"]
+    if n_ctx is not None and length > int(n_ctx):
+        raise ValueError(f"the prompt has {length} tokens, the model holds {n_ctx}")
+    if solver.kind == "sweep" and not _swept(solver, problem):
+        raise ValueError(f"the mask hides none of {length} positions: there is nothing to sweep")
+
+
+def _settings(request: Request, model: Checkpoint) -> dict[str, Any]:
+    facts = model.facts
+    return {
+        "source": facts.get("source", request.model),
+        "state": facts["state"],
+        "quantization": facts["quantization"],
+        "prompts": [request.prompt],
+    }
+
+
+# --- progress -----------------------------------------------------------------------------
+
+
+def _swept(solver: Solver, problem: Problem) -> int:
+    """Return how many positions a sweep solver tries."""
+    wanted = problem.batch.scored[0]
+    if getattr(solver, "positions", "all") == "hidden":
+        wanted = wanted & ~problem.batch.visible[0]
+    count = int(wanted.sum())
+    return min(count, getattr(solver, "first", None) or count)
+
+
+@contextmanager
+def _progress(
+    request: Request, solver: Solver, problem: Problem
+) -> Iterator[Callable[[int], None]]:
+    """Show a bar on a terminal, and nothing elsewhere; yields what counts evaluated prompts.
+
+    A sweep's work is known beforehand. A search ends when it is certified, so its bar only
+    counts.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda count: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    total = _swept(solver, problem) * problem.decoder.size if solver.kind == "sweep" else None
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} prompts tried"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(f"{solver.kind}, {request.model}", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _counted(problem: Problem, told: Callable[[int], None]) -> Any:
+    """Return the problem's probe, telling how many rows each of its calls evaluates."""
+    from tokinfo.probe.probe import Probe
+
+    class Counted(Probe):
+        def __call__(self, embeddings: Tensor, *arguments: Any, **named: Any) -> Tensor:
+            found = super().__call__(embeddings, *arguments, **named)
+            told(len(embeddings))
+            return found
+
+    counted = Counted.__new__(Counted)
+    counted.__dict__.update(problem.probe.__dict__)
+    return counted
+
+
+# --- output -------------------------------------------------------------------------------
+
+
+def _heading(request: Request, site: str, solver: str, model: Checkpoint) -> str:
+    facts = model.facts
+    return (
+        f"{request.model} ({facts['family']}, {facts['state']}, {facts['quantization']}) at "
+        f"{site}, mask {Mask(request.mask).text}, {request.metric}, solver {solver}"
+    )
+
+
+def _print(rows: list[dict[str, Any]], *, told: bool, heading: str) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDE)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("position", "visible", "true", "found", "rank", "margin", "bits", "verdict"):
+        right = name in ("position", "rank", "margin", "bits")
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        judged = row.get("rank") is not None
+        table.add_row(
+            str(row["position"]),
+            "yes" if row["visible"] else "hidden",
+            # Text, because rich would read a token such as `[b]` as markup.
+            Text(show(row["true_token"])),
+            Text(_found(row, told)),
+            f"{row['rank']:,}" if judged else "",
+            _margin(row) if judged else "",
+            _bits(row) if judged else "",
+            _verdict(row, told),
+        )
+    console.print(heading, markup=False, highlight=False)
+    console.print(table)
+    for line in _summary(rows, told):
+        console.print(line, markup=False, highlight=False)
+
+
+def _found(row: dict[str, Any], told: bool) -> str:
+    if told and row.get("rank") is None:
+        return "(given)"
+    found = show(row["found_token"])
+    if not row["correct"] and found == show(row["true_token"]):
+        found = f"{found}#{row['found_id']}"  # two tokens may read alike
+    return found
+
+
+def _margin(row: dict[str, Any]) -> str:
+    return f"{row['margin']:.3g}"
+
+
+def _bits(row: dict[str, Any]) -> str:
+    low, high = row["bits"], row["bits_high"]
+    bounds = f"{low:.1f}" if math.isclose(low, high) else f"{low:.1f} to {high:.1f}"
+    return f"{bounds} of {math.log2(row['vocabulary']):.1f}"
+
+
+def _verdict(row: dict[str, Any], told: bool) -> str:
+    if row.get("identified") is None:
+        return "" if told else "found" if row["correct"] else "not found"
+    words = str(row["identified"])
+    if row["identified"] == "ambiguous":
+        words += f" ({row['candidates']:,} candidates)"
+    level = row.get("noise_threshold")
+    if level is not None:
+        words += f", lost at noise {level:.3g}" if math.isfinite(level) else ", no noise loses it"
+    return words if told else f"{'found' if row['correct'] else 'not found'}, {words}"
+
+
+def _summary(rows: list[dict[str, Any]], told: bool) -> Iterator[str]:
+    """Yield what the rows say about the prompt as a whole."""
+    first = rows[0]
+    floor = f"noise floor {first['noise_floor']:.3g}"
+    swept = [row for row in rows if row.get("identified") is not None]
+    identifiable = [row for row in swept if row["identified"] == "identifiable"]
+    if told:
+        yield (
+            f"Identifiable: {len(identifiable)} of {len(swept)} swept positions, the other "
+            f"tokens known: an upper bound of what any search could claim ({floor})."
+        )
+        return
+    yield (
+        f"Prompt: {first['verdict']} (found tokens at distance {first['found_loss']:.3g}, true "
+        f"prompt at {first['true_loss']:.3g}, {floor}; {first['evaluations']:,} prompts tried)."
+    )
+    hidden = [row for row in rows if not row["visible"]]
+    if not hidden:
+        return
+    correct = sum(row["correct"] for row in hidden)
+    if first.get("around") is None:
+        yield (
+            f"Found {correct} of {len(hidden)} hidden tokens; nothing was swept around the found "
+            "prompt, so none counts as recovered."
+        )
+        return
+    recovered = sum(row["correct"] and first["verdict"] == "certified" for row in identifiable)
+    yield (
+        f"Recovered {recovered} of {len(hidden)} hidden tokens: found ({correct}), in a certified "
+        f"prompt ({'yes' if first['verdict'] == 'certified' else 'no'}), and identifiable around "
+        f"it ({len(identifiable)})."
+    )

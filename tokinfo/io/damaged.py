@@ -1,0 +1,63 @@
+"""Files that cannot be read: which one, and what has it made again.
+
+Outputs get their names when they are complete (`tokinfo.io.atomic`), so a damaged one was cut or
+changed afterwards: by a full disk under a copy, a transfer that broke off, a file system.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+STAMP = ".snakemake_timestamp"
+"""What Snakemake leaves in a directory that is an output of its."""
+
+
+class FetchError(RuntimeError):
+    """Something that has to be fetched is not there, is unreachable or is not what it should be."""
+
+
+class DamagedError(ValueError):
+    """A file that cannot be read; the message names it and, for an output, the cure."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what a library says of a file that it cannot read into one line with the cure.
+
+    Raises:
+        DamagedError: for any error of the block, save those of the operating system (which name
+            the file themselves) and of memory.
+    """
+    try:
+        yield
+    except (OSError, MemoryError, DamagedError):
+        raise
+    except Exception as error:
+        said = f"damaged or cut short ({first_line(error)})"
+        raise DamagedError(f"{path}: {said}{cure(path)}") from None
+
+
+def cure(path: Path) -> str:
+    """Return what to type so that the next run makes a damaged file again.
+
+    That is said of the workflow's own outputs: a single file, or a directory that bears
+    Snakemake's stamp. Nobody is told to remove a model of their own.
+
+    >>> cure(Path("results/cells/a b.parquet"))
+    "; to have it made again: `rm 'results/cells/a b.parquet'`, then the same command"
+    """
+    if (path.parent / STAMP).is_file():
+        remove = f"rm -r {shlex.quote(str(path.parent))}"
+    elif (path.parent / "config.json").is_file():
+        return ""
+    else:
+        remove = f"rm {shlex.quote(str(path))}"
+    return f"; to have it made again: `{remove}`, then the same command"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

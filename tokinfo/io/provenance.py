@@ -1,0 +1,234 @@
+"""Where a result comes from: digests of code and settings, versions, the commit.
+
+Digests decide what the workflow runs again, so they are taken over what a change must alter:
+of code its syntax tree, without comments, layout and words for readers; of settings their
+canonical JSON. Nothing here imports the code it looks at, and nothing but the standard library: the
+Snakefile calls it in every cluster job.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parents[1]
+RECORDED = (
+    "tokinfo",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "bitsandbytes",
+    "numpy",
+    "polars",
+    "snakemake",
+)
+
+
+def code_digest(*modules: str) -> str:
+    """Return the SHA-256 of the code of modules and of all they import from this package.
+
+    Imports are followed wherever they stand (in functions too), transitively, and into the
+    packages on the way; those under ``if TYPE_CHECKING:`` never run and do not count. A
+    comment, a docstring, a line break, the text in ``raise X(...)``, a ``description=`` or a line
+    that logs changes nothing; a change that may alter what the code does changes the
+    digest of every module that reaches it.
+
+    Args:
+        modules: dotted names in this package, such as ``tokinfo.models.train``.
+
+    Raises:
+        ValueError: there is no such module.
+    """
+    return _digest(PACKAGE, tuple(sorted(set(modules))))
+
+
+@cache
+def _digest(package: Path, modules: tuple[str, ...]) -> str:
+    for name in modules:
+        if _file(package, name) is None:
+            raise ValueError(f"module {name!r}: not found in package {package.name!r}")
+    reached: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name in reached:
+            continue
+        reached.add(name)
+        waiting.extend(_read(package, name)[1])
+    total = hashlib.sha256()
+    for name in sorted(reached):
+        total.update(f"{name} {_read(package, name)[0]}\n".encode())
+    return total.hexdigest()
+
+
+def _file(package: Path, module: str) -> Path | None:
+    """Return the file of a module of the package, or None."""
+    first, *rest = module.split(".")
+    if first != package.name:
+        return None
+    base = package.joinpath(*rest)
+    # `base` may end in a name with dots, which `with_suffix` would mistake for a suffix.
+    found = (base / "__init__.py", base.parent / f"{base.name}.py")
+    return next((file for file in found if file.is_file()), None)
+
+
+@cache
+def _read(package: Path, module: str) -> tuple[str, tuple[str, ...]]:
+    """Return the digest of one module's own code, and the package's modules that it imports."""
+    file = _file(package, module)
+    assert file is not None, module
+    tree = _Bare().visit(ast.parse(file.read_text(encoding="utf-8"), filename=str(file)))
+    digest = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    here = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    named = {name for node in ast.walk(tree) for name in _imported(node, here)}
+    named.add(module)
+    found: set[str] = set()
+    for name in named:
+        parts = name.split(".")
+        # Importing a.b.c runs a, a.b and a.b.c; `c` may also be a name inside a.b.
+        prefixes = (".".join(parts[: end + 1]) for end in range(len(parts)))
+        found.update(prefix for prefix in prefixes if _file(package, prefix) is not None)
+    return digest, tuple(sorted(found - {module}))
+
+
+class _Bare(ast.NodeTransformer):
+    """Takes out what no result depends on.
+
+    That is what does not run (strings that stand alone, type-checking branches) and what only a
+    reader sees (what an exception says, a field's description, what is logged).
+    """
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        alone = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if alone or _logs(node.value) else self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        # Its text alone: `Reached`, by which a forward pass ends, carries activations.
+        if isinstance(node.exc, ast.Call):
+            node.exc.args = [_Wordless().visit(argument) for argument in node.exc.args]
+        return self.generic_visit(node)
+
+    def visit_keyword(self, node: ast.keyword) -> ast.AST | None:
+        return None if node.arg == "description" else self.generic_visit(node)
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        test = node.test
+        name = test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", "")
+        if name != "TYPE_CHECKING":
+            return self.generic_visit(node)
+        # Only `else` runs. Inside another statement's body a list takes the statement's place.
+        otherwise = self.generic_visit(ast.Module(body=node.orelse, type_ignores=[]))
+        assert isinstance(otherwise, ast.Module)
+        return otherwise.body
+
+
+class _Wordless(ast.NodeTransformer):
+    """Takes out texts, with what is formatted into them."""
+
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        return ast.Constant("") if isinstance(node.value, str) else node
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.Constant:
+        return ast.Constant("")
+
+
+def _logs(node: ast.expr) -> bool:
+    """Return whether an expression writes to a module's ``log`` and does nothing else."""
+    called = node.func if isinstance(node, ast.Call) else None
+    logger = called.value if isinstance(called, ast.Attribute) else None
+    return isinstance(logger, ast.Name) and logger.id == "log"
+
+
+def _imported(node: ast.AST, here: str) -> Iterator[str]:
+    """Yield the dotted names that a node imports, relative ones resolved from package ``here``."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            parents = here.split(".")
+            kept = parents[: len(parents) - node.level + 1]
+            base = ".".join([*kept, *filter(None, [base])])
+        yield base
+        yield from (f"{base}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.Call):
+        called = node.func
+        name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+        first = node.args[0] if node.args else None
+        if name in ("import_module", "__import__") and isinstance(first, ast.Constant):
+            yield str(first.value)
+
+
+def settings_digest(settings: Any) -> str:
+    """Return the SHA-256 of settings as canonical JSON: the order of keys does not count.
+
+    Raises:
+        TypeError: something in them has no JSON form.
+        ValueError: a number in them is not finite.
+    """
+    text = json.dumps(
+        settings,
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=True,
+        allow_nan=False,
+        default=_plain,
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return value.as_posix()
+    dump = getattr(value, "model_dump", None)
+    if dump is not None:
+        return dump(mode="json")
+    raise TypeError(f"settings of type {type(value).__name__} have no JSON form: {value!r}")
+
+
+@cache
+def _versions() -> tuple[tuple[str, str | None], ...]:
+    found: list[tuple[str, str | None]] = [("python", platform.python_version())]
+    for name in RECORDED:
+        try:
+            found.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            found.append((name, None))
+    return tuple(found)
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python and of the packages that make results; None: not there.
+
+    Read from the packages' metadata, so that none of them is imported for it.
+    """
+    return dict(_versions())
+
+
+@cache
+def git_commit() -> str | None:
+    """Return the commit this code is at (`-dirty` with changes), or None outside its repository."""
+    own = Path(__file__).resolve()
+    git = ["git", "-C", str(own.parent)]
+    try:
+        # Installed into an environment that lies in some other repository, it is not in that.
+        subprocess.run([*git, "ls-files", "--error-unmatch", own.name], check=True, **_QUIET)
+        done = subprocess.run(
+            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            check=True,
+            **_QUIET,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+_QUIET: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60}

@@ -1,0 +1,1 @@
+"""Pretrained models from elsewhere, of which only the parts that are probed are fetched."""

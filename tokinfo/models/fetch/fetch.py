@@ -1,0 +1,210 @@
+"""Pretrained models: what a study reads of one, in a directory of its own.
+
+A directory holds config.json, the tokenizer and, for a number of blocks, the weights of the
+embedding and of that many blocks: a loadable model, with its depth in config.json changed and
+the full depth kept there as ``tokinfo_depth``.
+"""
+
+# mypy: allow-untyped-calls
+# (transformers leaves many of its functions without types)
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokinfo.io.atomic import new_directory
+from tokinfo.io.damaged import FetchError
+from tokinfo.io.wheel import extract
+from tokinfo.models.checkpoint import quiet, read_config, shorter
+from tokinfo.models.fetch.gguf import GgufModel, gguf_digest, open_gguf
+from tokinfo.models.fetch.hub import HubOrigin
+from tokinfo.models.fetch.local import LocalOrigin
+from tokinfo.models.fetch.partial import write_blocks
+from tokinfo.models.remote_code import allowed, foreign, trusted
+from tokinfo.study.sources import GgufSource, HubSource, LocalSource, Pretrained, WheelSource
+from tokinfo.text.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers.configuration_utils import PretrainedConfig
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def fetch(source: Pretrained, blocks: int | None, out: Path, state: Path) -> None:
+    """Write the first ``blocks`` blocks of a pretrained model and its tokenizer to ``out``.
+
+    Args:
+        source: where the model comes from.
+        blocks: how many, beside the embedding; None: configuration and tokenizer alone.
+        out: directory to write, as a whole or not at all.
+        state: what is kept between jobs: wheels, parts of hub repositories and of GGUF files.
+
+    Raises:
+        FetchError: the model cannot be had, or is damaged.
+        ValueError: it is not what the study says.
+    """
+    trust = getattr(source, "trust_remote_code", False)
+    with trusted(trust), new_directory(out) as directory:
+        match source:
+            case WheelSource() | GgufSource():
+                with _open_gguf(source, state) as model:
+                    config = model.write_config(directory)
+                    check_config(config, source)
+                    _check_vocabulary(directory, config, model.name)
+                    if blocks is not None:
+                        model.write_blocks(config, blocks, directory)
+            case HubSource() | LocalSource():
+                origin = _origin(source, state)
+                config = _read_config(origin, directory)
+                check_config(config, source)
+                _copy_tokenizer(origin, directory)
+                _check_vocabulary(directory, config, origin.name)
+                if isinstance(origin, HubOrigin):
+                    config.tokinfo_commit = origin.commit
+                if blocks is not None:
+                    write_blocks(origin, config, blocks, directory)
+        _write_config(config, blocks, directory)
+
+
+def describe(source: Pretrained) -> str:
+    """Name a source in one phrase, for messages."""
+    match source:
+        case WheelSource():
+            return f"model {source.member} of {source.requirement}"
+        case HubSource():
+            return f"model {source.repository}@{source.revision} on the hub"
+        case LocalSource() | GgufSource():
+            return f"model {source.path}"
+
+
+def check_config(config: PretrainedConfig, source: Pretrained) -> None:
+    """Compare a model's configuration with the study; raises ValueError or FetchError."""
+    depth = getattr(config, "num_hidden_layers", None)
+    if depth != source.blocks:
+        raise ValueError(
+            f"{describe(source)}: has {depth} blocks, the study says blocks: {source.blocks}"
+        )
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_ctx", None)
+    if limit is not None and source.n_ctx > limit:
+        raise ValueError(
+            f"{describe(source)}: takes {limit} positions, the study says n_ctx: {source.n_ctx}"
+        )
+    if (packed := getattr(config, "quantization_config", None)) is not None:
+        method = packed.get("quant_method") if isinstance(packed, dict) else None
+        raise FetchError(
+            f"{describe(source)}: its weights are stored quantised ({method or 'unknown'}); "
+            "use the repository of the original weights"
+        )
+
+
+def _origin(source: HubSource | LocalSource, state: Path) -> HubOrigin | LocalOrigin:
+    if source.path is not None:
+        return LocalOrigin(Path(source.path).expanduser())
+    assert isinstance(source, HubSource)
+    return HubOrigin(source.repository, source.revision, state)
+
+
+def _read_config(origin: HubOrigin | LocalOrigin, directory: Path) -> PretrainedConfig:
+    from transformers import CONFIG_MAPPING
+
+    if "config.json" not in origin.files():
+        raise FetchError(f"{origin.name}: no config.json there")
+    shutil.copyfile(origin.whole("config.json"), directory / "config.json")
+    try:
+        values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        if "auto_map" in values and values.get("model_type") not in CONFIG_MAPPING:
+            _copy_code(origin, values, directory)
+        return read_config(directory)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FetchError(f"{origin.name}: its config.json cannot be used: {reason}") from None
+
+
+def _copy_code(origin: HubOrigin | LocalOrigin, config: dict[str, Any], directory: Path) -> None:
+    """Copy the modules of a model that comes with code of its own; raises FetchError."""
+    if not allowed():
+        raise FetchError(
+            f"{origin.name}: {config.get('model_type')} models come with code of their own, "
+            "which is not run (trust_remote_code)"
+        )
+    if outside := foreign(config):
+        raise FetchError(
+            f"{origin.name}: its code is in another repository ({outside[0]}), at no stated "
+            "commit; that is not run"
+        )
+    for file in origin.files():
+        if file.endswith(".py"):
+            shutil.copyfile(origin.whole(file), directory / file)
+
+
+def _copy_tokenizer(origin: HubOrigin | LocalOrigin, directory: Path) -> None:
+    """Copy the tokenizer's files, and write tokenizer.json where only an older form is there."""
+    there = origin.files()
+    for file in TOKENIZER_FILES:
+        if file in there:
+            shutil.copyfile(origin.whole(file), directory / file)
+    if "tokenizer.json" in there:
+        return
+    if not {"tokenizer.model", "vocab.json"}.intersection(there):
+        raise FetchError(
+            f"{origin.name}: no tokenizer.json and no way to make one: neither tokenizer.model nor "
+            "vocab.json is there"
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+            tokenizer.save_pretrained(directory)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FetchError(
+            f"{origin.name}: no tokenizer.json and no way to make one: {reason}"
+        ) from None
+    if not (directory / "tokenizer.json").is_file():
+        raise FetchError(f"{origin.name}: no tokenizer.json and no fast form of its tokenizer")
+
+
+def _check_vocabulary(directory: Path, config: PretrainedConfig, name: str) -> None:
+    """Raise ValueError where the tokenizer has tokens that the embedding has no row for."""
+    tokens = load_tokenizer(directory).get_vocab_size()
+    if tokens > config.vocab_size:
+        raise ValueError(
+            f"{name}: the tokenizer has {tokens} tokens, the embedding {config.vocab_size} rows"
+        )
+
+
+def _write_config(config: PretrainedConfig, blocks: int | None, directory: Path) -> None:
+    kept = config if blocks is None else shorter(config, blocks)
+    kept.tokinfo_depth = config.num_hidden_layers
+    kept.save_pretrained(directory)
+
+
+@contextmanager
+def _open_gguf(source: WheelSource | GgufSource, state: Path) -> Iterator[GgufModel]:
+    name = describe(source)
+    if isinstance(source, GgufSource):
+        file = Path(source.path).expanduser()
+        with open_gguf(name, gguf_digest(file, name), state, lambda _: file) as model:
+            yield model
+        return
+
+    def unpack(scratch: Path) -> Path:
+        extract(source, scratch / "model.gguf", state / "downloads")
+        return scratch / "model.gguf"
+
+    with open_gguf(name, source.sha256, state, unpack) as model:
+        yield model

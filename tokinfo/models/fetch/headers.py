@@ -1,0 +1,107 @@
+"""Headers of safetensors files: reading them, checking them, and making them for a few tensors.
+
+The format (https://huggingface.co/docs/safetensors): eight bytes with the length N of the header,
+little-endian; N bytes of JSON with each tensor's dtype, shape and place; the tensors' bytes
+without gaps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tokinfo.io.damaged import FetchError
+from tokinfo.models.fetch.ranges import Piece
+
+LENGTH = 8  # bytes of the number in front of a header
+LONGEST = 100_000_000  # bytes of a header that the format allows
+BITS = {
+    **{"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8},
+    **{"U16": 16, "I16": 16, "F16": 16, "BF16": 16},
+    **{"U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64},
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor inside a file: its form, and where its bytes are."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int  # first byte in the file
+    size: int  # in bytes
+
+
+def header_length(file: str, first: bytes, size: int) -> int:
+    """Return the length of a header from the first eight bytes of a file of ``size`` bytes.
+
+    Raises FetchError when no header of that length can be there.
+    """
+    length = int.from_bytes(first, "little")
+    if len(first) < LENGTH or not 2 <= length <= min(LONGEST, size - LENGTH):
+        raise FetchError(f"{file}: not a safetensors file (its header has an impossible length)")
+    return length
+
+
+def read_header(file: str, text: bytes, size: int) -> dict[str, Tensor]:
+    """Return the tensors that a header names, in a file of ``size`` bytes.
+
+    Raises FetchError when the header is damaged, or names bytes that are not in the file.
+    """
+    try:
+        named: dict[str, Any] = json.loads(text)
+        named.pop("__metadata__", None)
+        first = LENGTH + len(text)
+        found = {}
+        for name, entry in named.items():
+            begin, end = entry["data_offsets"]
+            found[name] = Tensor(
+                file, entry["dtype"], tuple(entry["shape"]), first + begin, end - begin
+            )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise FetchError(f"{file}: damaged safetensors header") from None
+    for name, tensor in found.items():
+        bits = BITS.get(tensor.dtype)
+        wanted = None if bits is None else math.prod(tensor.shape) * bits // 8
+        inside = first <= tensor.start <= tensor.start + tensor.size <= size
+        if not inside or (wanted is not None and wanted != tensor.size):
+            raise FetchError(f"{file}: damaged safetensors header: wrong place for {name}")
+    return found
+
+
+def make_file(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[Piece]]:
+    """Return the head of a new file that holds these tensors, and the pieces to fill it with.
+
+    Tensors lie in the order in which their files have them, so that neighbours there are one
+    piece here.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (item[1].file, item[1].start, item[0]))
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, tensor in ordered:
+        entries[name] = {
+            "dtype": tensor.dtype,
+            "shape": tensor.shape,
+            "data_offsets": [offset, offset + tensor.size],
+        }
+        offset += tensor.size
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(LENGTH, "little") + text
+    return head, _join((tensor for _, tensor in ordered), len(head))
+
+
+def _join(tensors: Iterable[Tensor], at: int) -> list[Piece]:
+    pieces: list[Piece] = []
+    for tensor in tensors:
+        last = pieces[-1] if pieces else None
+        if last and last.file == tensor.file and last.start + last.size == tensor.start:
+            pieces[-1] = Piece(last.file, last.start, last.size + tensor.size, last.at)
+        elif tensor.size:
+            pieces.append(Piece(tensor.file, tensor.start, tensor.size, at))
+        at += tensor.size
+    return pieces

@@ -1,0 +1,1 @@
+"""From a model and a site to activations, distances and noise floors."""

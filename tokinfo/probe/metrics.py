@@ -1,0 +1,66 @@
+"""Metrics: how far the activations of a candidate are from the target's, where visible."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokinfo.study.fields import MetricName
+from tokinfo.study.solvers import MetricWeights
+
+
+def distance(
+    found: Tensor,
+    target: Tensor,
+    visible: Tensor,
+    metric: MetricName,
+    weights: MetricWeights | None = None,
+) -> Tensor:
+    """Return the distance of each row over its visible positions.
+
+    ``l1`` is the SUM of absolute differences (as published), ``l2`` the 2-norm of the
+    difference, ``cosine`` is 1 - |cos| of the two flattened visible activations, and
+    ``l1+cosine`` a weighted sum of the first and the third.
+
+    Args:
+        found: [row, position, width] activations, any floating dtype.
+        target: the same shape, or broadcastable to it.
+        visible: bool [row, position].
+        metric: name of the distance.
+        weights: weights of ``l1+cosine``.
+
+    Returns:
+        float32 [row] (float64 where the activations are), in the activations' own units for
+        l1 and l2, without unit for cosine.
+
+    Raises:
+        ValueError: unknown metric.
+    """
+    wide = torch.promote_types(found.dtype, torch.float32)
+    shown = visible[..., None]
+    # where(), not multiplication: a non-finite activation at a hidden position must not leak.
+    a = torch.where(shown, found.to(wide), 0)
+    b = torch.where(shown, target.to(wide), 0)
+    if metric == "l1":
+        return _l1(a, b)
+    if metric == "l2":
+        norm: Tensor = torch.linalg.vector_norm(a - b, dim=(-2, -1))
+        return norm
+    if metric == "cosine":
+        return _cosine(a, b)
+    if metric == "l1+cosine":
+        weights = weights or MetricWeights()
+        return weights.cosine * _cosine(a, b) + weights.l1 * _l1(a, b)
+    raise ValueError(f"metric {metric!r}: allowed: l1, l2, cosine, l1+cosine")
+
+
+def _l1(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).abs().sum(dim=(-2, -1))
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    a, b = a.flatten(-2), b.flatten(-2)
+    dot = (a * b).sum(-1)
+    norms = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
+    away: Tensor = 1 - dot.abs() / norms.clamp_min(torch.finfo(a.dtype).tiny)
+    return away

@@ -1,0 +1,246 @@
+"""The probe: a decoder and a site, as a function from embeddings to activations.
+
+The decoder's own forward runs, on embeddings instead of tokens, and is left as soon as the
+site is reached: block K costs K blocks. Nothing of the model is re-implemented here, so what
+is read is what the model computes.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokinfo.models.structure import Block, StructureError, find_block
+from tokinfo.probe import acausal
+from tokinfo.probe.hooks import Reached, drop_residual, stop_after_attention, stop_at, stop_at_mlp
+from tokinfo.study.sites import Site
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Leading positions, computed once: their activations, and what later ones need of them.
+
+    Attributes:
+        activations: [1 or row, position, width] at the site.
+        layers: keys and values of each block up to the site's.
+    """
+
+    activations: Tensor
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+
+def _new_cache(decoder: nn.Module) -> Any:
+    """Return an empty cache: the decoder's own kind, or that of `transformers`.
+
+    The latter without a configuration, which would make the blocks with a sliding window forget
+    the positions outside it, and with them how many there were; the mask hides those anyway.
+    """
+    own = getattr(decoder, "new_cache", None)
+    if own is not None:
+        return own()
+    from transformers import DynamicCache
+
+    return DynamicCache()
+
+
+class Probe:
+    """Activations of one decoder at one site.
+
+    Sites:
+        ``embedding``: the input itself.
+        ``attention.K``: the residual stream of block K once attention has been added to it: the
+            block's input plus attention's output, the latter behind its own norm where a family
+            has one there (Gemma 2 and 3). Before a norm of the sum (OPT-350m). Where attention
+            and MLP run side by side (GPT-J, GPT-NeoX, Falcon) it is the same sum, without the
+            MLP. Without the residual, what attention adds.
+        ``mlp.K``: the output of block K's MLP or mixture of experts itself, before a norm behind
+            it and before it is added.
+        ``block.K``: the output of block K, before any final normalisation.
+
+    Args:
+        decoder: a decoder called as ``decoder(inputs_embeds=..., attention_mask=...,
+            use_cache=False)``, in evaluation mode.
+        site: a resolved site (no ``last``).
+        residual: False removes the residual connection around the self-attention of the
+            site's own block; its normalisation still sees the block's real input. A block that
+            runs attention and MLP side by side has one residual around both: that one goes.
+        causal: False lets every position attend to later ones as to earlier ones: to all, or
+            within a sliding window to those less than the window away.
+        dtype: what the decoder computes in; embeddings of any dtype are cast to it.
+
+    Raises:
+        StructureError: the decoder's blocks or sub-layers were not recognised, or it is causal
+            whatever mask it is given (a mixer is, by construction).
+    """
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        site: Site,
+        *,
+        residual: bool = True,
+        causal: bool = True,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.decoder = decoder
+        self.site = site
+        self.residual = residual
+        self.causal = causal
+        self.dtype = dtype
+        self._block: Block | None = None
+        if site.place == "embedding":
+            return
+        block = self._block = find_block(decoder, site.block)
+        # Asked for now: what is not recognised is refused before anything runs.
+        if site.place == "mlp":
+            _ = block.mlp
+        if site.place == "attention" or not residual:
+            _ = block.attention
+        if not causal:
+            acausal.check(decoder, self)
+
+    def __call__(
+        self,
+        embeddings: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        prefix: Prefix | None = None,
+    ) -> Tensor:
+        """Return the activations of a batch of embedded prompts.
+
+        Args:
+            embeddings: [batch, position, d_model]; rows shorter than the batch are padded
+                on the right, where a causal model cannot see them.
+            lengths: [batch] tokens of each row; needed without a causal mask, where padding
+                would otherwise be seen.
+            prefix: what stands before ``embeddings`` in every row, computed once by
+                `prefix`; causal probes only.
+
+        Returns:
+            [batch, position, width]; width is d_model, at the site `embedding` that of the
+            embedding (OPT-350m projects it up to d_model).
+
+        Raises:
+            StructureError: the block does not do with its sub-layers what the site needs.
+        """
+        if self._block is None:
+            return embeddings
+        embeddings = embeddings.to(self.dtype)
+        with ExitStack() as hooks:
+            self._hook(self._block, hooks)
+            try:
+                self.decoder(
+                    inputs_embeds=embeddings,
+                    **self._masked(embeddings, lengths),
+                    **self._cached(prefix, len(embeddings)),
+                )
+            except Reached as reached:
+                return _by_row(reached.activations, embeddings)
+        raise RuntimeError(f"the forward of {type(self.decoder).__name__} never met {self.site}")
+
+    def prefix(self, embeddings: Tensor) -> Prefix:
+        """Compute the leading positions of many rows once.
+
+        Args:
+            embeddings: [1 or row, position, d_model]; at least one position. One row serves
+                a batch of any size, several serve a batch of as many.
+
+        Raises:
+            ValueError: the probe is not causal, so no position is settled before the last.
+            StructureError: a block keeps something else than keys and values of them.
+        """
+        if not self.causal:
+            raise ValueError("without a causal mask no leading position can be computed once")
+        if self._block is None:
+            return Prefix(embeddings.detach(), ())
+        cache = _new_cache(self.decoder)
+        with torch.no_grad(), ExitStack() as hooks:
+            self._hook(self._block, hooks)
+            try:
+                self.decoder(
+                    inputs_embeds=embeddings.to(self.dtype), past_key_values=cache, use_cache=True
+                )
+            except Reached as reached:
+                return Prefix(
+                    _by_row(reached.activations, embeddings),
+                    self._kept(cache, embeddings.shape[1]),
+                )
+            except IndexError as error:  # what a block of another kind finds in this cache
+                raise self._forgetful() from error
+        raise RuntimeError(f"the forward of {type(self.decoder).__name__} never met {self.site}")
+
+    def expected(self, embeddings: Tensor, outputs: Tensor) -> Tensor:
+        """Return what the decoder expects behind prompts, as far as its embedding can say.
+
+        With tied embeddings, and all of its blocks there, these are the model's logits. Elsewhere
+        they are those of the `logit lens` (nostalgebraist, 2020): better than nothing near the
+        last block, noise behind the first ones, or where the output head is another matrix.
+
+        Args:
+            embeddings: [row, position, d_model]; at least one position.
+            outputs: [token, d_model], one direction for each token that may come.
+
+        Returns:
+            [row, token] scores, larger for what is more likely; equal ones where the decoder's
+            output is not of the width of ``outputs``.
+        """
+        with torch.no_grad():
+            out = self.decoder(
+                inputs_embeds=embeddings.to(self.dtype), attention_mask=None, use_cache=False
+            )
+            last: Tensor = out.last_hidden_state[:, -1].to(outputs)
+        if last.shape[1] != outputs.shape[1]:
+            return outputs.new_zeros(len(last), len(outputs))
+        return last @ outputs.T
+
+    def _kept(self, cache: Any, positions: int) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Return the keys and values of the blocks up to the site's; all positions are in them."""
+        layers = cache.layers[: self.site.block]
+        kept = [layer for layer in layers if getattr(layer, "keys", None) is not None]
+        if len(kept) < self.site.block or any(x.keys.shape[-2] != positions for x in kept):
+            raise self._forgetful()
+        return tuple((layer.keys, layer.values) for layer in kept)
+
+    def _forgetful(self) -> StructureError:
+        return StructureError(
+            f"{type(self.decoder).__name__}: its blocks do not keep the keys and values of "
+            "leading positions, so these cannot be computed once"
+        )
+
+    def _cached(self, prefix: Prefix | None, rows: int) -> dict[str, Any]:
+        if prefix is None:
+            return {"use_cache": False}
+        cache = _new_cache(self.decoder)
+        for index, (keys, values) in enumerate(prefix.layers):
+            # Views: rows share the prefix until the block joins their own positions to it.
+            cache.update(
+                keys.expand(rows, *keys.shape[1:]), values.expand(rows, *values.shape[1:]), index
+            )
+        return {"past_key_values": cache, "use_cache": True}
+
+    def _masked(self, embeddings: Tensor, lengths: Tensor | None) -> dict[str, Any]:
+        if self.causal:
+            return {"attention_mask": None}
+        return acausal.arguments(self.decoder, embeddings, lengths)
+
+    def _hook(self, block: Block, hooks: ExitStack) -> None:
+        if not self.residual:
+            drop_residual(block, hooks)
+        if self.site.place == "attention":
+            stop_after_attention(block, hooks)
+        elif self.site.place == "mlp":
+            stop_at_mlp(block.mlp, hooks)
+        else:
+            stop_at(block.module, hooks)
+
+
+def _by_row(activations: Tensor, embeddings: Tensor) -> Tensor:
+    """Return [batch, position, width] of what OPT's MLP returns as [batch * position, width].
+
+    A block on another GPU leaves them there; they come to where the embeddings are.
+    """
+    return activations.reshape(*embeddings.shape[:2], -1).to(embeddings.device)

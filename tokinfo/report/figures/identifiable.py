@@ -1,0 +1,257 @@
+"""Figures on what is there: found beside identifiable, and the rank of the true token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from tokinfo.report.figures import data, panels, style
+from tokinfo.report.figures.data import Row
+from tokinfo.tables.identifiability import SETTING, best_cells, hidden_rows, share
+from tokinfo.tables.recovery import display_order
+
+NOTHING_SWEPT = "No sweep in this study: nothing says what is identifiable."
+_BAND, _EDGE = "#d9d9d9", "#5f5f5f"
+_SHAPES = {"chapter": "^", "adam": "s", "joint": "o"}
+_NAMES = {
+    "chapter": "found by the published descent",
+    "adam": "found by better descent",
+    "joint": "found by joint search",
+}
+
+
+def settings(table: pl.DataFrame) -> list[Row]:
+    """Return one dict per setting, in the order of the figures' models, for a line of a panel.
+
+    ``table`` holds hidden rows; each dict has a setting's facts, `label`, `place` and
+    `control` (all of its hidden positions are controls).
+    """
+    facts = ["source", "family", "state", "quantization", "weights_note", "block", "depth"]
+    rows = (
+        table.group_by(SETTING, maintain_order=True)
+        .agg(*(pl.col(name).first() for name in facts), pl.col("control").all())
+        .to_dicts()
+    )
+    several = table["prompts"].n_unique() > 1
+    for row in rows:
+        row["label"] = data.label_of(row, several)
+        row["place"] = data.place_of(row["site"], row["depth"])
+    return sorted(rows, key=lambda row: (display_order(row), len(row["label"]), row["label"]))
+
+
+def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
+    """Draw, per model, mask and place, what each kind of search found beside what is there."""
+    title = "Not found, or not there?"
+    table = hidden_rows(recovery)
+    swept = best_cells(table.filter(kind="sweep"), pl.col("identified") == "identifiable")
+    swept = swept.filter(pl.col("identified").is_not_null())
+    if swept.is_empty():
+        empty(title, NOTHING_SWEPT, svg, png)
+        return
+    # Only where a sweep says what is there can a search's share be judged.
+    table = table.join(swept.select(SETTING).unique(), on=list(SETTING), how="semi")
+    # And a line of what is there alone, in a study that searched elsewhere, compares nothing.
+    compared = table.filter(pl.col("kind").is_in(list(_SHAPES)))
+    if len(compared):
+        shown = pl.concat([compared, table.filter("control")]).select(SETTING).unique()
+        table = table.join(shown, on=list(SETTING), how="semi")
+    rows = data.at_few_places(settings(table))
+    masks, unshown = data.few_masks(rows)
+    rows = [row for row in rows if row["mask"] in masks]
+    colours = style.family_colours(panels.families(rows))
+    best = {
+        kind: best_cells(
+            table.filter(kind=kind), pl.col("recovered" if kind == "joint" else "correct")
+        )
+        for kind in _SHAPES
+    }
+    present = [kind for kind in _SHAPES if len(best[kind])]
+    drawn = panels.make(
+        rows,
+        data.places_of(rows),
+        masks,
+        title=title,
+        subtitle="Hidden tokens. Grey: identifiable, i.e. with the other tokens known no other "
+        "token explains the visible activations. Marks: found by a search that knows "
+        "none of them. A mark left of the end of the grey: not FOUND. No grey: not THERE. "
+        + unshown
+        + panels.note_weights(rows),
+        column_title=lambda mask: _mask_title(mask, data.where(rows, mask=mask)),
+        axis_label="hidden tokens (%)",
+        line_height=0.45,
+    )
+    for place, mask, axes in drawn.each():
+        style.percent_axis(axes, room=0.04)
+        for label, at in drawn.lines.items():
+            here = data.where(rows, place=place, mask=mask, label=label)
+            if not here:
+                axes.text(0.0, at, " not in the study", va="center", fontsize=8, color=style.FAINT)
+                continue
+            is_here = {name: here[0][name] for name in SETTING}
+            _line(axes, at, here[0], colours[here[0]["family"]], present, swept, best, is_here)
+    style.legend(drawn.figure, _key(rows, present), columns=4)
+    style.save(drawn.figure, svg, png, title)
+
+
+def _mask_title(mask: str, rows: list[Row]) -> str:
+    control = " (control)" if all(row["control"] for row in rows) else ""
+    return f"mask {mask}{control}\n{style.mask_words(mask)}"
+
+
+def _line(
+    axes: Axes,
+    at: float,
+    row: Row,
+    colour: str,
+    present: list[str],
+    swept: pl.DataFrame,
+    best: dict[str, pl.DataFrame],
+    is_here: Row,
+) -> None:
+    """Draw one model's line: the grey band, and a mark for each kind of search."""
+    there = share(swept.filter(**is_here), pl.col("identified") == "identifiable")
+    if there is not None:
+        axes.barh(at, there.value, 0.9, facecolor=_BAND, edgecolor="none", zorder=1)
+        axes.plot([there.value] * 2, [at - 0.45, at + 0.45], color=_EDGE, linewidth=1.6, zorder=3)
+        ends = [there.low, there.high], [at + 0.43] * 2
+        axes.plot(*ends, color=_EDGE, linewidth=1, marker="|", markersize=4, clip_on=False)
+    for kind, shift in zip(present, panels.offsets(len(present), 0.5), strict=True):
+        shift -= 0.08
+        mine = best[kind].filter(**is_here)
+        found = share(mine, pl.col("correct"))
+        if found is None:
+            continue
+        if kind == "joint":
+            sure = share(mine, pl.col("recovered"))
+            if sure is not None and sure.value:
+                axes.barh(at + shift, sure.value, 0.2, color=colour, zorder=3)
+        drawn = row | {"top1": found.value, "top1_low": found.low, "top1_high": found.high}
+        panels.point(axes, drawn, at + shift, colour, _SHAPES[kind], size=5.5)
+
+
+def _key(rows: list[Row], present: list[str]) -> list[Patch | Line2D]:
+    key: list[Patch | Line2D] = [
+        Patch(facecolor=_BAND, edgecolor=_EDGE, label="identifiable (others known)")
+    ]
+    for kind in present:
+        key.append(
+            Line2D(
+                [],
+                [],
+                linestyle="none",
+                marker=_SHAPES[kind],
+                color=style.OTHER_COLOUR,
+                label=_NAMES[kind],
+            )
+        )
+    if "joint" in present:
+        key.append(
+            Line2D(
+                [],
+                [],
+                color=style.OTHER_COLOUR,
+                linewidth=4,
+                label="recovered: found, certified and identifiable",
+            )
+        )
+    key += [
+        Line2D(
+            [],
+            [],
+            linestyle="none",
+            marker="o",
+            color=style.OTHER_COLOUR,
+            markerfacecolor=style.OTHER_COLOUR if state == "trained" else "white",
+            label=f"{'filled' if state == 'trained' else 'hollow'}: {state}",
+        )
+        for state in panels.states(rows)
+    ]
+    key += [
+        patch for patch in style.family_key(panels.families(rows), ()) if isinstance(patch, Patch)
+    ]
+    key.append(Line2D([], [], color=style.INK, marker="|", markersize=6, label="95 % interval"))
+    return key
+
+
+# --- ranks --------------------------------------------------------------------------------
+
+_AROUND = {
+    "sweep": "around the true prompt\n(an upper bound)",
+    "joint": "around the found prompt\n(no truth needed)",
+}
+_SHADES = LinearSegmentedColormap.from_list("shades", ["#ffffff", "#9ecae1", "#08306b"])
+
+
+def rank_histogram(recovery: Path, svg: Path, png: Path) -> None:
+    """Draw how the true token ranks among all candidates, in powers of ten, model by model."""
+    title = "How does the true token rank among all candidates?"
+    table = hidden_rows(recovery).filter(pl.col("rank").is_not_null() & ~pl.col("control"))
+    kinds = [kind for kind in _AROUND if kind in set(table["kind"])]
+    if not kinds:
+        empty(title, NOTHING_SWEPT, svg, png)
+        return
+    rows = settings(table)
+    labels = data.distinct(rows, "label")
+    label_of = pl.DataFrame(rows).select(*SETTING, "label")
+    table = table.join(label_of, on=list(SETTING)).with_columns(
+        # 1; 2 to 10; 11 to 100; ...: rank 10 still stands in the first decade.
+        bin=((pl.col("rank") - 0.5).log10().floor() + 1).clip(0).cast(pl.Int64)
+    )
+    largest = int(table["vocabulary"].max())  # type: ignore[arg-type]
+    bins = list(range(len(str(max(largest - 1, 1))) + 1))
+    drawn = panels.make(
+        rows,
+        [""],
+        kinds,
+        title=title,
+        subtitle="Share of hidden positions (%) by the true token's rank in a sweep of the whole "
+        "vocabulary; sites and masks pooled, ties counted against it. Rank 1 is "
+        "identifiable as far as the order goes. Positions that nothing visible can depend on are "
+        "left out. " + panels.note_weights(rows),
+        column_title=_AROUND.__getitem__,
+        axis_label="rank of the true token",
+        line_height=0.3,
+    )
+    for _, kind, axes in drawn.each():
+        axes.set_xlim(-0.5, len(bins) + 0.35)
+        names = ["1", *(f"{10 ** (i - 1) + 1:,} to\n{10**i:,}" for i in bins[1:])]
+        axes.set_xticks([*bins, len(bins)], [*names, "n"], fontsize=8.5)
+        axes.tick_params(axis="x", length=0)
+        for label in labels:
+            mine = table.filter(kind=kind, label=label)
+            counts = [int((mine["bin"] == number).sum()) for number in bins]
+            _cells(axes, drawn.lines[label], counts)
+    style.save(drawn.figure, svg, png, title)
+
+
+def _cells(axes: Axes, at: float, counts: list[int]) -> None:
+    """Draw one line of the heat table: a shaded cell with its percentage for each bin."""
+    total = sum(counts)
+    for number, count in enumerate(counts):
+        part = count / total if total else 0.0
+        axes.barh(at, 0.96, 0.92, left=number - 0.48, facecolor=_SHADES(part), edgecolor=style.GRID)
+        if count:
+            axes.text(
+                number,
+                at,
+                style.share_words(part),
+                ha="center",
+                va="center",
+                fontsize=8.5,
+                color="white" if part > 0.68 else style.INK,
+            )
+    words = f"{total:,}" if total else "none"
+    axes.text(len(counts), at, words, ha="center", va="center", fontsize=8.5, color=style.FAINT)
+
+
+def empty(title: str, reason: str, svg: Path, png: Path) -> None:
+    """Write a figure that says in words why there is nothing to draw."""
+    figure = style.new_figure(2.2)
+    style.heading(figure, title)
+    style.message(figure, reason)
+    style.save(figure, svg, png, title)

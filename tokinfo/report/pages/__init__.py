@@ -1,0 +1,1 @@
+"""Pages of the report that are more than a figure."""

@@ -1,0 +1,165 @@
+"""From a cell and its checkpoint to the problem that its solver is given."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokinfo.models.checkpoint import Checkpoint
+from tokinfo.probe.batch import Batch, encode, make_batch
+from tokinfo.probe.metrics import distance
+from tokinfo.probe.noise import alone, floor
+from tokinfo.probe.probe import Probe
+from tokinfo.solvers.decoding import Decoder
+from tokinfo.solvers.problem import Problem
+from tokinfo.study import targets
+from tokinfo.study.cell import Cell
+from tokinfo.study.masks import Mask
+from tokinfo.study.sites import Site
+from tokinfo.study.solvers import MetricWeights, Solver
+
+Activations = tuple[Batch, Tensor]
+"""A batch of prompts, and the activations [prompt, position, width] of each, computed alone."""
+
+
+def make_problem(
+    checkpoint: Checkpoint,
+    inverse_gram: Tensor,
+    cell: Cell,
+    solver: Solver,
+    weights: MetricWeights,
+    prompts: list[str],
+    *,
+    other: Activations | None = None,
+    prior: Tensor | None = None,
+) -> Problem:
+    """Return the problem that a cell poses: targets of all its prompts, each computed alone.
+
+    The noise floor is this model's with the prompts themselves, whatever the target.
+
+    Args:
+        checkpoint: the cell's model.
+        inverse_gram: of its embedding.
+        cell: the cell.
+        solver: settings of its solver.
+        weights: weights of ``l1+cosine``.
+        prompts: texts.
+        other: `activations` of the same prompts in the model that the cell's target names.
+        prior: float64 [V], probability of each token before anything is seen.
+
+    Raises:
+        ValueError: a prompt does not suit the mask, the model's number of positions or the
+            target, or explains a control's; another model reads the prompts as other tokens or is
+            of another width; or the prior is of another vocabulary.
+    """
+    embedding = checkpoint.embedding
+    restricted = solver.decode.restricted_to
+    candidates = (
+        torch.tensor(sorted(set(encode(checkpoint.tokenizer, [restricted])[0])))
+        if restricted
+        else None
+    )
+    decoder = Decoder(
+        embedding,
+        inverse_gram.to(embedding.device),
+        solver.decode.method,
+        None if candidates is None else candidates.to(embedding.device),
+    )
+    probe = make_probe(checkpoint, cell)
+    batch, own = activations(checkpoint, cell, prompts)
+    noise = floor(probe, embedding, batch, own, cell.metric, weights)
+    target = _target(cell, batch, own, other)
+    if cell.target != targets.OWN:
+        away = distance(own, target, batch.visible, cell.metric, weights)
+        for number in (away <= noise).nonzero()[:, 0].tolist():
+            raise ValueError(f"prompt {number}: itself explains target {cell.target!r}: no control")
+    return Problem(
+        probe=probe,
+        decoder=decoder,
+        batch=batch,
+        target=target,
+        floor=noise,
+        metric=cell.metric,
+        weights=weights,
+        parametrisation=cell.parametrisation,
+        seed=cell.seed,
+        numbers=torch.arange(len(prompts)),
+        prior=None if prior is None else _of_candidates(prior, decoder),
+    )
+
+
+def make_probe(checkpoint: Checkpoint, cell: Cell) -> Probe:
+    """Return a model as a cell reads it."""
+    return Probe(
+        checkpoint.decoder,
+        Site.parse(cell.site),
+        residual=cell.residual,
+        causal=cell.causal,
+        dtype=checkpoint.dtype,
+    )
+
+
+def activations(checkpoint: Checkpoint, cell: Cell, prompts: list[str]) -> Activations:
+    """Return what a model makes of a cell's prompts, on the model's device.
+
+    Raises:
+        ValueError: a prompt does not suit the mask or the model's number of positions.
+    """
+    batch = make_batch(
+        encode(checkpoint.tokenizer, prompts),
+        Mask(cell.mask),
+        pad_id=checkpoint.pad_id,
+        pad_to=int(checkpoint.facts["n_ctx"]) if cell.padding == "n_ctx" else None,
+    )
+    batch = batch.to(checkpoint.embedding.device)
+    probe = make_probe(checkpoint, cell)
+    return batch, alone(probe, checkpoint.embedding, batch.ids, batch.seen)
+
+
+def shuffled(target: Tensor, batch: Batch) -> Tensor:
+    """Return a target whose positions are permuted within each prompt's own length.
+
+    Position p gets the activations of position `derangement(length)[p]`, never its own; pads that
+    the model sees keep theirs. What is visible stays so.
+
+    Raises:
+        ValueError: a prompt shows fewer than two of its own positions. One position alone may
+            well be explained: in an attention model by its token repeated.
+    """
+    moved = target.clone()
+    shown = (batch.visible & batch.scored).sum(1).tolist()
+    for row, (length, visible) in enumerate(zip(batch.lengths.tolist(), shown, strict=True)):
+        if visible < 2:
+            raise ValueError(
+                f"prompt {row}: shows {visible} of its {length} positions; target "
+                f"{targets.SHUFFLED!r} needs two"
+            )
+        moved[row, :length] = target[row, targets.derangement(length)]
+    return moved
+
+
+def _target(cell: Cell, batch: Batch, own: Tensor, other: Activations | None) -> Tensor:
+    if cell.target == targets.SHUFFLED:
+        return shuffled(own, batch)
+    if cell.target == targets.OWN:
+        return own
+    assert other is not None, f"{cell.target} without its activations"
+    theirs, target = other
+    if not torch.equal(theirs.ids, batch.ids):
+        raise ValueError(f"target {cell.target}: its tokenizer reads the prompts as other tokens")
+    if target.shape != own.shape:
+        raise ValueError(
+            f"target {cell.target}: its activations are {target.shape[-1]} wide, "
+            f"this model's {own.shape[-1]}"
+        )
+    return target.to(own)
+
+
+def _of_candidates(prior: Tensor, decoder: Decoder) -> Tensor:
+    """Return a prior [V] cut to the decoder's candidates, in their order, summing to one."""
+    if len(prior) != len(decoder.embedding):
+        raise ValueError(
+            f"the prior has {len(prior)} tokens, the embedding {len(decoder.embedding)} rows"
+        )
+    kept = prior.to(decoder.embedding.device)[decoder.ids]
+    return kept / kept.sum()

@@ -1,0 +1,168 @@
+"""What every solver is given, and what every solver returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tokinfo.probe.batch import Batch
+from tokinfo.probe.metrics import distance
+from tokinfo.probe.probe import Probe
+from tokinfo.solvers.decoding import Decoder
+from tokinfo.solvers.identification import Identification
+from tokinfo.study.fields import MetricName, Parametrisation
+from tokinfo.study.solvers import MetricWeights
+
+
+class SolverError(RuntimeError):
+    """A solver cannot go on; the message says why in one line."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A batch of targets to be explained; per-row quantities are data, never loops.
+
+    Attributes:
+        probe: from embeddings to activations at the site.
+        decoder: from embeddings to tokens; holds the embedding matrix [V, d].
+        batch: what the model sees, what is visible and what is scored. A solver may read
+            ``lengths``, ``seen``, ``visible`` and ``scored``; ``ids`` is the answer.
+        target: [row, position, width] activations of the true prompts, each computed alone.
+        metric: distance over visible positions.
+        weights: weights of ``l1+cosine``.
+        parametrisation: what descends.
+        seed: seed of the starts.
+        floor: [row] noise floor of each prompt, in the metric's units. A solver may stop
+            there; it is a property of the machine's arithmetic, not of the prompt's tokens.
+        numbers: [row] which prompt of the cell each row is; starts depend on it, so that a
+            row is the same in any batch.
+        prior: float64 [candidate] probabilities of the decoder's candidates before anything is
+            seen; None: the study names no prior.
+    """
+
+    probe: Probe
+    decoder: Decoder
+    batch: Batch
+    target: Tensor
+    metric: MetricName
+    weights: MetricWeights
+    parametrisation: Parametrisation
+    seed: int
+    floor: Tensor
+    numbers: Tensor
+    prior: Tensor | None = None
+
+    def rows(self, index: Tensor) -> Problem:
+        """Return the problem of these rows only (a row may repeat)."""
+        return replace(
+            self,
+            batch=self.batch.rows(index),
+            target=self.target[index],
+            floor=self.floor[index],
+            numbers=self.numbers[index],
+        )
+
+    def loss(self, embeddings: Tensor) -> Tensor:
+        """Return the distance [row] of embedded candidates [row, position, d] to the target."""
+        found = self.probe(embeddings, self.batch.seen)
+        return distance(found, self.target, self.batch.visible, self.metric, self.weights)
+
+    def token_loss(self, ids: Tensor) -> Tensor:
+        """Return the distance [row] of candidate tokens [row, position] to the target."""
+        with torch.no_grad():
+            return self.loss(self.decoder.embedding[ids])
+
+    def embed(self, free: Tensor) -> Tensor:
+        """Return the embeddings [row, position, d] that a free variable stands for."""
+        if self.parametrisation == "vocabulary":
+            return free @ self.decoder.embedding
+        return free
+
+    def decode(self, free: Tensor, k: int = 5) -> Tensor:
+        """Return the k best tokens [row, position, k] of a free variable."""
+        if self.parametrisation == "vocabulary":
+            chosen = self.decoder.candidates
+            return self.decoder.rank(free if chosen is None else free[..., chosen], k)
+        return self.decoder.top(free, k)
+
+    def start(self, restart: int) -> Tensor:
+        """Return standard normal numbers [row, position, free dimension].
+
+        Each row's come from its own generator, seeded by (seed, prompt, restart): a prompt
+        starts from the same point whatever else is in its batch.
+        """
+        matrix = self.decoder.embedding
+        width = len(matrix) if self.parametrisation == "vocabulary" else matrix.shape[1]
+        rows = []
+        for number in self.numbers.tolist():
+            generator = torch.Generator().manual_seed(
+                (self.seed * 1_000_003 + number) * 1_000_003 + restart
+            )
+            rows.append(torch.randn(self.target.shape[1], width, generator=generator))
+        return torch.stack(rows).to(matrix)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a solver found, one entry per row of its problem.
+
+    Attributes:
+        top_ids: int64 [row, position, 5], best first; the first is the found prompt.
+        loss: [row] distance at the end of the descent, of the free variable.
+        first_loss: [row] distance at the start.
+        steps: int64 [row] steps taken by the start that was kept.
+        restart: int64 [row] which start was kept.
+        restarts: number of starts.
+        evaluations: int64 [row] forward passes spent on the row, all starts together.
+        identified: for each row, what sweeps say about its positions; None: nothing was swept.
+        around: which prompt the sweeps were run around, ``true`` or ``found``.
+        curve: for each row, its loss at the first of ``curve_steps``; a row that stopped early
+            has fewer. None: nothing descended.
+        curve_steps: steps at which losses were noted.
+    """
+
+    top_ids: Tensor
+    loss: Tensor
+    first_loss: Tensor
+    steps: Tensor
+    restart: Tensor
+    restarts: int
+    evaluations: Tensor
+    identified: list[dict[int, Identification]] | None = None
+    around: str | None = None
+    curve: list[list[float]] | None = None
+    curve_steps: tuple[int, ...] = ()
+
+    @classmethod
+    def concatenate(cls, parts: list[Result]) -> Result:
+        """Join results of consecutive rows."""
+        joined = {
+            field: torch.cat([getattr(part, field) for part in parts])
+            for field in ("top_ids", "loss", "first_loss", "steps", "restart", "evaluations")
+        }
+        swept = [part.identified for part in parts if part.identified is not None]
+        return cls(
+            **joined,
+            restarts=parts[0].restarts,
+            identified=[row for rows in swept for row in rows] if swept else None,
+            around=parts[0].around,
+            curve=(
+                None
+                if any(part.curve is None for part in parts)
+                else [row for part in parts for row in part.curve or []]
+            ),
+            curve_steps=max((part.curve_steps for part in parts), key=len),
+        )
+
+
+def check_finite(loss: Tensor, problem: Problem, step: int) -> None:
+    """Raise SolverError naming the prompts whose loss is no longer a number."""
+    bad = ~torch.isfinite(loss)
+    if bad.any():
+        prompts = sorted(set(problem.numbers[bad.cpu()].tolist()))
+        raise SolverError(
+            f"the loss became non-finite at step {step} for prompt(s) {prompts}; "
+            "a smaller learning_rate is the usual cure"
+        )

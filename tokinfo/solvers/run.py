@@ -1,0 +1,61 @@
+"""Run a solver by its settings, in as few batches as the memory allows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from importlib import import_module
+
+import torch
+
+from tokinfo.solvers.batches import free_memory, out_of_memory
+from tokinfo.solvers.problem import Problem, Result, SolverError
+from tokinfo.study.solvers import Solver
+
+log = logging.getLogger(__name__)
+
+
+def _solve(problem: Problem, settings: Solver) -> Result:
+    """Solve with the module that is named as the settings' kind.
+
+    It is imported by that name, where digests of code do not follow: a cell's own count its
+    solver's module (`Plan.cell_code` of the workflow), and a change of another one reruns nothing.
+    """
+    solved: Result = import_module(f"tokinfo.solvers.{settings.kind}").solve(problem, settings)
+    return solved
+
+
+def run(
+    problem: Problem,
+    settings: Solver,
+    solve: Callable[[Problem, Solver], Result] = _solve,
+) -> Result:
+    """Solve a problem; when memory runs out, in batches half as large, and so on.
+
+    A row's result does not depend on its batch (up to rounding), so nothing is lost but time.
+
+    Raises:
+        SolverError: the descent failed, or a single prompt does not fit in memory.
+    """
+    rows = len(problem.target)
+    size = rows
+    done: list[Result] = []
+    first = 0
+    while first < rows:
+        last = min(first + size, rows)
+        part = problem if last - first == rows else problem.rows(torch.arange(first, last))
+        try:
+            done.append(solve(part, settings))
+            first = last
+            continue
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            count = last - first
+        # Outside the except block: the exception holds the frames that hold the tensors.
+        if count == 1:
+            raise SolverError("out of memory with a batch of a single prompt")
+        size = count // 2
+        log.warning("out of memory with %d prompts in a batch; going on with %d", count, size)
+        free_memory()
+    return Result.concatenate(done)

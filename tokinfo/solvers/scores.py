@@ -1,0 +1,68 @@
+"""Scores: which of the true tokens a solver found, position by position."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from tokinfo.solvers.decoding import Decoder
+
+
+def found_unordered(found: list[int], true: list[int]) -> list[bool]:
+    """Say of each true token whether it was found at its own or at any other position.
+
+    A found token counts once: exact places are matched first, then what is left over, from
+    left to right.
+
+    >>> found_unordered([7, 5, 5], [5, 7, 9])
+    [True, True, False]
+    """
+    exact = [a == b for a, b in zip(found, true, strict=True)]
+    spare = Counter(token for token, hit in zip(found, exact, strict=True) if not hit)
+    result = []
+    for token, hit in zip(true, exact, strict=True):
+        taken = not hit and spare[token] > 0
+        if taken:
+            spare[token] -= 1
+        result.append(hit or taken)
+    return result
+
+
+def published_reference(decoder: Decoder, ids: Tensor, noise: float, seed: int) -> Tensor:
+    """Return the tokens the published score compared with, [row, position].
+
+    The published code re-decoded its reference from the true embedding plus ``noise`` times
+    a standard normal; at small embedding scales that changes most tokens. Only the
+    published score uses it.
+    """
+    embedded = decoder.embedding[ids]
+    generator = torch.Generator().manual_seed(seed)
+    shift = torch.randn(embedded.shape, generator=generator).to(embedded)
+    return decoder.top(embedded + noise * shift, k=1)[..., 0]
+
+
+def verdict(residual: float, true_loss: float, floor: float, *, explained: bool = True) -> str:
+    """Judge a found prompt by its own activations.
+
+    Args:
+        residual: distance of the found TOKENS' activations to the target.
+        true_loss: the same for the true prompt.
+        floor: the cell's noise floor.
+        explained: whether the true prompt explains the target, as it does its own activations;
+            false for a control's target, which no prompt is known to explain.
+
+    Returns:
+        ``certified`` when the found prompt explains the target to within the floor, ``search
+        failure`` when it is worse than the true one by more than the floor (the solver is to
+        blame, not the model), and ``undecided`` in between. Of a control that is not certified,
+        ``unexplained``: there may be nothing to find, so no search can be blamed.
+    """
+    if residual <= floor:
+        return "certified"
+    if not explained:
+        return "unexplained"
+    if residual > true_loss + floor:
+        return "search failure"
+    return "undecided"

@@ -1,0 +1,105 @@
+"""Substitution: every candidate token at one position of a prompt, the other tokens given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tokinfo.probe.metrics import distance
+from tokinfo.solvers.batches import Batcher
+from tokinfo.solvers.problem import Problem
+
+
+class Substitution:
+    """Distances of one prompt's candidates at one position.
+
+    The prefix before the position is computed once (keys and values for attention, normed
+    states for mixers), so a candidate costs the positions from its own on.
+
+    Args:
+        problem: a problem of a single row.
+        context: [position, d], the embedded prompt around the candidates; padding of the
+            batch beyond its own length is ignored.
+        position: where candidates are put.
+        batcher: finds the batch size; share one between positions of a model.
+        upto: compare the positions before this one only (None: all). For ``l1`` and ``l2``
+            that bounds the whole distance from below, for less work.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        context: Tensor,
+        position: int,
+        batcher: Batcher | None = None,
+        *,
+        upto: int | None = None,
+    ) -> None:
+        self.problem = problem
+        self.position = position
+        self.batcher = batcher or Batcher()
+        self.length = int(problem.batch.seen[0])
+        if upto is not None and problem.probe.causal:
+            self.length = min(self.length, upto)
+        self.context = context[: self.length]
+        self.prefix = (
+            problem.probe.prefix(self.context[None, :position])
+            if position and problem.probe.causal
+            else None
+        )
+
+    def residuals(
+        self, candidates: Tensor, progress: Callable[[int], object] | None = None
+    ) -> Tensor:
+        """Return the distance [candidate] of the prompt with each candidate in place.
+
+        Args:
+            candidates: int64 [candidate] token ids.
+            progress: called with the number of candidates after each batch.
+        """
+
+        def score(part: Tensor) -> Tensor:
+            found = self._score(part)
+            if progress is not None:
+                progress(len(part))
+            return found
+
+        with torch.no_grad():
+            return self.batcher.map(score, candidates)
+
+    def activations(self, candidates: Tensor) -> Tensor:
+        """Return the activations [candidate, position, width] with each candidate in place."""
+        with torch.no_grad():
+            return self.batcher.map(lambda part: self._found(part)[0], candidates)
+
+    def _score(self, candidates: Tensor) -> Tensor:
+        found, first = self._found(candidates)
+        problem = self.problem
+        return distance(
+            found,
+            problem.target[:, first : self.length],
+            problem.batch.visible[:1, first : self.length],
+            problem.metric,
+            problem.weights,
+        )
+
+    def _found(self, candidates: Tensor) -> tuple[Tensor, int]:
+        """Return activations [candidate, position, width] and the position they begin at.
+
+        They begin at the candidates' own position unless an earlier one is visible.
+        """
+        problem = self.problem
+        rows = len(candidates)
+        first = 0 if self.prefix is None else self.position
+        embedded = self.context[None, first:].repeat(rows, 1, 1)
+        embedded[:, self.position - first] = problem.decoder.embedding[candidates]
+        found = problem.probe(embedded, prefix=self.prefix)
+        visible = problem.batch.visible[0, : self.length]
+        if bool(visible[:first].any()):
+            assert self.prefix is not None
+            known = self.prefix.activations.expand(rows, -1, -1)
+            found = torch.cat([known, found], dim=1)
+            first = 0
+        return found, first

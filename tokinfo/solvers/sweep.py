@@ -1,0 +1,164 @@
+"""Every token at one position, the others known: what could be found at best.
+
+Run around the true prompt it bounds from above what any search could claim; run around a found
+prompt it says what an observer without the truth can claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tokinfo.probe.metrics import distance
+from tokinfo.probe.noise import alone
+from tokinfo.solvers.batches import Batcher
+from tokinfo.solvers.identification import Identification, identify
+from tokinfo.solvers.problem import Problem, Result
+from tokinfo.solvers.substitution import Substitution
+from tokinfo.study.solvers import NoiseSettings, SweepSolver
+
+_NEAR, _MOST = 16, 64
+"""Candidates within so many floors are computed once more, alone, where they are not more."""
+
+
+def solve(problem: Problem, settings: SweepSolver) -> Result:
+    """Sweep positions of every true prompt, one position at a time."""
+    batch = problem.batch
+    top = batch.ids[..., None].repeat(1, 1, 5)
+    identified: list[dict[int, Identification]] = []
+    evaluations = torch.zeros(len(batch), dtype=torch.int64)
+    batcher = Batcher()
+    for row in range(len(batch)):
+        one = problem.rows(torch.tensor([row]))
+        wanted = one.batch.scored[0]
+        if settings.positions == "hidden":
+            wanted = wanted & ~one.batch.visible[0]
+        positions = wanted.nonzero()[:, 0].tolist()[: settings.first]
+        found, best = sweep(one, one.batch.ids[0], positions, batcher, settings.noise)
+        identified.append(found)
+        for position, tokens in best.items():
+            top[row, position] = tokens
+        evaluations[row] = len(positions) * problem.decoder.size
+    loss = problem.token_loss(top[..., 0])
+    return Result(
+        top_ids=top,
+        loss=loss,
+        first_loss=torch.full_like(loss, torch.nan),
+        steps=torch.zeros(len(batch), dtype=torch.int64),
+        restart=torch.zeros(len(batch), dtype=torch.int64),
+        restarts=1,
+        evaluations=evaluations,
+        identified=identified,
+        around="true",
+    )
+
+
+def sweep(
+    problem: Problem,
+    ids: Tensor,
+    positions: Sequence[int],
+    batcher: Batcher,
+    noise: NoiseSettings | None = None,
+) -> tuple[dict[int, Identification], dict[int, Tensor]]:
+    """Try every candidate at each position of one prompt, the other tokens as in ``ids``.
+
+    Args:
+        problem: a problem of a single row.
+        ids: int64 [position], the prompt around the candidates.
+        positions: where to sweep.
+        batcher: finds the batch size.
+        noise: also find the noise at which each true token is lost.
+
+    Returns:
+        what each position's sweep says of the TRUE token, and its five best tokens [5].
+        A position whose true token is no candidate is left out.
+    """
+    candidates = problem.decoder.ids
+    identified, best = {}, {}
+    for position in positions:
+        around = problem.decoder.embedding[ids]
+        moved = Substitution(problem, around, position, batcher)
+        residuals = _verified(problem, ids, position, moved.residuals(candidates))
+        top = residuals.topk(min(5, len(residuals)), largest=False).indices
+        best[position] = candidates[top[torch.arange(5).clamp_max(len(top) - 1)]]
+        true = (candidates == problem.batch.ids[0, position]).nonzero()
+        if len(true):
+            judged = identify(residuals, int(true), float(problem.floor[0]), problem.prior)
+            if noise is not None:
+                level = noise_threshold(moved, residuals, int(true), noise)
+                judged = replace(judged, noise_threshold=level)
+            identified[position] = judged
+    return identified, best
+
+
+def _verified(problem: Problem, ids: Tensor, position: int, residuals: Tensor) -> Tensor:
+    """Return the residuals [candidate], those of the nearest as computed alone.
+
+    So was the target. In a batch a candidate may be off by more than the floor that a few batches
+    have shown: in int8 it is the rows beside it that decide which columns are multiplied in full.
+    """
+    near = (residuals <= _NEAR * problem.floor[0]).nonzero()[:, 0]
+    if not 0 < len(near) <= _MOST:
+        return residuals
+    prompts = ids.repeat(len(near), 1)
+    prompts[:, position] = problem.decoder.ids[near]
+    seen = problem.batch.seen.expand(len(near))
+    found = alone(problem.probe, problem.decoder.embedding, prompts, seen)
+    away = distance(found, problem.target, problem.batch.visible, problem.metric, problem.weights)
+    residuals = residuals.clone()
+    residuals[near] = away.to(residuals)
+    return residuals
+
+
+def noise_threshold(
+    moved: Substitution, residuals: Tensor, true: int, settings: NoiseSettings
+) -> float:
+    """Return the noise-to-signal ratio at which the true token stops being the best.
+
+    The noise is gaussian, independent at every component of the visible activations, and its
+    standard deviation is the ratio times the root mean square of those activations. For each
+    draw the ratio grows until some competitor is nearer to the noisy target than the true
+    token; the median over draws is returned. Above ``highest`` it is infinite, and 0 where the
+    token is not the only best one without noise.
+
+    Args:
+        moved: the substitution that gave ``residuals``.
+        residuals: [candidate] distances without noise.
+        true: index of the true token.
+        settings: ratios, draws and competitors.
+    """
+    problem = moved.problem
+    others = residuals.clone()
+    others[true] = torch.inf
+    if not bool((others > residuals[true]).all()):
+        return 0.0
+    count = min(settings.candidates, len(residuals) - 1)
+    near = others.topk(count, largest=False).indices
+    chosen = torch.cat([near.new_tensor([true]), near])
+    found = moved.activations(problem.decoder.ids[chosen])
+    first = moved.length - found.shape[1]
+    target = problem.target[0, first : moved.length].to(found.dtype)
+    visible = problem.batch.visible[:1, first : moved.length]
+    signal = float(target[visible[0]].double().square().mean().sqrt())
+    levels = torch.logspace(
+        torch.tensor(settings.lowest).log10().item(),
+        torch.tensor(settings.highest).log10().item(),
+        settings.levels,
+        dtype=torch.float64,
+    ).tolist()
+    lost = []
+    for draw in range(settings.draws):
+        generator = torch.Generator().manual_seed(problem.seed * 1_000_003 + draw)
+        noise = torch.randn(target.shape, generator=generator).to(target)
+        lost.append(torch.inf)
+        for level in levels:
+            away = distance(
+                found, target + level * signal * noise, visible, problem.metric, problem.weights
+            )
+            if bool((away[1:] <= away[0]).any()):
+                lost[-1] = level
+                break
+    return float(torch.tensor(lost, dtype=torch.float64).quantile(0.5, interpolation="lower"))

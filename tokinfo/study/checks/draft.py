@@ -1,0 +1,42 @@
+"""A study, or as much of one as could be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tokinfo.study.sources import Source
+from tokinfo.study.study import Study
+
+
+@dataclass
+class Draft:
+    """A study, or as much of one as could be read.
+
+    Attributes:
+        study: the part that is valid in itself.
+        broken: (section, name) of entries that are there but could not be read.
+        repaired: (section, name, key) of wrong values that a default stands in for.
+        sections: sections that are absent or no mapping: nothing refers to them in vain.
+        complete: whether the study is valid in itself as a whole.
+    """
+
+    study: Study
+    broken: set[tuple[str, str]] = field(default_factory=set)
+    repaired: set[tuple[str, str, str]] = field(default_factory=set)
+    sections: set[str] = field(default_factory=set)
+    complete: bool = True
+
+    def names(self, section: str) -> list[str]:
+        """Return every name a section has, readable or not."""
+        broken = [name for place, name in self.broken if place == section]
+        return [*getattr(self.study, section), *broken]
+
+    def sound(self, section: str, name: str, *keys: str) -> bool:
+        """Return whether an entry's values of these keys were read as they were written."""
+        known = name in getattr(self.study, section)
+        return known and not any((section, name, key) in self.repaired for key in keys)
+
+    def source(self, model: str) -> Source | None:
+        """Return the source of a model, or None where either could not be read."""
+        known = self.study.models.get(model)
+        return None if known is None else self.study.sources.get(known.source)

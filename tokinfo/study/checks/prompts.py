@@ -1,0 +1,140 @@
+"""Whether a study's prompts suit its models and masks.
+
+Needs no tokenizer: it works with what is certain about a prompt's length, and with the exact
+length as soon as an earlier run has left the tokenizer.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tokinfo.io import tokenizers
+from tokinfo.study import lengths
+from tokinfo.study.masks import Mask
+from tokinfo.study.mistakes import Problem, show
+from tokinfo.study.sources import LocalSource, MixerSource, Passages, TransformerSource
+from tokinfo.study.study import Study
+
+Tokens = Mapping[str, Mapping[str, Sequence[lengths.Bounds]]]
+"""Bounds on the number of tokens of every prompt, by model and prompt set."""
+
+
+def token_bounds(study: Study, models: Iterable[str]) -> tuple[Tokens, dict[str, str]]:
+    """Return what is certain about the lengths of the prompts that each model is probed with.
+
+    Returns:
+        The bounds, and for models whose prompts could be counted a note that says how.
+    """
+    tokens: dict[str, Mapping[str, Sequence[lengths.Bounds]]] = {}
+    notes: dict[str, str] = {}
+    for name in models:
+        tokenizer = _tokenizer_file(study, name)
+        source = study.source_of(name)
+        own = source.tokenizer if isinstance(source, MixerSource | TransformerSource) else None
+        special = getattr(source, "special_tokens", True)
+        wanted = {set_ for grid in study.grids if name in grid.models for set_ in grid.prompts}
+        tokens[name] = {
+            set_: _bounds(prompts, tokenizer, own is None, special)
+            for set_, prompts in study.prompts.items()
+            if set_ in wanted
+        } | {
+            set_: _drawn(passages, own)
+            for set_, passages in study.passages.items()
+            if set_ in wanted
+        }
+        if tokenizer is not None:
+            notes[name] = f", counted with {tokenizer}"
+    return tokens, notes
+
+
+def _bounds(
+    prompts: Sequence[str], tokenizer: Path | None, pretrained: bool, special: bool
+) -> list[lengths.Bounds]:
+    if tokenizer is None:
+        return [lengths.bounds(prompt, pretrained=pretrained) for prompt in prompts]
+    counts = tokenizers.count_tokens(tokenizer, prompts, special_tokens=special)
+    return [(count, count) for count in counts]
+
+
+def _drawn(passages: Passages, tokenizer: str | None) -> list[lengths.Bounds]:
+    """Return the lengths of passages: known before they are drawn, to whom they are counted for."""
+    own = passages.tokenizer == tokenizer
+    return [(count, count) if own else lengths.UNREAD for count in passages.lengths]
+
+
+def _tokenizer_file(study: Study, model: str) -> Path | None:
+    """Return the tokenizer of a model if an earlier run has left it (and it is the study's)."""
+    name = study.models[model].source
+    source = study.sources[name]
+    results = Path(study.results)
+    if isinstance(source, MixerSource | TransformerSource):
+        tokenizer = study.tokenizers.get(source.tokenizer)
+        path = results / "tokenizers" / source.tokenizer / "tokenizer.json"
+        # A tokenizer of another size is a leftover: this study would replace it.
+        current = tokenizer is not None and tokenizers.vocabulary(path) == tokenizer.vocabulary
+        return path if current else None
+    places = [results / "sources" / name / "config", results / "checkpoints" / model / "0"]
+    if isinstance(source, LocalSource):
+        places = [Path(source.path)]
+    paths = (place / "tokenizer.json" for place in places)
+    return next((path for path in paths if tokenizers.vocabulary(path) is not None), None)
+
+
+def problems(
+    study: Study,
+    tokens: Tokens,
+    notes: Mapping[str, str] | None = None,
+) -> Iterator[Problem]:
+    """Yield prompts that are too long and masks that suit some prompt of their grid badly.
+
+    Args:
+        study: the study; only models named in ``tokens`` are looked at.
+        tokens: bounds of every prompt, by model and prompt set.
+        notes: how a model's prompts were counted, for its messages.
+    """
+    notes = notes or {}
+    told: set[tuple[str | int, ...]] = set()
+    for index, grid in enumerate(study.grids):
+        places: dict[str, int] = {}
+        for place, text in enumerate(grid.masks):
+            try:
+                places.setdefault(Mask(text).text, place)
+            except ValueError:
+                continue
+        grouped: dict[tuple[str, str], list[str]] = {}
+        for model in dict.fromkeys(grid.models):
+            if model not in tokens:
+                continue
+            n_ctx = study.source_of(model).n_ctx
+            uses = itertools.product(grid.prompts, places, grid.padding)
+            for found in lengths.findings(tokens[model], uses, n_ctx):
+                note = f"{notes.get(model, '')} (model `{model}`)"
+                path: tuple[str | int, ...] = ("prompts", found.prompts, found.index)
+                prompt: object = None
+                if found.prompts in study.passages:
+                    path = ("passages", found.prompts, "tokens")
+                    prompt = study.passages[found.prompts].tokens
+                    note = f" (model `{model}`)"
+                elif not (prompt := study.prompts[found.prompts][found.index]).strip():
+                    continue  # a problem of its own, whatever the mask
+                if found.mask:
+                    example = f"{Problem(path, prompt, '').key} = {show(prompt)}"
+                    example += f" of {found.length}{note}"
+                    grouped.setdefault((found.mask, found.fault), []).append(example)
+                elif (*path, model) not in told:
+                    told.add((*path, model))
+                    message = lengths.sentence(found, n_ctx) + note
+                    yield Problem(path, prompt, message, f"1 to {n_ctx} tokens")
+        for (text, fault), examples in grouped.items():
+            verb = "shows" if fault == "blind" else "hides"
+            more = f" and {len(examples) - 1} more" if len(examples) > 1 else ""
+            yield Problem(
+                ("grids", index, "masks", places[text]),
+                text,
+                f"{verb} no position of {examples[0]}{more}",
+                "a mask that leaves every prompt of its grid something to see"
+                if fault == "blind"
+                else "a mask that hides some position of every prompt of its grid, or `:`",
+            )

@@ -1,0 +1,248 @@
+"""How activations are compared and who searches: the settings of metrics and solvers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tokinfo.study.fields import Integer, Real, Strict
+
+
+class MetricWeights(Strict):
+    """Weights of the `l1+cosine` metric."""
+
+    cosine: Real = Field(1.0, ge=0, description="Weight of 1 - |cos|.")
+    l1: Real = Field(1.0, ge=0, description="Weight of the L1 sum.")
+
+
+class DecodeSettings(Strict):
+    """How a found embedding becomes tokens."""
+
+    method: Literal["pseudo-inverse", "nearest"] = Field(
+        "pseudo-inverse",
+        description="`pseudo-inverse`: largest entry of embedding @ pinv(matrix), as published; "
+        "`nearest`: smallest Euclidean distance.",
+    )
+    restricted_to: str | None = Field(
+        None, min_length=1, description="Only tokens of this text are candidates (null: all)."
+    )
+
+
+class SolverBase(Strict):
+    """Fields of every solver that descends."""
+
+    decode: DecodeSettings = Field(
+        default_factory=lambda: DecodeSettings(), description="How a found embedding is read."
+    )
+
+
+class ChapterSolver(SolverBase):
+    """The published protocol: plain gradient descent from N(0, 1), one start."""
+
+    kind: Literal["chapter"] = Field("chapter", description="The published protocol.")
+    steps: Integer = Field(500, ge=1, description="Descent steps.")
+    learning_rate: Real = Field(
+        0.02, gt=0, description="First learning rate (published: 0.02 mixers, 2 Llama)."
+    )
+    final_share: Real = Field(
+        0.1, gt=0, le=1, description="Last learning rate, as a share of the first (linear)."
+    )
+    start_scale: Real = Field(1.0, gt=0, description="Standard deviation of the start.")
+    reference_noise: Real = Field(
+        0.05,
+        ge=0,
+        description="Noise added to the embedding before the reference tokens are re-decoded, "
+        "as published; only the `published_correct` column sees it.",
+    )
+
+
+class AdamSolver(SolverBase):
+    """Adam from the embedding's own mean and scale, several starts at once."""
+
+    kind: Literal["adam"] = Field("adam", description="Adam with restarts and a stopping rule.")
+    steps: Integer = Field(300, ge=1, description="Most descent steps.")
+    learning_rate: Real = Field(
+        0.2,
+        gt=0,
+        description="Step in units of the embedding matrix's own standard deviation "
+        "(vocabulary parametrisation: scaled so that the embedding moves about as far).",
+    )
+    final_share: Real = Field(
+        0.02, gt=0, le=1, description="Last learning rate, as a share of the first (linear)."
+    )
+    second_moment: Literal["component", "row"] = Field(
+        "component",
+        description="What a step is divided by: the root of each component's own mean square "
+        "gradient (Adam), or of the whole row's, which keeps the gradient's direction.",
+    )
+    nearest_penalty: Real = Field(
+        0.0,
+        ge=0,
+        description="Weight of the mean squared distance of each position to its nearest token "
+        "embedding, in units of the embedding's variance and of the row's first loss (0: none).",
+    )
+    clamp: bool = Field(
+        False,
+        description="After each step, clamp every component to its range over the vocabulary "
+        "(vocabulary parametrisation: to between 0 and 1).",
+    )
+    project: Literal["none", "nearest"] = Field(
+        "none",
+        description="What the model is run on: the free embeddings, or the token embeddings "
+        "nearest to them, the gradient there moving the free ones; the best tokens are kept.",
+    )
+    window: Integer = Field(
+        1,
+        ge=1,
+        description="Decoded tokens a position that the forward model chooses from at the end, "
+        "left to right (1: the first decoded token, unchecked).",
+    )
+    restarts: Integer = Field(
+        1, ge=1, description="Independent starts per prompt; the best is kept."
+    )
+    check_every: Integer = Field(25, ge=1, description="Steps between checks of the stopping rule.")
+    stable_checks: Integer = Field(
+        3, ge=1, description="Checks in a row with the same decoded tokens before a row stops."
+    )
+    tolerance: Real = Field(
+        1e-3,
+        ge=0,
+        description="A row is at the floor when its loss is below this share of its first loss.",
+    )
+
+
+class SequentialSolver(Strict):
+    """Exact search from left to right; every position must be visible."""
+
+    kind: Literal["sequential"] = Field("sequential", description="Exact, left to right.")
+    decode: DecodeSettings = Field(
+        default_factory=lambda: DecodeSettings(), description="How candidates are ordered."
+    )
+    expected: Integer = Field(
+        256,
+        ge=0,
+        description="Most tokens tried of those that the model itself expects next; as many of "
+        "them as would have paid for the tokens found so far (0: none).",
+    )
+    steps: Integer = Field(20, ge=1, description="Descent steps for one token in one attempt.")
+    attempts: Integer = Field(
+        3,
+        ge=1,
+        description="Descents for one token, each from the best token of the one before.",
+    )
+    guesses: Integer = Field(
+        2048,
+        ge=0,
+        description="Most tokens that are tried where descent fails, as a surrogate of the model "
+        "proposes them; then the vocabulary is swept (0: none).",
+    )
+    check_every: Integer = Field(10, ge=1, description="Steps between trials of candidates.")
+    candidates: Integer = Field(16, ge=5, description="Nearest tokens tried at each check.")
+    learning_rate: Real = Field(
+        0.5, gt=0, description="Step in units of the embedding's standard deviation."
+    )
+    tolerance: Real = Field(
+        1e-4,
+        gt=0,
+        description="A token is proven when its activations are this near the target's, as a share "
+        "of the distance of the embeddings' mean.",
+    )
+
+
+class NoiseSettings(Strict):
+    """Gaussian noise on the visible activations: how much of it a hidden token survives."""
+
+    lowest: Real = Field(1e-4, gt=0, description="Smallest noise-to-signal ratio tried.")
+    highest: Real = Field(1e2, gt=0, description="Largest noise-to-signal ratio tried.")
+    levels: Integer = Field(49, ge=2, description="Ratios tried, evenly spaced in their logarithm.")
+    draws: Integer = Field(8, ge=1, description="Independent noises; the median is reported.")
+    candidates: Integer = Field(
+        512,
+        ge=1,
+        description="Competitors of the true token, the nearest without noise; those further "
+        "away are not considered.",
+    )
+
+
+class SweepSolver(Strict):
+    """Every token at each hidden position, the others known: what is identifiable at best."""
+
+    kind: Literal["sweep"] = Field("sweep", description="Exhaustive, the other tokens known.")
+    decode: DecodeSettings = Field(
+        default_factory=lambda: DecodeSettings(), description="Which tokens are candidates."
+    )
+    positions: Literal["hidden", "all"] = Field(
+        "hidden", description="Which positions are swept; the others keep their true token."
+    )
+    first: Integer | None = Field(
+        None, ge=1, description="Only this many leading positions of those (null: all)."
+    )
+    noise: NoiseSettings | None = Field(
+        None, description="Also find the noise at which each token is lost (null: do not)."
+    )
+
+
+class JointSolver(Strict):
+    """Nothing known: descent, then search over tokens until the activations match."""
+
+    kind: Literal["joint"] = Field("joint", description="Descent, then search over tokens.")
+    decode: DecodeSettings = Field(
+        default_factory=lambda: DecodeSettings(), description="Which tokens are candidates."
+    )
+    descent: AdamSolver = Field(
+        default_factory=lambda: AdamSolver(window=64),
+        description="The descent that gives the start.",
+    )
+    restarts: Integer = Field(2, ge=1, description="Starts; the next is used when one fails.")
+    rounds: Integer = Field(
+        24,
+        ge=1,
+        description="Most rounds of swaps in a row, each through all positions.",
+    )
+    leading: Integer | None = Field(
+        8192,
+        ge=1,
+        description="Tokens that detection tries first, those with the lowest ids (frequent ones, "
+        "in byte-pair vocabularies); without a certificate, all of them (null: all at once).",
+    )
+    gradient_candidates: Integer = Field(
+        64, ge=1, description="Tokens proposed by the gradient at each position."
+    )
+    detections: Integer = Field(
+        3,
+        ge=0,
+        description="Most detections in a row, each around the best prompt that the last one found "
+        "(0: none).",
+    )
+    detection_rounds: Integer = Field(
+        8,
+        ge=1,
+        description="Times that a detection judges every position, each time knowing more of what "
+        "the others may hold (1: once, as if they held anything).",
+    )
+    combinations: Integer = Field(
+        1024,
+        ge=1,
+        description="Combinations of the likeliest tokens of several positions that are tried "
+        "after a detection.",
+    )
+    screen: Integer = Field(
+        64, ge=1, description="Likeliest tokens of a position that combinations are made of."
+    )
+    sweep_found: bool = Field(
+        True, description="Sweep the hidden positions around the found prompt, for its verdicts."
+    )
+
+
+DescentSolver = ChapterSolver | AdamSolver
+Solver = Annotated[
+    ChapterSolver | AdamSolver | SequentialSolver | SweepSolver | JointSolver,
+    Field(discriminator="kind"),
+]
+
+COMPONENTS = 640
+"""Visible components that a detection compares, drawn at random where there are more."""
+
+SWEEPING = ("sweep", "joint")
+"""Kinds of solver that say what the activations identify at a position."""

@@ -1,0 +1,333 @@
+"""The study: one validated configuration, and the cells it stands for.
+
+A study says which models are probed, where (sites), what stays visible (masks), how
+activations are compared (metrics) and who searches (solvers). Its grids are products of
+those axes; the union of the grids is the set of cells, each of which is one job.
+
+This module imports neither torch nor transformers: the Snakefile reads it again in every
+cluster job. Modules that need a part of it import that part (`tokinfo.study.sources`,
+`tokinfo.study.solvers`): a change to one solver's settings then reruns no training.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tokinfo.study.cell import Cell
+from tokinfo.study.claims import Claim, load_claims
+from tokinfo.study.fields import Integer, MetricName, Name, Padding, Parametrisation, Seed, Strict
+from tokinfo.study.masks import Mask
+from tokinfo.study.sites import Site
+from tokinfo.study.solvers import MetricWeights, Solver
+from tokinfo.study.sources import Corpus, Model, Passages, Source, Tokenizer
+from tokinfo.study.targets import OWN
+
+
+class Grid(Strict):
+    """A product of axes; every combination is a cell. `identify` adds some beside them."""
+
+    models: list[Name] = Field(min_length=1, description="Names of models.")
+    sites: list[str] = Field(
+        min_length=1,
+        description="`embedding`, `attention.K`, `mlp.K`, `block.K` (1-based) or `.last`.",
+    )
+    masks: list[str] = Field(
+        min_length=1, description="Python slices over positions that stay visible."
+    )
+    metrics: list[MetricName] = Field(["l1"], min_length=1, description="Distances.")
+    parametrisations: list[Parametrisation] = Field(
+        ["embedding"], min_length=1, description="What descends."
+    )
+    solvers: list[Name] = Field(
+        [],
+        description="Names of solvers; may be empty where `identify` names one, in a grid that "
+        "only asks what is there.",
+    )
+    identify: list[Name] = Field(
+        [],
+        description="Names of solvers of kind `sweep` or `joint` that say what the activations "
+        "identify in the settings of this grid (models, sites, masks, prompts, residual, causal, "
+        "padding): one cell by each in every setting, under the first metric and seed, with "
+        "parametrisation `embedding` and target `own`. Which positions: the solver's own "
+        "`positions` and `first`.",
+    )
+    prompts: list[Name] = Field(
+        min_length=1, description="Names of prompt sets, of `prompts` or of `passages`."
+    )
+    residual: list[bool] = Field(
+        [True], min_length=1, description="False: without the residual around self-attention."
+    )
+    causal: list[bool] = Field(
+        [True], min_length=1, description="False: attention without a causal mask."
+    )
+    padding: list[Padding] = Field(
+        ["none"],
+        min_length=1,
+        description="`none`: the prompt's own length; `n_ctx`: padded to n_ctx, pads visible "
+        "where the mask says so and searched for like any position.",
+    )
+    targets: list[str] = Field(
+        [OWN],
+        min_length=1,
+        description="What is to be explained. `own`: the prompt's own activations. Controls, "
+        "which no prompt explains: `shuffled`, the same with their positions permuted; "
+        "`of:MODEL`, another model's of the study, of the same tokenizer and width.",
+    )
+    seeds: list[Seed] = Field([0], min_length=1, description="Seeds of the starts.")
+
+
+class Replication(Strict):
+    """Rows of the source chapter, and the models, prompts and solvers whose cells answer them.
+
+    Site, mask, metric, parametrisation, residual, causality and padding are the row's own.
+    """
+
+    rows: list[Name] = Field(
+        min_length=1, description="Ids of rows, as in `tokinfo/data/claims.yaml`."
+    )
+    models: list[Name] = Field(
+        min_length=1,
+        description="Models that answer them: the row's own, each with other random weights, or "
+        "what stands in for it.",
+    )
+    stand_in: str = Field(
+        "",
+        description="What stands in for the rows' own model, and why; empty: nothing does. A "
+        "stand-in is read at the same relative depth, `block.1` at its first block.",
+    )
+    depth: Literal["relative", "same"] = Field(
+        "relative",
+        description="`same`: a stand-in is read behind the row's own block instead, as one made of "
+        "fewer such blocks should be.",
+    )
+    prompts: list[Name] = Field(
+        min_length=1,
+        description="Names of prompt sets; a row is asked of those that have its prompt.",
+    )
+    passages: list[Name] = Field(
+        [],
+        description="Names of sets of `passages` that every row is asked of besides, in the first "
+        "model and with the first seed: how much of a row's outcome is its own prompt's?",
+    )
+    published: Name = Field(
+        description="Name of the solver of kind `chapter` that is the published protocol."
+    )
+    solvers: list[Name] = Field([], description="Names of other solvers, in the same cells.")
+    identify: list[Name] = Field(
+        [],
+        description="Names of `sweep` and `joint` solvers that say what is identifiable. Sweeps "
+        "of hidden positions are made for rows that hide some, of all positions for the others.",
+    )
+    padding: Padding | None = Field(
+        None, description="In place of the rows' own padding (null: theirs); stand-ins only."
+    )
+    identify_padding: Padding | None = Field(
+        None,
+        description="Padding of the cells that `identify` makes (null: as the others). Without "
+        "the pads a row shows less, and its margins and floors are not those of the padded row.",
+    )
+    seeds: list[Seed] = Field(
+        [0], min_length=1, description="Seeds of the published protocol's starts."
+    )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One row of the chapter and the cells that answer it.
+
+    Attributes:
+        name: of the `claims` entry.
+        claim: the row.
+        entry: the entry.
+        published: cells of the published protocol, one for each model, prompt set and seed.
+        others: cells of the other solvers, descents before those that identify.
+        runs: whether the study runs them.
+    """
+
+    name: str
+    claim: Claim
+    entry: Replication
+    published: tuple[Cell, ...]
+    others: tuple[Cell, ...]
+    runs: bool
+
+
+_IDENTIFY_BY: tuple[Parametrisation, ...] = ("embedding",)
+
+
+class Study(Strict):
+    """One validated configuration."""
+
+    name: str = Field(min_length=1, description="Title of the report.")
+    description: str = Field("", description="One paragraph for the report's first page.")
+    results: str = Field(
+        "results", pattern=r"^[A-Za-z0-9._/-]+$", description="Directory of all outputs."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="`auto`: a GPU where one is visible, otherwise the CPU."
+    )
+    threads: Integer = Field(1, ge=1, description="CPU threads of one cell.")
+    cells_per_submission: Integer = Field(
+        1,
+        ge=1,
+        description="Cells of one model that a cluster is handed as one submission, to be solved "
+        "in turn; nothing on a workstation.",
+    )
+    corpora: dict[Name, Corpus] = Field(default_factory=dict, description="Texts, by name.")
+    tokenizers: dict[Name, Tokenizer] = Field(default_factory=dict, description="By name.")
+    sources: dict[Name, Source] = Field(
+        min_length=1, description="Where weights come from, by name."
+    )
+    models: dict[Name, Model] = Field(min_length=1, description="What is probed, by name.")
+    prompts: dict[Name, list[Annotated[str, Field(min_length=1)]]] = Field(
+        default_factory=dict, description="Sets of prompts, by name."
+    )
+    passages: dict[Name, Passages] = Field(
+        default_factory=dict,
+        description="Sets of prompts drawn from held-out text, by name; a name is that of one set "
+        "only, here or in `prompts`.",
+    )
+    metric_weights: MetricWeights = Field(
+        default_factory=lambda: MetricWeights(), description="Weights of the `l1+cosine` metric."
+    )
+    solvers: dict[Name, Solver] = Field(min_length=1, description="Solvers, by name.")
+    prior: Name | None = Field(
+        None,
+        description="Name of the corpus whose tokens' frequencies are the prior of `prior_bits` "
+        "in cells of kind `sweep` and `joint` (null: none).",
+    )
+    grids: list[Grid] = Field(
+        default_factory=list, description="Products of axes; their union is probed."
+    )
+    claims: dict[Name, Replication] = Field(
+        default_factory=dict,
+        description="Which cells answer which rows of the source chapter, by a name for `run`; "
+        "they are probed beside the grids' and make the table `replication`.",
+    )
+    run: list[Name] | None = Field(
+        None,
+        description="Names of the `claims` that are run (null: all). The others' rows are listed "
+        "as not run, with the reason and the command that would.",
+    )
+
+    def source_of(self, model: str) -> Source:
+        """Return the source of a model, by the model's name."""
+        return self.sources[self.models[model].source]
+
+    def prompt_count(self, prompts: str) -> int:
+        """Return how many prompts a set of `prompts` or `passages` has."""
+        if prompts in self.passages:
+            return self.passages[prompts].count
+        return len(self.prompts[prompts])
+
+    def cells(self) -> tuple[Cell, ...]:
+        """Return every cell once: of the grids in their order, then of the claims that run."""
+        gridded = (cell for grid in self.grids for cell in self._cells(grid))
+        answering = (
+            cell
+            for answer in self.answers()
+            if answer.runs
+            for cell in (*answer.published, *answer.others)
+        )
+        return tuple(dict.fromkeys((*gridded, *answering)))
+
+    def runs(self, entry: str) -> bool:
+        """Return whether an entry of `claims` is run."""
+        return self.run is None or entry in self.run
+
+    def answers(self) -> tuple[Answer, ...]:
+        """Return every row that an entry of `claims` answers, with its cells."""
+        return tuple(
+            Answer(
+                name=name,
+                claim=claim,
+                entry=entry,
+                published=tuple(cell for grid in published for cell in self._cells(grid)),
+                others=tuple(cell for grid in others for cell in self._cells(grid)),
+                runs=self.runs(name),
+            )
+            for name, entry in self.claims.items()
+            for claim in map(load_claims().rows.get, entry.rows)
+            if claim is not None
+            for published, others in [self.claim_grids(entry, claim)]
+        )
+
+    def claim_grids(self, entry: Replication, claim: Claim) -> tuple[list[Grid], list[Grid]]:
+        """Return what asks a row of the chapter of an entry's models, as grids.
+
+        Returns:
+            Those of the published protocol, and those of the other solvers.
+        """
+        padding = entry.padding or load_claims().models[claim.model].padding
+        asked: dict[str, object] = {
+            "masks": [claim.mask],
+            "metrics": [claim.metric],
+            "residual": [claim.residual],
+            "causal": [claim.causal],
+        }
+        own = [name for name in entry.prompts if claim.prompt in self.prompts[name]]
+        wanted = [(model, own, entry.seeds) for model in entry.models]
+        if entry.passages:
+            # They are about prompts, not about weights or starts: one of each is enough.
+            wanted.append((entry.models[0], entry.passages, entry.seeds[:1]))
+        published: list[Grid] = []
+        others: list[Grid] = []
+        for model, prompts, seeds in wanted:
+            here = asked | {"models": [model], "sites": [self._claimed_site(entry, claim, model)]}
+            here |= {"prompts": prompts}
+            descent = here | {"parametrisations": [claim.parametrisation], "padding": [padding]}
+            identify = [name for name in entry.identify if self._has_a_say(name, claim)]
+            shown = [entry.identify_padding or padding]
+            first = {"solvers": [entry.published], "seeds": seeds}
+            published.append(Grid.model_validate(descent | first))
+            others.append(Grid.model_validate(descent | {"solvers": entry.solvers}))
+            others.append(Grid.model_validate(here | {"identify": identify, "padding": shown}))
+        return published, [grid for grid in others if grid.solvers or grid.identify]
+
+    def _has_a_say(self, solver: str, claim: Claim) -> bool:
+        """Return whether a solver that identifies sweeps the tokens that a row asks about."""
+        positions = getattr(self.solvers[solver], "positions", None)
+        return positions is None or (positions == "hidden") == claim.hides
+
+    def _claimed_site(self, entry: Replication, claim: Claim, model: str) -> str:
+        """Return a row's site in a model: of most stand-ins, that of the same relative depth."""
+        site, blocks = Site.parse(claim.site), self.source_of(model).blocks
+        if not entry.stand_in or site.block <= 1 or entry.depth == "same":
+            return str(site.resolve(blocks))
+        deep = load_claims().models[claim.model].blocks
+        return str(Site(site.place, max(1, round(site.block * blocks / deep))))
+
+    def _cells(self, grid: Grid) -> Iterator[Cell]:
+        settings = itertools.product(
+            itertools.product(grid.models, grid.sites, grid.masks, grid.prompts),
+            itertools.product(grid.residual, grid.causal, grid.padding),
+        )
+        asked = [
+            *itertools.product(
+                grid.solvers, grid.metrics, grid.parametrisations, grid.seeds, grid.targets
+            ),
+            *itertools.product(
+                grid.identify, grid.metrics[:1], _IDENTIFY_BY, grid.seeds[:1], (OWN,)
+            ),
+        ]
+        for (model, site, mask, prompts), (residual, causal, padding) in settings:
+            for solver, metric, parametrisation, seed, target in asked:
+                yield Cell(
+                    model=model,
+                    site=str(Site.parse(site).resolve(self.source_of(model).blocks)),
+                    residual=residual,
+                    causal=causal,
+                    padding=padding,
+                    mask=Mask(mask).text,
+                    metric=metric,
+                    parametrisation=parametrisation,
+                    solver=solver,
+                    prompts=prompts,
+                    target=target,
+                    seed=seed,
+                )

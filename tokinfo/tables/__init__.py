@@ -1,0 +1,1 @@
+"""Tables: what every cell found, and what follows from it."""

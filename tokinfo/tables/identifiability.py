@@ -1,0 +1,330 @@
+"""What sweeps say, beside what searches found: the long table read for identifiability.
+
+"Not found" and "not there" are told apart here. A sweep around the TRUE prompt knows the other
+tokens and says what is there at best; a sweep around a FOUND prompt says what an observer
+without the truth could claim. Figures, the page and `noise.csv` all read these functions.
+
+Controls never enter a share. A position right of every visible one, in a causal model, is one:
+nothing visible can depend on its token, so it must come out ambiguous with the whole vocabulary.
+A cell with a target that no prompt explains is another: nothing may be certified there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tokinfo.io.atomic import new_file
+from tokinfo.study.masks import Mask
+from tokinfo.tables.intervals import Share, clustered_median, clustered_share
+from tokinfo.tables.recovery import RECOVERED, display_order, scan
+from tokinfo.tables.schema import CELL_KEYS, POSITION_VERDICTS, PROMPT_VERDICTS
+
+SETTING = ("model", "site", "residual", "causal", "padding", "mask", "prompts")
+"""What is measured, as against who searches and how."""
+
+_FACTS = (
+    *("source", "family", "state", "quantization", "outlier_threshold", "dtype", "weights_note"),
+    *("block", "depth", "kind", "vocabulary", "prior_entropy"),
+)
+_COLUMNS = (
+    *(*CELL_KEYS, *_FACTS, "prompt_id", "position", "visible", "correct"),
+    *("verdict", "around", "identified", "rank", "margin", "candidates", "bits", "bits_high"),
+    *("prior_bits", "prior_bits_high", "noise_threshold", "noise_floor"),
+)
+_FAR = 1 << 12
+"""A length beyond any number of positions: where a mask of a padded prompt ends."""
+
+_GROUP = (*SETTING, "metric", "solver")
+
+
+def hidden_rows(recovery: Path, wanted: pl.Expr | None = None) -> pl.DataFrame:
+    """Return the rows about hidden positions of the prompts' own targets.
+
+    Only those are held, and of them only the ones ``wanted`` is true of.
+
+    Adds `control` (bool: nothing visible can depend on this token) and `recovered` (see
+    `tokinfo.tables.recovery.RECOVERED`).
+
+    Raises:
+        TableError: the long table cannot be read or has another schema.
+    """
+    table = scan(recovery).select(_COLUMNS)
+    padded = table.filter(pl.col("padding") == "n_ctx").select("mask").unique()
+    masks = padded.collect(engine="streaming")["mask"].sort().to_list()
+    # Visible pads have no rows: the mask itself says how far a padded prompt is seen.
+    ends = pl.DataFrame(
+        {"mask": masks, "padding": ["n_ctx"] * len(masks), "end": [_end(mask) for mask in masks]},
+        schema={"mask": pl.String(), "padding": pl.String(), "end": pl.Int64()},
+    )
+    prompt = [*CELL_KEYS, "prompt_id"]
+    hidden = table.filter(~pl.col("visible"))
+    hidden = hidden if wanted is None else hidden.filter(wanted)
+    last = table.filter(pl.col("visible")).group_by(prompt).agg(last=pl.col("position").max())
+    return (
+        hidden.join(last, on=prompt, how="left", maintain_order="left")
+        .join(ends.lazy(), on=["mask", "padding"], how="left", maintain_order="left")
+        .with_columns(
+            control=pl.col("causal")
+            & (pl.col("position") > pl.coalesce("end", "last", pl.lit(_FAR))),
+            recovered=RECOVERED,
+        )
+        .drop("last", "end")
+        .collect(engine="streaming")
+    )
+
+
+def _end(mask: str) -> int:
+    shown = Mask(mask).visible(_FAR)
+    return shown[-1] if shown else _FAR
+
+
+# --- the finding --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Shares of the same hidden tokens, found by a search and identified by a sweep.
+
+    Attributes:
+        settings: number of settings (model, site, mask, ...) where both ran.
+        positions: number of hidden tokens there, controls left out.
+        prompts: number of prompts.
+        identifiable: share that a sweep around the true prompt identifies.
+        found: share that the search found.
+        certified: share of prompts that the search certified; None: it gave no verdict.
+        recovered: share found, certified and identifiable around the found prompt; None:
+            nothing was swept around it.
+    """
+
+    settings: int
+    positions: int
+    prompts: int
+    identifiable: Share
+    found: Share
+    certified: Share | None
+    recovered: Share | None
+
+
+def finding(rows: pl.DataFrame, kinds: tuple[str, ...]) -> Finding | None:
+    """Compare a kind of search with the sweep, in the settings where both ran.
+
+    Of several cells of one kind in a setting the one that found (or identified, or recovered)
+    most is taken, in hindsight: the comparison is generous to descent.
+
+    Args:
+        rows: what `hidden_rows` returned.
+        kinds: kinds of solver that count as the search.
+
+    Returns:
+        the shares, or None where no setting has both.
+    """
+    rows = rows.filter(~pl.col("control"))
+    swept = best_cells(rows.filter(kind="sweep"), pl.col("identified") == "identifiable")
+    joint = kinds == ("joint",)
+    found = best_cells(
+        rows.filter(pl.col("kind").is_in(kinds)),
+        pl.col("recovered") if joint else pl.col("correct"),
+    )
+    where = [*SETTING, "prompt_id", "position"]
+    both = found.join(
+        swept.filter(pl.col("identified").is_not_null()).select(
+            *where, there=pl.col("identified") == "identifiable"
+        ),
+        on=where,
+        how="inner",
+        maintain_order="left",
+    )
+    if both.is_empty():
+        return None
+    prompts = both.unique([*SETTING, "prompt_id"], maintain_order=True)
+    return Finding(
+        settings=both.select(SETTING).n_unique(),
+        positions=len(both),
+        prompts=both.select("prompts", "prompt_id").n_unique(),
+        identifiable=_required(share(both, pl.col("there"))),
+        found=_required(share(both, pl.col("correct"))),
+        certified=share(prompts, pl.col("verdict") == "certified"),
+        recovered=share(both, pl.col("recovered")),
+    )
+
+
+def best_cells(rows: pl.DataFrame, outcome: pl.Expr) -> pl.DataFrame:
+    """Return, for each setting, the rows of the one cell with the largest share of an outcome."""
+    shares = rows.group_by(CELL_KEYS, maintain_order=True).agg(outcome.mean().alias("_share"))
+    best = shares.sort("_share", descending=True, nulls_last=True, maintain_order=True).unique(
+        SETTING, keep="first", maintain_order=True
+    )
+    return rows.join(best, on=list(CELL_KEYS), how="semi", maintain_order="left")
+
+
+def share(rows: pl.DataFrame, outcome: pl.Expr) -> Share | None:
+    """Return the share of rows with an outcome, prompts as clusters; None: no row has one."""
+    clusters = (
+        rows.group_by("prompts", "prompt_id", maintain_order=True)
+        .agg(found=outcome.sum(), of=outcome.count())
+        .filter(pl.col("of") > 0)
+    )
+    if clusters.is_empty():
+        return None
+    return clustered_share(clusters["found"].to_list(), clusters["of"].to_list())
+
+
+def _required(found: Share | None) -> Share:
+    assert found is not None, "an outcome that is never null"
+    return found
+
+
+# --- tables -------------------------------------------------------------------------------
+
+
+def verdicts(rows: pl.DataFrame) -> list[dict[str, Any]]:
+    """Return one row per setting, metric and solver that swept: counts of verdicts and medians.
+
+    Seeds are pooled, controls left out. `margin_floors` is the median of margin over noise
+    floor, infinite where the floor is 0; None: no margin.
+    """
+    rows = rows.filter(pl.col("around").is_not_null() & ~pl.col("control"))
+    ratio = pl.col("margin") / pl.col("noise_floor")
+    prompt = pl.struct("prompt_id", "seed")
+    table = rows.group_by(_GROUP, maintain_order=True).agg(
+        *(pl.col(name).first() for name in (*_FACTS, "around")),
+        *((pl.col("identified") == name).sum().alias(name) for name in POSITION_VERDICTS),
+        *(
+            prompt.filter(pl.col("verdict") == name).n_unique().alias(name)
+            for name in PROMPT_VERDICTS
+        ),
+        *(pl.col(name).mean() for name in ("bits", "bits_high", "prior_bits", "prior_bits_high")),
+        positions=pl.col("identified").count(),
+        n_prompts=pl.col("prompt_id").n_unique(),
+        recovered=pl.col("recovered").sum(),
+        # 0 / 0 is not a number: no margin and no floor are no evidence either way.
+        margin_floors=ratio.fill_nan(0.0).quantile(0.5, "lower"),
+    )
+    found = [row for row in table.to_dicts() if row["positions"]]
+    return sorted(found, key=lambda row: (display_order(row), row["block"], row["kind"]))
+
+
+def unseen(rows: pl.DataFrame) -> list[dict[str, Any]]:
+    """Return what came out at positions that nothing visible depends on.
+
+    One row per setting, metric and solver that swept some. `as_must`: every swept position is
+    ambiguous with the whole vocabulary and 0 bits.
+    `found` of `positions` is what the search put right there, by chance alone.
+    """
+    rows = rows.filter(pl.col("around").is_not_null() & pl.col("control"))
+    empty = (
+        (pl.col("identified") == "ambiguous")
+        & (pl.col("candidates") == pl.col("vocabulary"))
+        & (pl.col("bits") == 0)
+        & (pl.col("bits_high") == 0)
+    )
+    table = rows.group_by(_GROUP, maintain_order=True).agg(
+        *(pl.col(name).first() for name in (*_FACTS, "around")),
+        positions=pl.len(),
+        swept=pl.col("identified").count(),
+        ambiguous=(pl.col("identified") == "ambiguous").sum(),
+        whole=(pl.col("candidates") == pl.col("vocabulary")).sum(),
+        bits=pl.col("bits_high").max(),
+        as_must=(empty | pl.col("identified").is_null()).all(),
+        found=pl.col("correct").sum(),
+        certified=pl.col("prompt_id").filter(pl.col("verdict") == "certified").n_unique(),
+        n_prompts=pl.col("prompt_id").n_unique(),
+    )
+    found = [row for row in table.to_dicts() if row["swept"]]
+    return sorted(found, key=lambda row: (display_order(row), row["block"], row["kind"]))
+
+
+def unexplained(recovery: Path) -> list[dict[str, Any]]:
+    """Return what came out under targets that no prompt explains.
+
+    One row per setting, metric, solver and target. `as_must`: no prompt is certified, and no
+    swept position identifiable. `found` of `positions` hidden ones is what the search put right
+    there: near chance for another model's activations, and not judged for shuffled ones, which
+    still hold their prompt's tokens.
+
+    Raises:
+        TableError: the long table cannot be read or has another schema.
+    """
+    rows = scan(recovery, controls=True).select(_COLUMNS).collect(engine="streaming")
+    prompt, hidden = pl.struct("prompt_id", "seed"), ~pl.col("visible")
+    table = rows.group_by(*_GROUP, "target", maintain_order=True).agg(
+        *(pl.col(name).first() for name in _FACTS),
+        n_prompts=prompt.n_unique(),
+        certified=prompt.filter(pl.col("verdict") == "certified").n_unique(),
+        swept=pl.col("identified").count(),
+        identifiable=(pl.col("identified") == "identifiable").sum(),
+        positions=hidden.sum(),
+        found=(pl.col("correct") & hidden).sum(),
+    )
+    found = table.with_columns(
+        as_must=(pl.col("certified") == 0) & (pl.col("identifiable") == 0)
+    ).to_dicts()
+    return sorted(found, key=lambda row: (display_order(row), row["block"], row["target"]))
+
+
+NOISE_SCHEMA: dict[str, pl.DataType] = {
+    **dict.fromkeys(("model", "source", "family", "state", "quantization"), pl.String()),
+    "outlier_threshold": pl.Float64(),
+    **dict.fromkeys(("dtype", "site"), pl.String()),
+    "block": pl.Int64(),
+    "depth": pl.Int64(),
+    "residual": pl.Boolean(),
+    "causal": pl.Boolean(),
+    **dict.fromkeys(("padding", "mask", "metric", "solver", "prompts"), pl.String()),
+    **dict.fromkeys(("positions", "n_prompts", "none", "above"), pl.Int64()),
+    **dict.fromkeys(("threshold", "threshold_low", "threshold_high"), pl.Float64()),
+}
+"""Columns of `noise.csv`. `none`: positions whose token is not the only best one without noise
+(threshold 0); `above`: still the best one at the largest noise tried (threshold infinite)."""
+
+
+def noise_table(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the median noise threshold with its interval, per setting, metric and solver.
+
+    Seeds are pooled and controls left out. The interval is about other prompts
+    (`tokinfo.tables.intervals.clustered_median`), null where there are fewer than six.
+    """
+    rows = rows.filter(pl.col("noise_threshold").is_not_null() & ~pl.col("control"))
+    out = []
+    for _, part in rows.group_by(_GROUP, maintain_order=True):
+        by_prompt = part.group_by("prompt_id", maintain_order=True).agg("noise_threshold")
+        median = clustered_median(by_prompt["noise_threshold"].to_list())
+        first = part.row(0, named=True)
+        values = part["noise_threshold"]
+        out.append(
+            {name: first[name] for name in NOISE_SCHEMA if name in first}
+            | {
+                "positions": len(part),
+                "n_prompts": len(by_prompt),
+                "none": int((values == 0).sum()),
+                "above": int(values.is_infinite().sum()),
+                "threshold": median.value,
+                "threshold_low": median.low,
+                "threshold_high": median.high,
+            }
+        )
+    return _in_order(pl.DataFrame(out, schema=NOISE_SCHEMA))
+
+
+def write_noise_table(recovery: Path, out: Path) -> None:
+    """Write `noise_table` of the long table as CSV; without thresholds, its header alone.
+
+    The rows of one model are held at a time.
+    """
+    known = pl.col("noise_threshold").is_not_null()
+    models = scan(recovery).filter(known).select("model").unique().collect(engine="streaming")
+    parts = [
+        noise_table(hidden_rows(recovery, known & (pl.col("model") == name)))
+        for name in models["model"].sort()
+    ]
+    with new_file(out) as partial:
+        _in_order(pl.concat([pl.DataFrame(schema=NOISE_SCHEMA), *parts])).write_csv(partial)
+
+
+def _in_order(table: pl.DataFrame) -> pl.DataFrame:
+    rows = sorted(table.to_dicts(), key=lambda row: (display_order(row), row["block"]))
+    return pl.DataFrame(rows, schema=NOISE_SCHEMA)

@@ -1,0 +1,250 @@
+"""The chapter, row by row: what it states, what came out here, and whether the two agree.
+
+Every share is computed from the long table (`replication_shares`), and every verdict from the
+shares (`verdicts`); nothing is typed. A *run* is one start in one model: of an untrained
+model mostly another initialisation, of a trained one another start.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tokinfo.io.atomic import new_file
+from tokinfo.tables.recovery import scan
+from tokinfo.tables.replication_shares import (
+    ENDS,
+    OVER_PROMPTS,
+    prompt_figures,
+    published_figures,
+    search_figures,
+    sweep_figures,
+    training_figures,
+)
+from tokinfo.tables.schema import CELL_KEYS
+from tokinfo.tables.verdicts import VERDICTS, hollow, settled, verdict
+
+REPLICATION_SCHEMA: dict[str, pl.DataType] = {
+    **dict.fromkeys(("row", "verdict"), pl.String()),
+    "settled": pl.Boolean(),
+    "hollow": pl.Boolean(),
+    **dict.fromkeys(("reason", "command", "entry", "stand_in"), pl.String()),
+    # what is stated, and of what
+    **dict.fromkeys(("claimed_model", "state", "quantization", "claimed_site"), pl.String()),
+    "residual": pl.Boolean(),
+    "causal": pl.Boolean(),
+    **dict.fromkeys(("mask", "metric", "parametrisation", "prompt"), pl.String()),
+    "hides": pl.Boolean(),
+    **dict.fromkeys(("criterion", "published", "published_found"), pl.String()),
+    # what answers it, under the published protocol
+    **dict.fromkeys(("models", "size", "site", "padding", "ours"), pl.String()),
+    **dict.fromkeys(("runs", "runs_found", "initialisations"), pl.Int64()),
+    **{f"found{end}": pl.Float64() for end in ENDS},
+    **dict.fromkeys(("tokens_found", "visible_found", "first_loss", "loss"), pl.Float64()),
+    # other searches, and what is there to be found
+    **dict.fromkeys(("adam_found", "adam_visible", "joint_found", "joint_visible"), pl.Float64()),
+    **dict.fromkeys(("joint_certified", "joint_returned", "recovered"), pl.Float64()),
+    "swept": pl.Int64(),
+    **{f"identifiable{end}": pl.Float64() for end in ENDS},
+    **dict.fromkeys(("margin", "noise_floor", "bits"), pl.Float64()),
+    "vocabulary": pl.Int64(),
+    # the same over all prompts, passages among them
+    "n_prompts": pl.Int64(),
+    **{f"prompts_{what}{end}": pl.Float64() for what in OVER_PROMPTS for end in ENDS},
+    # what the models were trained on, and what all this took
+    "trained_tokens": pl.Int64(),
+    **dict.fromkeys(("train_loss", "held_out_loss"), pl.Float64()),
+    **dict.fromkeys(("published_held_out_loss", "loss_gap"), pl.Float64()),
+    **dict.fromkeys(("tflop", "seconds", "minutes_needed"), pl.Float64()),
+    **dict.fromkeys(("device", "model_digests", "code_digests", "note"), pl.String()),
+}
+"""Columns of `replication.parquet`. ``found``: share of runs in which the tokens in question came
+out by the row's own criterion; ``tokens_found``: of these tokens, over all runs.
+``..._visible``: share of the visible tokens, by which a search that failed is told from one that
+misses hidden ones. ``first_loss`` and ``loss``: the published descent's at its start and end,
+medians over runs, in the row's metric. ``joint_returned``: share of joint searches that found
+the tokens in question and certified the prompt. ``identifiable`` is of swept tokens around the
+true prompt, ``margin`` their median. ``prompts_found``, ``prompts_adam`` and ``prompts_joint``:
+share of the tokens in question that the published protocol and other searches found (top-1, in
+place) over all prompts that the row was asked of, passages and its own among them;
+``prompts_identifiable``: of the swept ones. Intervals of these are over prompts."""
+
+
+# --- the table ----------------------------------------------------------------------------
+
+
+def replication(
+    recovery: Path, answers: Sequence[Mapping[str, Any]], histories: Mapping[str, Path]
+) -> pl.DataFrame:
+    """Return one row for each row of the chapter and what answers it (`REPLICATION_SCHEMA`).
+
+    Args:
+        recovery: the long table, with the cells of every answer that runs.
+        answers: as `tokinfo.workflow.answers.answers` returns them.
+        histories: training histories, by the name of their source.
+
+    Raises:
+        TableError: the long table cannot be read or has another schema.
+        ValueError: it lacks a cell of an answer that runs, or a history cannot be read.
+    """
+    table = scan(recovery).collect(engine="streaming")
+    out = [_row(table, answer, histories) for answer in answers]
+    rate = max(
+        (
+            (row["tflop"], row["tflop"] / row["seconds"], row["row"])
+            for row in out
+            if row["seconds"]
+        ),
+        default=None,
+    )
+    for row, answer in zip(out, answers, strict=True):
+        if row["verdict"] != "not run":
+            row["command"] = ""
+        elif answer["entry"] is not None and not answer["reason"]:
+            row["reason"], row["minutes_needed"] = _time(row["tflop"], rate)
+    return pl.DataFrame(out, schema=REPLICATION_SCHEMA)
+
+
+def _time(tflop: float, rate: tuple[float, float, str] | None) -> tuple[str, float | None]:
+    """Say what a row that lacks nothing but time needs, by the largest descent that was run."""
+    if rate is None:
+        return f"needs time: its published protocol takes {tflop:.3g} TFLOP", None
+    minutes = tflop / rate[1] / 60
+    return (
+        f"needs about {math.ceil(minutes)} minutes on this machine for its published protocol "
+        f"({tflop:.3g} TFLOP, at the rate of {rate[2]})"
+    ), minutes
+
+
+def _row(
+    table: pl.DataFrame, answer: Mapping[str, Any], histories: Mapping[str, Path]
+) -> dict[str, Any]:
+    claim, claimed = answer["claim"], answer["claimed"]
+    stated = claim["share"]
+    row: dict[str, Any] = dict.fromkeys(REPLICATION_SCHEMA) | {
+        "row": answer["row"],
+        "reason": answer["reason"],
+        "command": answer["command"],
+        "entry": answer["entry"],
+        "stand_in": answer["stand_in"],
+        "claimed_model": claim["model"],
+        "claimed_site": claim["site"],
+        "hides": answer["hides"],
+        "criterion": answer["criterion"],
+        "published": " | ".join(claim["published"]),
+        "published_found": _stated(claim),
+        "models": " ".join(answer["models"]),
+        "size": answer["size"],
+        "tflop": answer["tflop"],
+        "note": claim["note"],
+        **{
+            name: claim[name]
+            for name in (
+                *("state", "quantization", "residual", "causal", "mask", "metric"),
+                *("parametrisation", "prompt"),
+            )
+        },
+    }
+    ours = None
+    if answer["runs"]:
+        published = _cells(table, answer["published"], answer)
+        others = _cells(table, answer["others"], answer)
+        found, ours = published_figures(published, answer)
+        row |= found
+        row |= search_figures(others, answer)
+        row |= sweep_figures(others, answer)
+        row |= prompt_figures(published, others, answer)
+        row |= training_figures(answer, claimed, histories)
+        row["reason"] = ""
+    row["verdict"] = verdict(
+        claim["found"],
+        None if stated is None else tuple(stated),
+        ours,
+        row["identifiable"],
+        row["joint_returned"],
+    )
+    row["hollow"] = ours is not None and hollow(
+        claim["found"], claim["least"], ours, row["visible_found"]
+    )
+    row["settled"] = settled(None if stated is None else tuple(stated), ours)
+    return row
+
+
+def _stated(claim: Mapping[str, Any]) -> str:
+    if claim["share"] is None:
+        return "yes" if claim["found"] else "no"
+    low, high = claim["share"]
+    return f"{low:.0%} of initialisations" if low == high else f"{low:.0%} or more of them"
+
+
+def _cells(
+    table: pl.DataFrame, cells: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]
+) -> pl.DataFrame:
+    """Return the rows of these cells; a cell that has none was never run."""
+    wanted = pl.DataFrame(
+        [{key: cell[key] for key in CELL_KEYS} for cell in cells],
+        schema={key: table.schema[key] for key in CELL_KEYS},
+    )
+    found = table.join(wanted, on=list(CELL_KEYS), how="semi", maintain_order="left")
+    there = found.select(CELL_KEYS).n_unique()
+    if there != len(wanted):
+        raise ValueError(
+            f"row {answer['row']}: the table has {there} of the {len(wanted)} cells of "
+            f"{answer['entry']}"
+        )
+    # In the order of the cells: the first is the one whose text is shown.
+    order = wanted.with_row_index("_order")
+    return found.join(order, on=list(CELL_KEYS), how="left").sort("_order", "prompt_id", "position")
+
+
+# --- the summary --------------------------------------------------------------------------
+
+SUMMARY_SCHEMA: dict[str, pl.DataType] = {
+    "answered_by": pl.String(),
+    "verdict": pl.String(),
+    "rows": pl.Int64(),
+    "hollow": pl.Int64(),
+}
+
+
+def counts(table: pl.DataFrame) -> pl.DataFrame:
+    """Return how many rows have each verdict, by their own models and by stand-ins apart.
+
+    Every verdict is listed, those that no row has too. A row that several stand-ins answer
+    counts once for each.
+    """
+    out = []
+    for answered_by, part in (
+        ("the row's own model", table.filter(pl.col("stand_in") == "")),
+        ("stand-in", table.filter(pl.col("stand_in") != "")),
+    ):
+        for word in VERDICTS:
+            own = part.filter(verdict=word)
+            told = {"rows": len(own), "hollow": own["hollow"].sum()}
+            out.append({"answered_by": answered_by, "verdict": word, **told})
+    return pl.DataFrame(out, schema=SUMMARY_SCHEMA)
+
+
+def write_replication(
+    recovery: Path,
+    answers: Sequence[Mapping[str, Any]],
+    histories: Mapping[str, Path],
+    table: Path,
+    table_csv: Path,
+    summary_csv: Path,
+) -> None:
+    """Write `replication` as parquet and as CSV, and `counts` of it as CSV.
+
+    Raises what `replication` raises.
+    """
+    found = replication(recovery, answers, histories)
+    with new_file(table) as partial:
+        found.write_parquet(partial)
+    with new_file(table_csv) as partial:
+        found.write_csv(partial)
+    with new_file(summary_csv) as partial:
+        counts(found).write_csv(partial)

@@ -1,0 +1,246 @@
+"""Figures of one row of the chapter, from the rows that its cells have in the long table.
+
+Each of the functions returns the columns of the `replication` table that it knows. An *answer* is
+what `tokinfo.workflow.answers` says of the row: which cells answer it, and how its tokens in
+question are counted.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tokinfo.io.damaged import reading
+from tokinfo.tables.intervals import Share, clustered_share
+from tokinfo.tables.recovery import RECOVERED
+from tokinfo.tables.schema import CELL_KEYS
+
+ENDS = ("", "_low", "_high")
+"""A share is three columns: its value, and the ends of its interval."""
+
+OVER_PROMPTS = ("found", "adam", "joint", "identifiable")
+"""What is said of all prompts of a row, in columns ``prompts_...``."""
+
+_PROMPT = ("prompts", "prompt_id")
+_IDENTIFIABLE = pl.col("identified") == "identifiable"
+_SWEPT = (pl.col("around") == "true") & pl.col("identified").is_not_null()
+
+# --- the published protocol ---------------------------------------------------------------
+
+
+def published_figures(
+    rows: pl.DataFrame, answer: Mapping[str, Any]
+) -> tuple[dict[str, Any], Share]:
+    """Return what the published protocol found, and the share of runs that found it.
+
+    Args:
+        rows: of the cells under the published protocol.
+        answer: the row's answer.
+    """
+    claim = answer["claim"]
+    own = rows.filter(prompt=claim["prompt"])
+    outcomes = [
+        (model, *_tokens(part, answer))
+        for (model, *_), part in own.group_by("model", "seed", "prompts", maintain_order=True)
+    ]
+    by_model: dict[str, list[bool]] = {}
+    for model, found, of in outcomes:
+        by_model.setdefault(model, []).append(_suffices(found, of, claim))
+    groups = list(by_model.values())
+    if len(groups) == 1:
+        groups = [[one] for one in groups[0]]
+    share = clustered_share([sum(group) for group in groups], [len(group) for group in groups])
+    first, once = own.row(0, named=True), own.unique([*CELL_KEYS, "prompt_id"])
+    one = own.filter(model=first["model"], seed=first["seed"], prompts=first["prompts"])
+    return {
+        "site": " ".join(rows["site"].unique(maintain_order=True)),
+        "padding": first["padding"],
+        "ours": " | ".join(_texts(one, claim["top_k"])),
+        "runs": len(outcomes),
+        "runs_found": sum(map(sum, groups)),
+        "initialisations": len(by_model),
+        **_columns("found", share),
+        "tokens_found": sum(o[1] for o in outcomes) / sum(o[2] for o in outcomes),
+        "visible_found": own.filter("visible")["correct"].mean(),
+        "first_loss": once["first_loss"].median(),
+        "loss": once["loss"].median(),
+        "seconds": rows.unique([*CELL_KEYS, "prompt_id"])["seconds"].sum(),
+        "device": " ".join(rows["device"].unique(maintain_order=True)),
+        "model_digests": " ".join(d[:12] for d in rows["model_digest"].unique(maintain_order=True)),
+        "code_digests": " ".join(d[:12] for d in rows["code_digest"].unique(maintain_order=True)),
+    }, share
+
+
+def _suffices(found: int, of: int, claim: Mapping[str, Any]) -> bool:
+    return found >= float(claim["least"]) * of - 1e-9
+
+
+def _tokens(rows: pl.DataFrame, answer: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many of the tokens in question one run found, by the row's criterion."""
+    claim = answer["claim"]
+    asked = rows.filter(_in_question(answer))
+    if not claim["unordered"]:
+        best = pl.col("top5_ids").list.head(claim["top_k"])
+        return int(asked.select(best.list.contains(pl.col("true_id")).sum()).item()), len(asked)
+    if claim["top_k"] == 1:
+        return int(asked["in_prompt"].sum()), len(asked)
+    # Each of the k texts holds every position once: a token counts as often as it came out.
+    texts = Counter(rows["top5_ids"].list.head(claim["top_k"]).explode().to_list())
+    wanted = Counter(asked["true_id"].to_list())
+    return sum(min(count, texts[token]) for token, count in wanted.items()), len(asked)
+
+
+def _in_question(answer: Mapping[str, Any]) -> pl.Expr:
+    """Hidden tokens, or all of them where the row hides none."""
+    return ~pl.col("visible") if answer["hides"] else pl.lit(value=True)
+
+
+def _texts(rows: pl.DataFrame, count: int) -> list[str]:
+    """Return the best text of one run, or its best ``count``."""
+    if count == 1:
+        return ["".join(rows["found_token"])]
+    lists = rows["top5_tokens"].to_list()
+    return ["".join(tokens[place] for tokens in lists) for place in range(count)]
+
+
+def _columns(name: str, share: Share) -> dict[str, float]:
+    values = (share.value, share.low, share.high)
+    return {f"{name}{end}": value for end, value in zip(ENDS, values, strict=True)}
+
+
+# --- other searches, and what is there ----------------------------------------------------
+
+
+def search_figures(rows: pl.DataFrame, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what other searches found in the row's own prompt.
+
+    Args:
+        rows: of the cells of other solvers.
+        answer: the row's answer.
+    """
+    claim = answer["claim"]
+    own = rows.filter(prompt=claim["prompt"])
+    out: dict[str, Any] = {}
+    for kind in ("adam", "joint"):
+        runs = [
+            (_suffices(*_tokens(part, answer), claim), (part["verdict"] == "certified").all())
+            for _, part in own.filter(kind=kind).group_by("model", "solver", maintain_order=True)
+        ]
+        if runs:
+            out[f"{kind}_found"] = sum(found for found, _ in runs) / len(runs)
+            visible = own.filter("visible", kind=kind)
+            out[f"{kind}_visible"] = visible["correct"].mean()
+        if runs and kind == "joint":
+            joint = own.filter(kind=kind)
+            prompts = joint.unique([*CELL_KEYS, "prompt_id"])
+            out["joint_certified"] = (prompts["verdict"] == "certified").mean()
+            out["joint_returned"] = sum(all(run) for run in runs) / len(runs)
+            out["recovered"] = joint.select(RECOVERED.mean()).item()
+    return out
+
+
+def sweep_figures(rows: pl.DataFrame, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what sweeps around the row's own prompt identify; nothing where none was made.
+
+    Arguments as `search_figures` takes them.
+    """
+    swept = rows.filter(_SWEPT, prompt=answer["claim"]["prompt"])
+    if swept.is_empty():
+        return {}
+    return {
+        "swept": len(swept),
+        **_columns("identifiable", _share_by(("model",), swept, _IDENTIFIABLE)),
+        "margin": swept["margin"].median(),
+        "noise_floor": swept["noise_floor"].median(),
+        "bits": swept["bits"].mean(),
+        "vocabulary": swept["vocabulary"].max(),
+    }
+
+
+def prompt_figures(
+    published: pl.DataFrame, others: pl.DataFrame, answer: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what was found of all prompts that the row was asked of, its own among them.
+
+    Args:
+        published: rows of the cells under the published protocol.
+        others: of the cells of other solvers.
+        answer: the row's answer.
+    """
+    asked = _in_question(answer)
+    counted = {
+        "found": (published.filter(asked), pl.col("correct")),
+        "adam": (others.filter(asked, kind="adam"), pl.col("correct")),
+        "joint": (others.filter(asked, kind="joint"), pl.col("correct")),
+        "identifiable": (others.filter(_SWEPT), _IDENTIFIABLE),
+    }
+    out: dict[str, Any] = {"n_prompts": published.select(_PROMPT).n_unique()}
+    for name, (rows, hit) in counted.items():
+        if len(rows):
+            out |= _columns(f"prompts_{name}", _share_by(_PROMPT, rows, hit))
+    return out
+
+
+def _share_by(keys: Sequence[str], rows: pl.DataFrame, hit: pl.Expr) -> Share:
+    """Return the share of hits among rows, those of one group being no independent ones."""
+    groups = rows.group_by(keys, maintain_order=True).agg(found=hit.sum(), of=pl.len())
+    return clustered_share(groups["found"].to_list(), groups["of"].to_list())
+
+
+# --- training -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainingEnd:
+    """How far a source was trained, from the last line of its history.
+
+    Attributes:
+        tokens: tokens seen.
+        train_loss: mean next-token loss on them, nats.
+        held_out_loss: on held-out text.
+    """
+
+    tokens: int
+    train_loss: float
+    held_out_loss: float
+
+
+def read_training(history: Path) -> TrainingEnd:
+    """Read the last line of a training history; raises DamagedError where there is none."""
+    with reading(history):
+        with history.open(encoding="utf-8", newline="") as stream:
+            *_, last = csv.DictReader(stream)
+        losses = float(last["train_loss"]), float(last["held_out_loss"])
+        return TrainingEnd(int(last["tokens"]), *losses)
+
+
+def training_figures(
+    answer: Mapping[str, Any], claimed: Mapping[str, Any], histories: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Return how far the row's trained model was trained; nothing of an untrained or foreign one.
+
+    Args:
+        answer: the row's answer.
+        claimed: the model that the chapter names.
+        histories: training histories, by the name of their source.
+
+    Raises DamagedError where a history cannot be read.
+    """
+    known = [histories[name] for name in answer["sources"] if name in histories]
+    if answer["claim"]["state"] != "trained" or not known:
+        return {}
+    training = read_training(known[0])
+    published = claimed["held_out_loss"]
+    return {
+        "trained_tokens": training.tokens,
+        "train_loss": training.train_loss,
+        "held_out_loss": training.held_out_loss,
+        "published_held_out_loss": published,
+        "loss_gap": None if published is None else training.held_out_loss - published,
+    }

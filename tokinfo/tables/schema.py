@@ -1,0 +1,160 @@
+"""Columns of the long table: what one cell writes, and what every reader may rely on.
+
+Polars only: the cell that writes these rows and the tables and figures that read them share
+this one statement, and neither pulls in torch by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import polars as pl
+
+CELL_KEYS: tuple[str, ...] = (
+    "model",
+    "site",
+    "residual",
+    "causal",
+    "padding",
+    "mask",
+    "metric",
+    "parametrisation",
+    "solver",
+    "prompts",
+    "target",
+    "seed",
+)
+"""The columns that name a cell: the fields of `tokinfo.study.study.Cell`."""
+
+RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
+    # the cell
+    "model": (pl.String(), "name of the model in the study"),
+    "source": (pl.String(), "name of its source in the study"),
+    "family": (pl.String(), "mixer-flat, mixer-expanded, mixer-parallel, llama, ..."),
+    "state": (pl.String(), "trained or untrained"),
+    "quantization": (pl.String(), "float32, bfloat16, float16, int8 or nf4"),
+    "outlier_threshold": (
+        pl.Float64(),
+        "int8: columns with an input as large as this are multiplied in 16 bits; null: not int8",
+    ),
+    "width": (pl.Int64(), "width of an embedding (hidden size)"),
+    "training_share": (
+        pl.Float64(),
+        "share of its training steps that a model trained here has had; null: untrained, or "
+        "trained elsewhere",
+    ),
+    "training_tokens": (pl.Int64(), "tokens seen in them; null as above"),
+    "held_out_loss": (pl.Float64(), "its loss on held-out text (nats per token); null as above"),
+    "weights_note": (pl.String(), "what must be known of the weights; empty where nothing"),
+    "site": (pl.String(), "where activations are read, resolved (block.8, never block.last)"),
+    "block": (pl.Int64(), "number of the site's block, 0 for the embedding"),
+    "depth": (pl.Int64(), "blocks of the full model"),
+    "residual": (pl.Boolean(), "false: without the residual around self-attention"),
+    "causal": (pl.Boolean(), "false: attention without a causal mask"),
+    "padding": (pl.String(), "none, or n_ctx where prompts are padded to it"),
+    "mask": (pl.String(), "Python slice over the positions that stay visible"),
+    "metric": (pl.String(), "l1, l2, cosine or l1+cosine"),
+    "parametrisation": (pl.String(), "embedding or vocabulary"),
+    "solver": (pl.String(), "name of the solver in the study"),
+    "kind": (pl.String(), "its kind: chapter, adam, sequential, sweep or joint"),
+    "seed": (pl.Int64(), "seed of the starts"),
+    "prompts": (pl.String(), "name of the set of prompts"),
+    "target": (
+        pl.String(),
+        "what is to be explained: own, or a control's: shuffled or of:MODEL; shares leave out all "
+        "but own",
+    ),
+    # the position
+    "prompt_id": (pl.Int64(), "index of the prompt in its set, from 0"),
+    "prompt": (pl.String(), "the prompt's text"),
+    "position": (pl.Int64(), "index of the token in its prompt, from 0"),
+    "visible": (pl.Boolean(), "whether the solver saw this position's activations"),
+    "true_id": (pl.Int64(), "id of the prompt's token here"),
+    "true_token": (pl.String(), "its text"),
+    "found_id": (pl.Int64(), "id of the solver's token here"),
+    "found_token": (pl.String(), "its text"),
+    "top5_ids": (pl.List(pl.Int64()), "ids of the solver's five best tokens, best first"),
+    "top5_tokens": (pl.List(pl.String()), "their texts"),
+    "correct": (pl.Boolean(), "found_id equals true_id (top-1)"),
+    "in_top5": (pl.Boolean(), "true_id is among top5_ids"),
+    "in_prompt": (
+        pl.Boolean(),
+        "unordered: true_id was found here or elsewhere in the prompt, each found token once",
+    ),
+    "reference_id": (pl.Int64(), "token re-decoded from the noisy embedding (chapter solver)"),
+    "published_correct": (pl.Boolean(), "reference_id is among top5_ids (chapter solver)"),
+    # the prompt, repeated at each of its positions
+    "loss": (pl.Float64(), "distance at the end of the search, in the metric's units"),
+    "first_loss": (pl.Float64(), "distance at its start"),
+    "found_loss": (pl.Float64(), "distance of the found TOKENS' own activations"),
+    "true_loss": (pl.Float64(), "distance of the true prompt itself (own target: rounding only)"),
+    "noise_floor": (pl.Float64(), "largest change of the true prompt's own activations"),
+    "verdict": (
+        pl.String(),
+        "certified, search failure, undecided, or unexplained (controls); about the prompt",
+    ),
+    "around": (pl.String(), "prompt that was swept around: true or found; null: nothing swept"),
+    "identified": (pl.String(), "identifiable, ambiguous or excluded (position); null: not swept"),
+    "rank": (pl.Int64(), "rank of the true token among all candidates here, from 1"),
+    "margin": (pl.Float64(), "best wrong candidate's distance minus the true token's"),
+    "candidates": (pl.Int64(), "candidates within twice the noise floor"),
+    "bits": (pl.Float64(), "information on the token, lower bound: log2 V - log2 |S|"),
+    "bits_high": (pl.Float64(), "its upper bound (only exact ties with the best left open)"),
+    "prior_bits": (pl.Float64(), "as bits, under the unigram prior; null: the study names none"),
+    "prior_bits_high": (pl.Float64(), "as bits_high, under the unigram prior"),
+    "prior_entropy": (pl.Float64(), "bits a token holds on average under the unigram prior"),
+    "noise_threshold": (
+        pl.Float64(),
+        "noise-to-signal ratio at which the true token stops being the best (median of draws)",
+    ),
+    "restart": (pl.Int64(), "which start was kept, from 0"),
+    "restarts": (pl.Int64(), "number of starts"),
+    "steps": (pl.Int64(), "steps of the kept start"),
+    "curve_steps": (pl.List(pl.Int64()), "steps of the descent at which its loss was noted"),
+    "curve": (pl.List(pl.Float64()), "the kept start's loss there; null: nothing descended"),
+    "seconds": (pl.Float64(), "solver's wall time of this prompt: its batch's, shared equally"),
+    "evaluations": (pl.Int64(), "forward passes spent on this prompt, all starts together"),
+    # the run
+    "device": (pl.String(), "cpu or cuda, with the device's name"),
+    "dtype": (pl.String(), "what activations are computed in (the model's compute_dtype)"),
+    "vocabulary": (pl.Int64(), "number of candidate tokens; chance is one over it"),
+    "model_digest": (pl.String(), "digest of the checkpoint"),
+    "code_digest": (pl.String(), "digest of the code that made the row"),
+}
+"""Type and meaning of each column of `recovery.parquet`, in file order."""
+
+RECOVERY_SCHEMA: pl.Schema = pl.Schema(
+    {name: dtype for name, (dtype, _) in RECOVERY_COLUMNS.items()}
+)
+"""Exact schema of a cell's parquet file and of `recovery.parquet`."""
+
+PROMPT_VERDICTS = ("certified", "search failure", "undecided")
+"""Verdicts on a found prompt: it explains the activations to within the floor, it is worse than
+the true prompt by more than the floor, or neither. Under a control's target there is only
+`certified` and, in place of the others, `unexplained`: it may be that nothing is to be found."""
+
+POSITION_VERDICTS = ("identifiable", "ambiguous", "excluded")
+"""Verdicts on one position: only the true token explains it, several do, the true one does not."""
+
+METADATA_KEY = "tokinfo"
+"""Key of the parquet metadata that holds versions and settings as JSON."""
+
+
+def schema_problem(schema: Mapping[str, pl.DataType]) -> str | None:
+    """Return what is wrong with a cell's schema in one line, or None.
+
+    Column order does not matter; a missing, extra or differently typed column does.
+    """
+    missing = [name for name in RECOVERY_SCHEMA if name not in schema]
+    extra = [name for name in schema if name not in RECOVERY_SCHEMA]
+    wrong = [
+        f"{name} is {schema[name]}, not {dtype}"
+        for name, dtype in RECOVERY_SCHEMA.items()
+        if name in schema and schema[name] != dtype
+    ]
+    parts = [
+        f"{title}: {', '.join(names)}"
+        for title, names in (("missing", missing), ("unknown", extra), ("type", wrong))
+        if names
+    ]
+    return "; ".join(parts) or None

@@ -1,0 +1,66 @@
+"""The exact check of a study's prompts, made as soon as there is a tokenizer to count with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokinfo.io.atomic import new_file
+from tokinfo.io.tokenizers import count_tokens
+from tokinfo.study.lengths import Finding, findings, sentence
+from tokinfo.text.documents import read_passages
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class PromptError(ValueError):
+    """Prompts that do not suit a model or a mask; the message names all of them."""
+
+
+def check_prompts(
+    settings: Mapping[str, Any], tokenizer: Path, out: Path, passages: Sequence[Path] = ()
+) -> None:
+    """Count the tokens of every prompt and write the counts, if every prompt can be used.
+
+    Args:
+        settings: ``prompts`` (texts by the name of their set), ``uses`` ([set, mask, padding]
+            of every combination that is probed), ``n_ctx`` and, where prompts do not get the
+            tokenizer's own special tokens, ``special_tokens`` (false).
+        tokenizer: directory with a ``tokenizer.json``.
+        out: JSON file to write: number of tokens of each prompt, by set.
+        passages: files of sets that are drawn from a text, each named for its set.
+
+    Raises:
+        PromptError: a prompt is too long, or a mask shows or hides nothing of one.
+    """
+    drawn = {path.stem: read_passages(path) for path in passages}
+    sets = {**settings["prompts"], **drawn}
+    counts = {
+        name: count_tokens(
+            tokenizer / "tokenizer.json",
+            texts,
+            special_tokens=settings.get("special_tokens", True),
+        )
+        for name, texts in sets.items()
+    }
+    exact = {name: [(count, count) for count in found] for name, found in counts.items()}
+    uses = [(name, mask, padding) for name, mask, padding in settings["uses"]]
+    wrong = [
+        _line(found, "passages" if found.prompts in drawn else "prompts", sets, settings["n_ctx"])
+        for found in findings(exact, uses, settings["n_ctx"])
+    ]
+    if wrong:
+        raise PromptError("; ".join(wrong))
+    with new_file(out) as partial:
+        partial.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+
+
+def _line(found: Finding, section: str, sets: Mapping[str, Sequence[str]], n_ctx: int) -> str:
+    where = f"{section}.{found.prompts}[{found.index}]"
+    text = sets[found.prompts][found.index]
+    said = sentence(found, n_ctx)
+    if found.mask:
+        return f"mask {found.mask!r} {said} of {where} = {text!r} ({found.length})"
+    return f"{where} = {text!r} {said}"

@@ -1,0 +1,200 @@
+"""What the table `replication` is given: every row of the chapter, its cells, and what it needs.
+
+A row is answered by the cells of the entries that name it. For those that are not run the reason
+is worked out here, from what their models would fetch and hold (`downloads`) and how much
+arithmetic their descent takes, with the command that would run them. Like `tokinfo.workflow.plan`,
+this module imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tokinfo.study.architecture import architecture_of
+from tokinfo.study.cell import Cell
+from tokinfo.study.claims import Claim, load_claims
+from tokinfo.study.files import arguments
+from tokinfo.study.sites import Site
+from tokinfo.study.solvers import ChapterSolver
+from tokinfo.study.sources import HubSource, MixerSource, Source, TransformerSource
+from tokinfo.study.study import Answer, Study
+from tokinfo.workflow import downloads as plan
+from tokinfo.workflow import memory as resources
+from tokinfo.workflow.plan import Plan
+
+BYTES_A_TOKEN = 4
+"""About how much English one token holds, where a prompt's tokens were not counted."""
+
+
+def answers(
+    study: Study, files: Iterable[str] = (), over: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Return every row of the chapter as the replication table is to have it.
+
+    Args:
+        study: a valid study.
+        files: the configuration files it came from, for the commands.
+        over: what the command line said besides, for the commands.
+
+    Returns:
+        One dictionary for each row and entry that answers it, in the order of the rows, a row's
+        own model before what stands in for it: ``row``, ``claim`` (fields of the row),
+        ``criterion``, ``hides``, ``claimed`` (the chapter's model), ``entry`` (null: none),
+        ``stand_in``, ``runs``, ``models``, ``sources``, ``size``, ``published`` and ``others``
+        (cells), ``tflop`` of the published protocol, ``reason`` (why it does not run; empty:
+        nothing but time) and ``command``.
+    """
+    known = study.answers()
+    files = list(files)
+    needed = {name: "" if study.runs(name) else _needs(study, name) for name in study.claims}
+    commands = {name: command(study, name, files, over or {}) for name in study.claims}
+    found = []
+    for row, claim in load_claims().rows.items():
+        own = [a for a in known if a.claim.id == row and not a.entry.stand_in]
+        others = [a for a in known if a.claim.id == row and a.entry.stand_in]
+        if not own:
+            found.append(_unanswered(claim, bool(others)))
+        for one in (*own, *others):
+            found.append(_answer(study, one, needed[one.name], commands[one.name]))
+    return found
+
+
+def _fields(claim: Claim) -> dict[str, Any]:
+    return {
+        "row": claim.id,
+        "claim": claim.model_dump(),
+        "criterion": claim.criterion,
+        "hides": claim.hides,
+        "claimed": load_claims().models[claim.model].model_dump(),
+    }
+
+
+def _unanswered(claim: Claim, stood_in: bool) -> dict[str, Any]:
+    reason = "only stand-ins answer it in this study" if stood_in else "no entry answers it"
+    nothing: dict[str, Any] = {key: [] for key in ("models", "sources", "published", "others")}
+    return {
+        **_fields(claim),
+        **nothing,
+        "entry": None,
+        "stand_in": "",
+        "runs": False,
+        "size": "",
+        "tflop": 0.0,
+        "reason": reason,
+        "command": "",
+    }
+
+
+def _answer(study: Study, answer: Answer, needs: str, would_run: str) -> dict[str, Any]:
+    sources = list(dict.fromkeys(study.models[name].source for name in answer.entry.models))
+    return {
+        **_fields(answer.claim),
+        "entry": answer.name,
+        "stand_in": answer.entry.stand_in,
+        "runs": answer.runs,
+        "models": list(answer.entry.models),
+        "sources": sources,
+        "size": "; ".join(size(study, name) for name in sources),
+        "published": [cell.model_dump() for cell in answer.published],
+        "others": [cell.model_dump() for cell in answer.others],
+        "tflop": sum(flop(study, cell) for cell in answer.published) / 1e12,
+        "reason": needs,
+        "command": would_run,
+    }
+
+
+def command(study: Study, entry: str, files: Sequence[str], over: Mapping[str, Any]) -> str:
+    """Return the command that runs an entry beside those that are run already, the same way.
+
+    Args:
+        study: the study.
+        entry: name of the entry.
+        files: the study's configuration files.
+        over: what the command line said besides; without it other cells would be run again.
+    """
+    names = [name for name in study.claims if study.runs(name) or name == entry]
+    asked = {**over, **({} if study.run is None else {"run": names})}
+    told = ["snakemake", "--cores", "all"]
+    told += ["--configfile", *files] if files else []
+    told += ["--config", *arguments(asked)] if asked else []
+    return shlex.join(told)
+
+
+def size(study: Study, source: str) -> str:
+    """Return the size of a source's models in words."""
+    known = study.sources[source]
+    if isinstance(known, MixerSource | TransformerSource):
+        kind = f"{known.form} mixer" if isinstance(known, MixerSource) else "transformer"
+        return f"{kind}, width {known.d_model}, {known.blocks} blocks, n_ctx {known.n_ctx}"
+    # Not from an estimate, which is there to be rather too large.
+    known_sizes = architecture_of(known, resources.config_directory(study, source))
+    width = f"width {known_sizes.width}, " if known_sizes is not None else ""
+    return f"{source}, {width}{known.blocks} blocks"
+
+
+def flop(study: Study, cell: Cell) -> float:
+    """Return the arithmetic of a cell of the published protocol, in floating-point operations.
+
+    Two passes (the loss and its gradient) a step and prompt, of the blocks up to the site; a
+    multiplication and an addition for each weight and position. Attention between positions
+    and element-wise operations are left out.
+    """
+    solver = study.solvers[cell.solver]
+    assert isinstance(solver, ChapterSolver)
+    source = study.source_of(cell.model)
+    blocks = Site.parse(cell.site).block
+    passes = 2 * solver.steps
+    total = 0.0
+    for length in _lengths(study, cell.prompts):
+        positions = source.n_ctx if cell.padding == "n_ctx" else min(length, source.n_ctx)
+        total += passes * blocks * _block_flop(study, cell.model, source, positions)
+    return total
+
+
+def _lengths(study: Study, prompts: str) -> Iterable[int]:
+    """Return about how many tokens each prompt of a set has; passages have as many as is asked."""
+    if prompts in study.passages:
+        return study.passages[prompts].lengths
+    sizes = (len(prompt.encode()) for prompt in study.prompts[prompts])
+    return [max(1, round(size / BYTES_A_TOKEN)) for size in sizes]
+
+
+def _block_flop(study: Study, model: str, source: Source, positions: int) -> float:
+    if isinstance(source, MixerSource):
+        alone = source.model_copy(update={"n_ctx": 0})
+        weights = resources.block_parameters(alone)
+        mixing = resources.block_parameters(source) - weights
+        # A weight between two positions multiplies the whole width of one of them.
+        shared = (positions / source.n_ctx) ** 2
+        return 2 * positions * weights + 2 * mixing * shared * source.d_model
+    if isinstance(source, TransformerSource):
+        return 2.0 * positions * resources.block_parameters(source)
+    sizes = resources.sizes(study, study.models[model].source)
+    return 2.0 * positions * (sizes.weights(1) - sizes.weights(0))
+
+
+def _needs(study: Study, entry: str) -> str:
+    """Return what an entry needs that is not on this machine, in words; empty: only time."""
+    alone = study.model_copy(update={"grids": [], "run": [entry]})
+    hub = _from_hub(alone)
+    if not hub:
+        return ""
+    needed = [need for need in plan.needs(alone) if need.comes == "from the hub"]
+    fetched = sum({(need.model, need.blocks): need.fetched for need in needed}.values())
+    memory = max(max(need.prepare, need.cell) for need in needed)
+    what = f"weights not at hand: {_gb(fetched)} to fetch from"
+    if not fetched:
+        what = "configuration and tokenizer not at hand: to be fetched from"
+    return f"{what} {', '.join(hub)}; a job asks for up to {_gb(memory * 1e6)} of memory"
+
+
+def _from_hub(study: Study) -> list[str]:
+    """Return the repositories that a study's cells need and that no copy stands in for."""
+    found = (study.sources[name] for name in Plan(study).sources)
+    return [s.repository for s in found if isinstance(s, HubSource) and s.path is None]
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"

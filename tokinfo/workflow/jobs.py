@@ -1,0 +1,136 @@
+"""What every job of the workflow shares: its log, and how it fails.
+
+A job's output goes to its log, file descriptors included, so that progress bars and the
+warnings of compiled libraries land there too. A failure that this package foresaw ends in one
+line, in the log and on the terminal, that says which job it was; any other keeps its traceback
+in the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from tokinfo.workflow.devices import claim
+from tokinfo.workflow.running import at_work
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EXPECTED = (OSError, ValueError, RuntimeError, ArithmeticError)
+# How torch, whose error for it is a RuntimeError, says that there is no more memory.
+_NO_MEMORY = ("DefaultCPUAllocator: ", "CUDA out of memory", "std::bad_alloc", "Cannot allocate")
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@contextlib.contextmanager
+def job(log: str | Path, what: str) -> Iterator[None]:
+    """Run a block with its output in ``log``; a failure names the job and ends the process.
+
+    Args:
+        log: file that receives everything written to standard output and standard error.
+        what: what the job makes, as a reader of the terminal should see it.
+
+    Raises:
+        SystemExit: with status 1, for any exception of the block.
+    """
+    with at_work(Path.cwd()), _redirected(Path(log)) as terminal:
+        try:
+            yield
+        except Exception as error:
+            line = f"tokinfo: {what}: {_message(error)}"
+            foreseen = _foreseen(error)
+            if not foreseen:
+                traceback.print_exc()
+                line += f" (traceback in {log})"
+            # The message is the last line of the log: the end is what a reader looks at first.
+            print(line, file=sys.stderr, flush=True)
+            terminal.write(line + "\n")
+            terminal.flush()
+            raise SystemExit(1) from None
+
+
+def _message(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if _is_memory(error):
+        return (
+            f"out of memory ({text or type(error).__name__}): free some, or let fewer jobs run at "
+            "once (--cores), then the same command again"
+        )
+    return text if text and _foreseen(error) else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def _is_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
+
+
+def _foreseen(error: BaseException) -> bool:
+    """Return whether this package raised the error itself, as the result of a check.
+
+    A ValueError out of a library is a defect that needs its traceback; one that our own code
+    raises is a message for the user, unless it only wraps such a defect. The operating
+    system's errors (no space, no such file) say what they are about by themselves.
+    """
+    if isinstance(error, OSError) or _is_memory(error):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = bool(frames) and PACKAGE in Path(frames[-1].filename).resolve().parents
+    explicit = bool(frames) and (frames[-1].line or "").startswith("raise")
+    if not (isinstance(error, EXPECTED) and ours and explicit):
+        return False
+    cause = error.__cause__
+    # A library's own error class (a failed download) was expected by whoever wrapped it; a bare
+    # ValueError or RuntimeError that nobody here raised was not.
+    return cause is None or type(cause).__module__ != "builtins" or _foreseen(cause)
+
+
+@contextlib.contextmanager
+def _redirected(log: Path) -> Iterator[TextIO]:
+    """Send everything written to 1 and 2 to a file; gives the terminal's own standard error."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(1), os.dup(2)]
+    with (
+        log.open("w", encoding="utf-8", errors="replace", buffering=1) as target,
+        os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace") as terminal,
+        contextlib.redirect_stdout(target),
+        contextlib.redirect_stderr(target),
+    ):
+        for number in (1, 2):
+            os.dup2(target.fileno(), number)
+        try:
+            yield terminal
+        finally:
+            for number, kept in zip((1, 2), saved, strict=True):
+                os.dup2(kept, number)
+                os.close(kept)
+
+
+def device(asked: str, gpus: int) -> str:
+    """Return the torch device of a job that was granted ``gpus`` GPUs, and make them its own.
+
+    To be called before anything imports torch, which then sees those GPUs and no other.
+    ``--resources gpu=0`` keeps a study that says ``auto`` on the CPU. One that says ``cuda``
+    means it.
+
+    Raises:
+        RuntimeError: the study says ``cuda`` and torch finds no GPU here, or there are fewer
+            GPUs than were granted.
+    """
+    if asked == "cpu" or (asked == "auto" and gpus < 1):
+        return "cpu"
+    claim(max(gpus, 1))
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if asked == "cuda":
+        raise RuntimeError("the study says `device: cuda`, and torch finds no GPU here")
+    return "cpu"

@@ -1,0 +1,158 @@
+"""What time each job asks a cluster for, in minutes: from the work there is, on a slow machine.
+
+A job that asks for too little is killed; one that asks for too much only waits longer. So the work
+is counted for a search that finds nothing before its end, and the machine is taken to be several
+times slower than those that `docs/evidence/` was measured on. Each further attempt asks for as
+much again. Like memory (`tokinfo.workflow.memory`), none of it is part of what reruns a job.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tokinfo.study.cell import Cell
+from tokinfo.study.masks import Mask
+from tokinfo.study.sites import Site
+from tokinfo.study.solvers import (
+    AdamSolver,
+    ChapterSolver,
+    JointSolver,
+    SequentialSolver,
+    Solver,
+    SweepSolver,
+)
+from tokinfo.study.sources import MixerSource, TransformerSource
+from tokinfo.study.study import Study
+from tokinfo.workflow.memory import fetched_mb, gpus, held_mb, longest_prompt, sizes_of, weights_mb
+
+FLOOR = 30
+"""Minutes that any job asks for: imports from a slow shared disk, and a node that is busy."""
+CPU_RATE, GPU_RATE = 4e9, 5e11
+"""Floating-point operations a second, of one thread and of one GPU; measured: 15e9 a thread."""
+STEP_SECONDS = 2e-3
+"""Each block of each step takes this long whatever its size."""
+READ_MB, FETCH_MB = 50, 4
+"""MB a second from a shared disk and from the network."""
+PACKED = {"int8": 4, "nf4": 4}
+"""How many times longer a product takes where bitsandbytes unpacks the weights first."""
+BACKWARD = 3
+"""Operations of a pass with its gradients, as a multiple of one without."""
+
+
+def cell_minutes(study: Study, cell: Cell, attempt: int = 1) -> int:
+    """Return the minutes that a cell asks for."""
+    model = study.models[cell.model]
+    blocks = max(Site.parse(cell.site).block, 1)
+    steps, passes = _search(study, cell, study.solvers[cell.solver])
+    # Of a pass over one position: every weight of the blocks once, multiplied and added.
+    block = 1e6 / 4 * (weights_mb(study, model.source, 1) - weights_mb(study, model.source, 0))
+    operations = passes * 2 * max(block, 1.0) * blocks * PACKED.get(model.quantization, 1)
+    decoded = passes * 2 * sizes_of(study, model.source)[0] if _decodes(study, cell) else 0.0
+    seconds = (operations + decoded * sizes_of(study, model.source)[1]) / _rate(study)
+    seconds += steps * blocks * STEP_SECONDS
+    seconds += len(cell.models) * held_mb(study, cell.model, blocks) / READ_MB
+    return _minutes(seconds, attempt)
+
+
+def _decodes(study: Study, cell: Cell) -> bool:
+    """Return whether every step of a cell's search multiplies by the whole embedding."""
+    solver = study.solvers[cell.solver]
+    projects = isinstance(solver, AdamSolver) and (
+        solver.project == "nearest" or solver.nearest_penalty > 0
+    )
+    return cell.parametrisation == "vocabulary" or projects
+
+
+def _search(study: Study, cell: Cell, solver: Solver) -> tuple[float, float]:
+    """Return how many steps a solver takes one after another, and passes over one position.
+
+    A pass over a whole sequence counts once for each of its positions.
+    """
+    prompts, length = study.prompt_count(cell.prompts), longest_prompt(study, cell)
+    vocabulary = sizes_of(study, study.models[cell.model].source)[0]
+    hidden = length - Mask(cell.mask).count(length)
+    match solver:
+        case ChapterSolver():
+            steps, passes = float(solver.steps), float(BACKWARD * length * solver.steps)
+        case AdamSolver():
+            steps, passes = _adam(solver, length)
+        case SequentialSolver():
+            # Of one token at a time; what stands before it is remembered.
+            tried = solver.candidates * math.ceil(solver.steps / solver.check_every)
+            steps = float(length * solver.attempts * solver.steps)
+            passes = length * solver.attempts * (BACKWARD * solver.steps + tried)
+            # Behind 30 blocks most tokens took a tenth to a third of the most that may be tried.
+            passes += length * (solver.expected + solver.guesses / 4)
+        case SweepSolver():
+            swept = length if solver.positions == "all" else hidden
+            swept = min(swept, solver.first or swept)
+            steps, passes = float(swept), float(swept * vocabulary * length)
+        case JointSolver():
+            steps, passes = _joint(solver, length, hidden, vocabulary)
+            steps *= prompts  # searched for one by one
+    return steps, prompts * passes
+
+
+def _adam(solver: AdamSolver, length: int) -> tuple[float, float]:
+    descent = BACKWARD * length * solver.steps
+    windows = length * length * solver.window if solver.window > 1 else 0
+    steps = float(solver.steps + (length if solver.window > 1 else 0))
+    return steps, float(solver.restarts * (descent + windows))
+
+
+def _joint(solver: JointSolver, length: int, hidden: int, vocabulary: int) -> tuple[float, float]:
+    """Return the work of one prompt that its first start finds.
+
+    Further starts are for the few prompts (one in ten at worst) that the first one misses, and
+    fit into what a machine as slow as is assumed leaves.
+    """
+    steps, passes = _adam(solver.descent, length)
+    leading = min(solver.leading or vocabulary, vocabulary)
+    wider = vocabulary if leading < vocabulary else 0
+    rounds = solver.detections * solver.detection_rounds
+    # Every token at every position; where the leading ones are not enough, mostly once.
+    judged = length * (solver.detections * leading + min(solver.detections, 1) * wider)
+    passes += length * (judged + solver.combinations * rounds)
+    steps += length * (rounds + solver.rounds / 2)
+    around = hidden * vocabulary * length if solver.sweep_found else 0
+    return steps, passes + around
+
+
+def training_minutes(study: Study, source: str, attempt: int = 1) -> int:
+    """Return the minutes that a training job asks for."""
+    known = study.sources[source]
+    if not isinstance(known, MixerSource | TransformerSource) or known.training is None:
+        return _minutes(0, attempt)
+    training = known.training
+    vocabulary, width = sizes_of(study, source)
+    weights = 1e6 / 4 * (weights_mb(study, source) - weights_mb(study, source, 0))
+    # The logits' matrix is as large as the embedding, which itself is only looked up.
+    each = BACKWARD * 2 * (weights + vocabulary * width)
+    # Held-out losses take a share of the steps' own time.
+    steps = 2 * training.steps
+    seconds = steps * training.batch * known.n_ctx * each / _rate(study)
+    return _minutes(seconds + steps * known.blocks * STEP_SECONDS * BACKWARD, attempt)
+
+
+def fetch_minutes(study: Study, source: str, part: str, attempt: int = 1) -> int:
+    """Return the minutes that a job asks for that fetches."""
+    return _minutes(fetched_mb(study, source, part) / FETCH_MB, attempt)
+
+
+def prepare_minutes(study: Study, model: str, blocks: int, attempt: int = 1) -> int:
+    """Return the minutes that a job asks for that cuts a model: what it reads, and what it writes.
+
+    An untrained model is drawn whole, whatever is kept of it.
+    """
+    known = study.models[model]
+    depth = None if known.state == "untrained" else blocks
+    seconds = 2 * weights_mb(study, known.source, depth) / READ_MB
+    return _minutes(seconds * PACKED.get(known.quantization, 1), attempt)
+
+
+def _rate(study: Study) -> float:
+    return GPU_RATE if gpus(study) else CPU_RATE * study.threads
+
+
+def _minutes(seconds: float, attempt: int) -> int:
+    return attempt * (FLOOR + math.ceil(seconds / 60))
