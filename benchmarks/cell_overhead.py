@@ -25,8 +25,10 @@ RUN = """
 import json, sys
 from pathlib import Path
 from tokinfo.cell import run_cell
+from tokinfo.study.cell import CellSettings
 told = json.loads(Path(sys.argv[1]).read_text())
-run_cell(told["cell"], told["settings"], Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
+settings = CellSettings.model_validate({"cell": told["cell"], **told["settings"]})
+run_cell(settings, Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
 """
 FLOORS = {
     True: "import torch",

@@ -125,7 +125,7 @@ def main() -> None:
     for cell, hidden in itertools.product(chosen(asked), asked.hidden):
         every = pose(asked.results, cell.model, cell.block, cell.prompts, mask=f"{hidden}:")
         problem = every.rows(torch.arange(asked.first, len(cell.prompts)))
-        rate = 2.0 if cell.checkpoint.facts["family"] == "llama" else 0.02
+        rate = 2.0 if cell.checkpoint.facts.family == "llama" else 0.02
         descents = {
             "chapter": timed(partial(chapter.solve, problem, ChapterSolver(learning_rate=rate))),
             "adam": timed(partial(adam.solve, problem, AdamSolver())),

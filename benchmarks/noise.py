@@ -46,8 +46,8 @@ def main() -> None:
             {
                 "model": cell.model,
                 "block": cell.block,
-                "quantization": cell.checkpoint.facts["quantization"],
-                "state": cell.checkpoint.facts["state"],
+                "quantization": cell.checkpoint.facts.quantization,
+                "state": cell.checkpoint.facts.state,
                 "hidden_leading": asked.hidden,
                 "swept": len(found),
                 "identifiable": sum(judged.verdict == "identifiable" for judged in found),

@@ -76,9 +76,9 @@ def main() -> None:
             {
                 "model": cell.model,
                 "block": cell.block,
-                "quantization": facts["quantization"],
-                "dtype": facts["dtype"],
-                "outlier_threshold": facts["outlier_threshold"],
+                "quantization": facts.quantization,
+                "dtype": facts.dtype,
+                "outlier_threshold": facts.outlier_threshold,
                 "prompts": len(found),
                 "tokens": asked.tokens,
                 "candidates": 1 + asked.wrong,

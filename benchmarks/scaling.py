@@ -24,13 +24,12 @@ import torch
 from common import write
 
 from tokinfo.cell import run_cell
-from tokinfo.models.preparing import cut_checkpoint
+from tokinfo.models.preparing import Cut, cut_checkpoint
 from tokinfo.solvers.decoding import write_inverse_gram
-from tokinfo.study.cell import Cell
+from tokinfo.study.cell import Cell, CellSettings
 from tokinfo.study.files import parse
 from tokinfo.study.load import load_study
 from tokinfo.study.mistakes import StudyError
-from tokinfo.study.sites import Site
 from tokinfo.tables.scaling import AXES, points
 from tokinfo.workflow.plan import Plan
 
@@ -42,11 +41,12 @@ def place(path: str, results: Path) -> Path:
 
 def prepared(plan: Plan, cell: Cell, results: Path) -> tuple[Path, Path]:
     """Return the checkpoint and the decoder of a cell, made where they are missing."""
-    block = Site.parse(cell.site).block
+    block = cell.block
     checkpoint = place(plan.checkpoint(cell), results)
     if not checkpoint.exists():
         origin = place(plan.origin(cell.model, block), results)
-        cut_checkpoint(plan.prepare_settings(cell.model, block), origin, checkpoint)
+        cut = Cut.model_validate(plan.prepare_settings(cell.model, block))
+        cut_checkpoint(cut, origin, checkpoint)
     decoder = results / "decoders" / f"{cell.model}.safetensors"
     if not decoder.exists():
         write_inverse_gram(checkpoint, decoder)
@@ -83,10 +83,8 @@ def main() -> None:
             begun = time.perf_counter()
             checkpoint, decoder = prepared(plan, cell, results)
             drawn = plan.passages([cell.prompts])
-            settings = plan.cell_settings(cell)
             run_cell(
-                settings.pop("cell"),
-                settings,
+                CellSettings.model_validate(plan.cell_settings(cell)),
                 checkpoint,
                 decoder,
                 file,

@@ -18,6 +18,7 @@ from tokinfo.models.checkpoint import FACTS, Checkpoint, load
 from tokinfo.models.preparing import prepare
 from tokinfo.probe.probe import Probe
 from tokinfo.solvers.decoding import write_inverse_gram
+from tokinfo.study.cell import CellSettings
 from tokinfo.study.sites import Site
 from tokinfo.study.sources import MixerSource, Model, TransformerSource
 from tokinfo.study.targets import derangement
@@ -81,8 +82,7 @@ def run(made: Path, out: Path, label: str = "flat-float32", **changed: Any) -> p
     }
     files = {name: changed.pop(f"{name}_file", None) for name in ("target", "prior", "passages")}
     run_cell(
-        cell | changed,
-        settings,
+        CellSettings.model_validate({"cell": cell | changed, **settings}),
         made / label,
         made / f"{label}.safetensors",
         out,

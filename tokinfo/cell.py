@@ -7,14 +7,15 @@ import json
 import logging
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from tokinfo.io.atomic import new_file
+from tokinfo.io.errors import TokinfoError
 from tokinfo.io.provenance import versions
 from tokinfo.models.checkpoint import Checkpoint, load
 from tokinfo.models.remote_code import trusted
@@ -24,21 +25,18 @@ from tokinfo.probe.noise import alone
 from tokinfo.solvers.decoding import read_inverse_gram
 from tokinfo.solvers.identification import Identification
 from tokinfo.solvers.pose import activations, make_problem
-from tokinfo.solvers.problem import Problem, Result, SolverError
+from tokinfo.solvers.problem import Problem, Result
 from tokinfo.solvers.run import run
 from tokinfo.solvers.scores import found_unordered, published_reference, verdict
-from tokinfo.study.cell import Cell
-from tokinfo.study.sites import Site
-from tokinfo.study.solvers import ChapterSolver, MetricWeights, Solver
+from tokinfo.study.cell import CellSettings
+from tokinfo.study.solvers import ChapterSolver
 from tokinfo.study.targets import OWN
 from tokinfo.text.documents import read_passages
 
 log = logging.getLogger(__name__)
 
-_SOLVER: TypeAdapter[Solver] = TypeAdapter(Solver)
 
-
-class CellError(RuntimeError):
+class CellError(TokinfoError):
     """A cell failed in an expected way; the message names the cell."""
 
 
@@ -50,8 +48,7 @@ def pick_device(wanted: str) -> str:
 
 
 def run_cell(
-    cell: dict[str, Any],
-    settings: dict[str, Any],
+    settings: CellSettings,
     checkpoint: Path,
     decoder: Path,
     out: Path,
@@ -66,12 +63,7 @@ def run_cell(
     """Run one cell and write its rows to ``out``.
 
     Args:
-        cell: the fields of a `Cell`.
-        settings: ``solver`` (settings), ``metric_weights``, ``prompts`` (texts), ``source``
-            (name), ``state``, ``quantization`` and ``weights_note``. What else is there
-            (``prior``, ``target_models``) goes into the file's metadata as it is.
-            ``trust_remote_code`` and ``trust_target_code`` let the cell's model, and the one whose
-            activations it explains, run code of their own.
+        settings: the cell, and what solving it depends on; kept in the file's metadata.
         checkpoint: directory of the model's checkpoint.
         decoder: the model's inverse Gram matrix.
         out: parquet file to write.
@@ -87,47 +79,42 @@ def run_cell(
         CellError: the cell failed in an expected way; the message names it.
     """
     torch.set_num_threads(threads)
-    point = Cell.model_validate(cell)
-    solver = _SOLVER.validate_python(settings["solver"])
-    weights = MetricWeights.model_validate(settings.get("metric_weights") or {})
+    cell, solver = settings.cell, settings.solver
     try:
         if passages is not None:
-            settings = settings | {"prompts": read_passages(passages)}
+            settings = settings.model_copy(update={"prompts": tuple(read_passages(passages))})
+        prompts = list(settings.prompts)
         other, told = None, {}
         if target is not None:
             # Before the cell's own model is loaded: memory need not hold both.
-            with trusted(settings.get("trust_target_code", False)):
+            with trusted(settings.trust_target_code):
                 another = load(target, pick_device(device))
-            other = activations(another, point, settings["prompts"])
-            told = {"target_digest": another.facts["digest"]}
+            other = activations(another, cell, prompts)
+            told = {"target_digest": another.facts.digest}
             del another
             gc.collect()  # layers of bitsandbytes hold each other
-        with trusted(settings.get("trust_remote_code", False)):
+        with trusted(settings.trust_remote_code):
             model = load(checkpoint, pick_device(device))
         problem = make_problem(
-            *(model, read_inverse_gram(decoder), point, solver, weights, settings["prompts"]),
+            *(model, read_inverse_gram(decoder), cell, solver, settings.metric_weights, prompts),
             other=other,
             prior=None if prior is None else read_unigrams(prior),
         )
         begun = time.perf_counter()
         result = run(problem, solver)
         seconds = time.perf_counter() - begun
-        rows = make_rows(point, settings, model, problem, result, solver)
-    except (SolverError, ValueError, OSError) as error:
-        raise CellError(f"cell {point.path}: {error}") from error
-    constants = {"seconds": seconds / len(settings["prompts"]), "code_digest": code_digest}
-    write(out, [row | constants for row in rows], cell, settings | told)
+        rows = make_rows(settings, model, problem, result)
+    except (TokinfoError, OSError) as error:
+        raise CellError(f"cell {cell.path}: {error}") from error
+    constants = {"seconds": seconds / len(prompts), "code_digest": code_digest}
+    write(out, [row | constants for row in rows], settings, told)
 
 
 def make_rows(
-    cell: Cell,
-    settings: dict[str, Any],
-    model: Checkpoint,
-    problem: Problem,
-    result: Result,
-    solver: Solver,
+    settings: CellSettings, model: Checkpoint, problem: Problem, result: Result
 ) -> list[dict[str, Any]]:
     """Return one row per prompt and scored position, as in `tokinfo.tables.schema`."""
+    cell, solver = settings.cell, settings.solver
     batch, embedding = problem.batch, problem.decoder.embedding
     noise = problem.floor.tolist()
     found_ids = result.top_ids[..., 0].to(batch.ids)
@@ -147,30 +134,30 @@ def make_rows(
     facts = model.facts
     constants = {
         **cell.model_dump(),
-        "source": settings["source"],
-        "family": facts["family"],
-        "state": settings["state"],
-        "quantization": settings["quantization"],
-        "outlier_threshold": facts["outlier_threshold"],
-        "weights_note": settings.get("weights_note", ""),
-        "block": Site.parse(cell.site).block,
-        "depth": int(facts["depth"]),
-        "width": int(facts["d_model"]),
+        "source": settings.source,
+        "family": facts.family,
+        "state": settings.state,
+        "quantization": settings.quantization,
+        "outlier_threshold": facts.outlier_threshold,
+        "weights_note": settings.weights_note,
+        "block": cell.block,
+        "depth": facts.depth,
+        "width": facts.d_model,
         # Of models that were trained here.
-        "training_share": facts.get("training_share"),
-        "training_tokens": facts.get("training_tokens"),
-        "held_out_loss": facts.get("held_out_loss"),
+        "training_share": facts.training_share,
+        "training_tokens": facts.training_tokens,
+        "held_out_loss": facts.held_out_loss,
         "device": _device_name(embedding.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "kind": solver.kind,
         "vocabulary": problem.decoder.size,
         "prior_entropy": None if problem.prior is None else entropy(problem.prior),
         "restarts": result.restarts,
-        "model_digest": facts["digest"],
+        "model_digest": facts.digest,
     }
     rows: list[dict[str, Any]] = []
     tops = result.top_ids.tolist()
-    for number, prompt in enumerate(settings["prompts"]):
+    for number, prompt in enumerate(settings.prompts):
         length = int(batch.lengths[number])
         true = batch.ids[number, :length].tolist()
         found = found_ids[number, :length].tolist()
@@ -253,7 +240,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def write(
-    out: Path, rows: list[dict[str, Any]], cell: dict[str, Any], settings: dict[str, Any]
+    out: Path, rows: list[dict[str, Any]], settings: CellSettings, more: Mapping[str, str]
 ) -> None:
     """Write rows as parquet, with versions and settings in the file's metadata."""
     import polars as pl
@@ -262,6 +249,8 @@ def write(
 
     nothing = dict.fromkeys(RECOVERY_SCHEMA)
     frame = pl.DataFrame([nothing | row for row in rows], schema=RECOVERY_SCHEMA)
-    told = json.dumps({"cell": cell, "settings": settings, "versions": versions()})
+    given = settings.model_dump(mode="json", exclude_unset=True)
+    cell = given.pop("cell")
+    about = json.dumps({"cell": cell, "settings": {**given, **more}, "versions": versions()})
     with new_file(out) as partial:
-        frame.write_parquet(partial, metadata={"tokinfo": told})
+        frame.write_parquet(partial, metadata={"tokinfo": about})

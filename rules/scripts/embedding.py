@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job(snakemake.log[0], f"embedding of {snakemake.wildcards.model}"):
-    from tokinfo.models.preparing import cut_checkpoint
+    from tokinfo.models.preparing import Cut, cut_checkpoint
     from tokinfo.solvers.decoding import write_inverse_gram
 
     checkpoint = Path(snakemake.output.checkpoint)
-    settings = snakemake.params.settings
-    cut_checkpoint(settings, Path(snakemake.input.origin), checkpoint)
+    cut = Cut.model_validate(snakemake.params.settings)
+    cut_checkpoint(cut, Path(snakemake.input.origin), checkpoint)
     write_inverse_gram(
         checkpoint,
         Path(snakemake.output.decoder),
-        trust_remote_code=settings["source"].get("trust_remote_code", False),
+        trust_remote_code=getattr(cut.source, "trust_remote_code", False),
     )

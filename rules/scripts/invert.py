@@ -12,11 +12,10 @@ with job(snakemake.log[0], f"invert {snakemake.output[0]}"):
     # Before torch is imported: it sees the GPUs of this job and no other.
     where = device(snakemake.config.get("device", "auto"), snakemake.resources.gpu)
     from tokinfo.cell import run_cell
+    from tokinfo.study.cell import CellSettings
 
-    settings = dict(snakemake.params.settings)
     run_cell(
-        settings.pop("cell"),
-        settings,
+        CellSettings.model_validate(snakemake.params.settings),
         Path(snakemake.input.checkpoint),
         Path(snakemake.input.decoder),
         Path(snakemake.output[0]),

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 with job(
     snakemake.log[0], f"prepare {snakemake.wildcards.model} ({snakemake.wildcards.blocks} blocks)"
 ):
-    from tokinfo.models.preparing import cut_checkpoint
+    from tokinfo.models.preparing import Cut, cut_checkpoint
 
     cut_checkpoint(
-        snakemake.params.settings,
+        Cut.model_validate(snakemake.params.settings),
         Path(snakemake.input.origin),
         Path(snakemake.output.checkpoint),
     )

@@ -89,7 +89,7 @@ def test_cells_prints_one_unbroken_line_for_each_and_their_number() -> None:
     rows = [line.split() for line in result.stdout.splitlines() if " sky " in f"{line} "]
     cells = Study.model_validate(raw).cells()
     assert [row[0] for row in rows] == [cell.model for cell in cells]
-    assert [row[5] for row in rows] == [cell.mask for cell in cells]
+    assert [row[5] for row in rows] == [cell.mask.text for cell in cells]
     assert result.stdout.splitlines()[-1] == f"Example: {len(cells)} cells"
 
 

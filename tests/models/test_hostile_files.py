@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 from tests import REPOSITORY
 from tests.example_study import SHA, example, put
 from tests.models.fetch.hub_models import BLOCKS, write_model
-from tokinfo.io.damaged import FetchError
+from tokinfo.io.errors import FetchError
 from tokinfo.models.fetch.fetch import fetch
 from tokinfo.models.fetch.hub import HubOrigin
 from tokinfo.models.weights import weights_in

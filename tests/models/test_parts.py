@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from tokinfo.io.damaged import FetchError
+from tokinfo.io.errors import FetchError
 from tokinfo.models.checkpoint import quiet, read_config, read_decoder, shorter
 from tokinfo.models.fetch.local import LocalOrigin
 from tokinfo.models.fetch.partial import write_blocks

@@ -12,10 +12,10 @@ import torch
 
 from tests.example_study import example
 from tests.models.fetch.hub_models import BLOCKS, write_model
-from tokinfo.io.damaged import FetchError
+from tokinfo.io.errors import FetchError
 from tokinfo.models.checkpoint import load
 from tokinfo.models.fetch.fetch import fetch
-from tokinfo.models.preparing import cut_checkpoint
+from tokinfo.models.preparing import Cut, cut_checkpoint
 from tokinfo.models.remote_code import foreign, trusted
 from tokinfo.study.load import StudyError, load_study
 from tokinfo.study.sources import LocalSource
@@ -106,7 +106,7 @@ def test_it_is_run_for_a_source_that_says_so_and_nowhere_else(
     part, checkpoint = tmp_path / "part", tmp_path / "checkpoint"
     fetch(source(mine, trust=True), 2, part, tmp_path / "state")
     assert {"configuration", "modeling"} == set(trace.read_text().split())
-    cut_checkpoint(plan.prepare_settings("mine", 2), part, checkpoint)
+    cut_checkpoint(Cut.model_validate(plan.prepare_settings("mine", 2)), part, checkpoint)
 
     trace.unlink()
     with pytest.raises(ValueError, match="trust_remote_code"):

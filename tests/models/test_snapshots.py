@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import tokinfo.models.train as module
 from tokinfo.models.build import new_model
 from tokinfo.models.checkpoint import FACTS, load
-from tokinfo.models.preparing import cut_checkpoint
+from tokinfo.models.preparing import Cut, cut_checkpoint
 from tokinfo.models.train import train
 from tokinfo.study.sources import MixerSource, Training, TransformerSource
 from tokinfo.study.study import Study
@@ -207,12 +207,13 @@ def test_a_model_along_the_training_is_cut_from_its_snapshot_with_its_facts(
         }
     )
     settings = Plan(study).prepare_settings("m", 1)
-    cut_checkpoint(settings, tmp_path / "out", tmp_path / "cut")
+    cut_checkpoint(Cut.model_validate(settings), tmp_path / "out", tmp_path / "cut")
     facts = json.loads((tmp_path / "cut" / FACTS).read_text())
     assert facts["training_share"] == share
     assert facts["state"] == "trained"
     own = weights(tmp_path / "out" / place)
     (table,) = (value for name, value in own.items() if "embed" in name)
     assert torch.equal(load(tmp_path / "cut").embedding, table)
-    cut_checkpoint(Plan(study).prepare_settings("u", 1), inputs[0], tmp_path / "twin")
+    twin = Cut.model_validate(Plan(study).prepare_settings("u", 1))
+    cut_checkpoint(twin, inputs[0], tmp_path / "twin")
     assert "training_share" not in json.loads((tmp_path / "twin" / FACTS).read_text())

@@ -121,7 +121,7 @@ def test_parts_that_were_fetched_give_what_the_full_model_gives(
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
         assert torch.equal(tensor, expected[name]), name
-    assert load(tmp_path / "from parts").facts["depth"] == BLOCKS
+    assert load(tmp_path / "from parts").facts.depth == BLOCKS
 
 
 def alive() -> int:
@@ -207,7 +207,7 @@ def test_int8_keeps_fewer_columns_apart_above_a_higher_threshold(
         out = tmp_path / str(threshold)
         prepare(full["Llama 2"], model_of("int8", outlier_threshold=threshold), 1, out)
         checkpoint = load(out)
-        assert checkpoint.facts["outlier_threshold"] == threshold
+        assert checkpoint.facts.outlier_threshold == threshold
         config = json.loads((out / "config.json").read_text())["quantization_config"]
         assert config["llm_int8_threshold"] == threshold
         with torch.no_grad():
@@ -230,10 +230,10 @@ def test_experts_that_are_one_tensor_stay_in_float32_and_are_named(
     (line,) = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
     assert line.startswith("out: int8 leaves these in float32: ")
     facts = load(tmp_path / "out").facts
-    assert set(left) <= set(facts["unquantised"])
+    assert set(left) <= set(facts.unquantised)
     assert all(name in line for name in left)
     prepare(full["Llama 2"], model_of("int8"), 2, tmp_path / "plain")
-    assert load(tmp_path / "plain").facts["unquantised"] == []
+    assert load(tmp_path / "plain").facts.unquantised == ()
 
 
 def test_a_model_of_which_nothing_would_be_quantised_is_refused(tmp_path: Path) -> None:

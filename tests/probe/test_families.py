@@ -168,9 +168,9 @@ def test_a_checkpoint_cut_after_one_block_computes_what_the_full_model_does(
     found = Probe(checkpoint.decoder, Site("block", 1))(checkpoint.embedding[IDS])
     assert relative(found, expected) <= 1e-6
     facts = {"depth": BLOCKS, "blocks_kept": 1, "d_model": WIDTH, "vocabulary": VOCABULARY}
-    assert {name: checkpoint.facts[name] for name in facts} == facts
+    assert {name: getattr(checkpoint.facts, name) for name in facts} == facts
     alone = FAMILIES[family].settings.get("alibi")
-    assert checkpoint.facts["n_ctx"] == POSITIONS or alone
+    assert checkpoint.facts.n_ctx == POSITIONS or alone
 
 
 @each_family

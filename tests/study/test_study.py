@@ -91,7 +91,7 @@ def test_cells_are_the_union_of_the_grids_without_duplicates(chosen: list[Grid])
     cells = study.cells()
     assert len(set(cells)) == len(cells)
     found = {
-        (c.model, c.site, c.mask, c.metric, c.parametrisation, c.solver, c.target, c.seed,
+        (c.model, str(c.site), c.mask.text, c.metric, c.parametrisation, c.solver, c.target, c.seed,
          c.residual, c.causal, c.padding, c.prompts)
         for c in cells
     }  # fmt: skip

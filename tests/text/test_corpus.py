@@ -13,7 +13,7 @@ from threading import Barrier
 
 import pytest
 
-from tokinfo.io.damaged import FetchError
+from tokinfo.io.errors import FetchError
 from tokinfo.io.wheel import extract, find_wheel, read_member
 from tokinfo.study.sources import FileCorpus, HubCorpus, WheelCorpus, WheelFile
 from tokinfo.text.corpus import python_string, split, write_corpus

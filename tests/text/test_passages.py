@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import REPOSITORY
-from tokinfo.io.damaged import DamagedError
+from tokinfo.io.errors import DamagedError
 from tokinfo.io.tokenizers import read_tokenizer
 from tokinfo.study.sources import Passages
 from tokinfo.text.documents import SEPARATOR, documents, read_passages

@@ -11,6 +11,7 @@ import pytest
 from tests.claims_study import claims_study
 from tokinfo.study.claims import load_claims
 from tokinfo.study.files import parse
+from tokinfo.study.sites import Site
 from tokinfo.study.study import Study
 from tokinfo.workflow.answers import answers, command, flop
 
@@ -86,7 +87,7 @@ def test_the_published_protocol_costs_what_its_products_do(
     study["prompts"]["mario"] = study["prompts"]["mario"][:1]
     made = Study.model_validate(study)
     (cell,) = [c for c in made.cells() if c.model == "d32-untrained" and c.solver == "chapter"]
-    asked = cell.model_copy(update={"site": f"block.{blocks}"})
+    asked = cell.model_copy(update={"site": Site("block", blocks)})
     exact = 1000 * blocks * (16 * width**2 * 512 + 2 * 512**2 * width)
     assert flop(made, asked) == pytest.approx(exact)
     assert flop(made, asked) / 1e12 == pytest.approx(tflop, rel=0.01)

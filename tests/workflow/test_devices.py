@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import REPOSITORY
+from tokinfo.io.errors import InvalidError
 from tokinfo.workflow import devices
 from tokinfo.workflow.devices import claim, lock_directory, visible
 
@@ -155,7 +156,7 @@ def test_no_gpu_is_ever_used_twice_however_many_jobs_want_one(jobs: Jobs, tmp_pa
 
 
 def test_more_than_there_are_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"granted 3 GPUs, and there are 2 here \(4, 5\)"):
+    with pytest.raises(InvalidError, match=r"granted 3 GPUs, and there are 2 here \(4, 5\)"):
         claim(3, ["4", "5"], tmp_path)
 
 

@@ -6,7 +6,6 @@ import pytest
 import tokenizers
 
 from tests.workflow.run import smoke
-from tokinfo.study.sites import Site
 from tokinfo.study.sources import MixerSource, Model, TransformerSource
 from tokinfo.study.study import Study
 from tokinfo.workflow.memory import (
@@ -152,7 +151,7 @@ def test_a_cell_that_explains_a_larger_models_activations_asks_for_that_one_too(
     cell = next(cell for cell in made.cells() if len(cell.models) == 1)
     crossed = cell.model_copy(update={"target": "of:other"})
     assert crossed.models == (cell.model, "other")
-    larger = max(held_mb(made, name, Site.parse(cell.site).block) for name in crossed.models)
-    more = larger - held_mb(made, cell.model, Site.parse(cell.site).block)
+    larger = max(held_mb(made, name, cell.block) for name in crossed.models)
+    more = larger - held_mb(made, cell.model, cell.block)
     assert more > 0
     assert cell_mb(made, crossed) == pytest.approx(cell_mb(made, cell) + more, abs=1)

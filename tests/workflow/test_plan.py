@@ -113,7 +113,7 @@ def test_prompts_without_special_tokens_change_checkpoints_and_no_fetching() -> 
 def test_each_cell_loads_a_checkpoint_of_its_own_depth() -> None:
     made = plan()
     for cell in made.cells.values():
-        blocks = cell.site.removeprefix("block.")
+        blocks = str(cell.block)
         assert made.checkpoint(cell) == f"<results>/checkpoints/{cell.model}/{blocks}"
 
 
@@ -165,7 +165,7 @@ def test_a_prior_is_given_to_the_cells_that_count_bits_and_to_no_other() -> None
 def test_a_control_loads_the_model_that_it_explains_and_other_cells_one_model() -> None:
     made = plan()
     for cell in made.cells.values():
-        block = cell.site.removeprefix("block.")
+        block = str(cell.block)
         other = cell.target == "of:transformer-other"
         expected = [f"<results>/checkpoints/transformer-other/{block}"] if other else []
         assert made.target(cell) == expected
@@ -246,6 +246,7 @@ def test_what_a_script_imports_is_in_its_digest() -> None:
             "tokinfo.workflow.jobs",
             "tokinfo.study.study",
             "tokinfo.study.sources",
+            "tokinfo.study.cell",
         } == set(modules)
 
 

@@ -47,7 +47,7 @@ def study(solver: dict[str, Any], **changes: Any) -> Study:
 
 
 def cell(made: Study, **changes: Any) -> Cell:
-    return made.cells()[0].model_copy(update=changes)
+    return Cell.model_validate(made.cells()[0].model_dump() | changes)
 
 
 def minutes(solver: dict[str, Any], prompts: int = 1, tokens: int = 20, **changes: Any) -> int:

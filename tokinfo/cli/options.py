@@ -33,12 +33,13 @@ Config = Annotated[
 
 def read_study(configfile: list[Path] | None, config: list[str] | None = None) -> Study:
     """Return the study of the given files and values, or print all problems and exit with 1."""
+    from tokinfo.io.errors import InvalidError
     from tokinfo.study.files import parse
     from tokinfo.study.load import StudyError, load_study
 
     try:
         over = parse(config or [])
-    except ValueError as error:
+    except InvalidError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
     try:

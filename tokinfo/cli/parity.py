@@ -33,6 +33,7 @@ def parity(
     """
     import torch
 
+    from tokinfo.io.errors import TokinfoError
     from tokinfo.models.bitsandbytes import import_bitsandbytes
     from tokinfo.models.checkpoint import read_config, read_decoder
     from tokinfo.probe.parity import TOLERANCE, compare
@@ -47,7 +48,7 @@ def parity(
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(config.vocab_size, (prompts, tokens), generator=generator)
         rows = compare(decoder, ids)
-    except (OSError, ValueError) as error:
+    except (TokinfoError, OSError, ValueError) as error:
         typer.echo(f"{model}: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(1) from None
     _print(rows)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tokinfo.cli.options import Config, ConfigFiles, read_study
+from tokinfo.io.errors import InvalidError
 
 
 def plan(
@@ -25,6 +26,6 @@ def plan(
     study = read_study(configfile, config)
     try:
         typer.echo(table(study) if depths is None else depth_table(study, depths))
-    except ValueError as error:
+    except InvalidError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None

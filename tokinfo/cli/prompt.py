@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tokinfo.io.errors import InvalidError, TokinfoError
 from tokinfo.report.pages.strips import show
-from tokinfo.study.cell import Cell
+from tokinfo.study.cell import Cell, CellSettings
 from tokinfo.study.masks import Mask
 from tokinfo.study.sites import Site
 from tokinfo.study.solvers import MetricWeights, Solver
@@ -40,7 +41,7 @@ _WIDE = 200
 """Columns of a table that goes into a file or a pipe."""
 
 
-class PromptError(ValueError):
+class PromptError(TokinfoError):
     """The command cannot be carried out; one line says why."""
 
 
@@ -88,14 +89,13 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
         assert study is not None, "no checkpoint and no study"
         directory, site = _prepared(request, study, named)
     else:
-        directory, site = request.checkpoint, request.site
+        directory, site = request.checkpoint, Site.parse(request.site)
     # Imported late: whatever can be refused without torch is refused at once.
     from tokinfo.cell import make_rows, pick_device
     from tokinfo.models.checkpoint import load
     from tokinfo.models.remote_code import trusted
     from tokinfo.solvers.decoding import inverse_gram
     from tokinfo.solvers.pose import make_problem
-    from tokinfo.solvers.problem import SolverError
     from tokinfo.solvers.run import run
 
     # The bar moves on its own; a warning between its lines would break it.
@@ -106,6 +106,7 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
         with trusted(getattr(source, "trust_remote_code", False)):
             model = load(directory, pick_device(study.device if study else "auto"))
         cell = _cell(request, name, site, model)
+        settings = _settings(request, cell, solver, model)
         weights = study.metric_weights if study else MetricWeights()
         problem = make_problem(
             model, inverse_gram(model.embedding), cell, solver, weights, [request.prompt]
@@ -113,8 +114,8 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
         _check(request, solver, problem, model)
         with _progress(request, solver, problem) as told:
             result = run(replace(problem, probe=_counted(problem, told)), solver)
-        rows = make_rows(cell, _settings(request, model), model, problem, result, solver)
-    except (SolverError, ValueError, OSError) as error:
+        rows = make_rows(settings, model, problem, result)
+    except (TokinfoError, ValueError, OSError) as error:
         words = " ".join(str(error).split())
         raise PromptError(
             f"{request.model} at {request.site}, mask {request.mask}: {words}"
@@ -139,7 +140,7 @@ def _solver(request: Request, study: Study | None) -> tuple[str, Solver]:
     raise PromptError(f"solver {request.solver!r}: allowed: {allowed}")
 
 
-def _prepared(request: Request, study: Study, named: list[str]) -> tuple[Path, str]:
+def _prepared(request: Request, study: Study, named: list[str]) -> tuple[Path, Site]:
     """Return the study's checkpoint for a model and site, and the resolved site.
 
     Of several that hold enough blocks the smallest is taken.
@@ -152,7 +153,7 @@ def _prepared(request: Request, study: Study, named: list[str]) -> tuple[Path, s
     depth = study.source_of(request.model).blocks
     try:
         site = Site.parse(request.site).resolve(depth)
-    except ValueError as error:
+    except InvalidError as error:
         raise PromptError(str(error)) from None
     if site.block > depth:
         raise PromptError(f"site {request.site}: {request.model} has {depth} blocks")
@@ -163,9 +164,9 @@ def _prepared(request: Request, study: Study, named: list[str]) -> tuple[Path, s
         if path.parent.name.isdecimal() and int(path.parent.name) >= site.block
     ]
     if there:
-        return folder / str(min(there)), str(site)
+        return folder / str(min(there)), site
     # Snakemake makes the checkpoints that some cell of the study loads, and no others.
-    planned = {Site.parse(cell.site).block for cell in study.cells() if cell.model == request.model}
+    planned = {cell.block for cell in study.cells() if cell.model == request.model}
     deep_enough = sorted(
         block for block in planned | ({0} if planned else set()) if block >= site.block
     )
@@ -180,20 +181,20 @@ def _prepared(request: Request, study: Study, named: list[str]) -> tuple[Path, s
     raise PromptError(f"{target}: not prepared yet; this makes it: {shlex.join(command)}")
 
 
-def _cell(request: Request, solver: str, site: str, model: Checkpoint) -> Cell:
-    depth = int(model.facts["depth"])
-    resolved = Site.parse(site).resolve(depth)
-    kept = int(model.facts["blocks_kept"])
+def _cell(request: Request, solver: str, site: Site, model: Checkpoint) -> Cell:
+    depth = model.facts.depth
+    resolved = site.resolve(depth)
+    kept = model.facts.blocks_kept
     if resolved.block > kept:
-        raise ValueError(f"the checkpoint holds {kept} of {depth} blocks")
+        raise PromptError(f"the checkpoint holds {kept} of {depth} blocks")
     try:
         return Cell(
             model=request.model,
-            site=str(resolved),
+            site=resolved,
             residual=True,
             causal=True,
             padding="none",
-            mask=Mask(request.mask).text,
+            mask=Mask(request.mask),
             metric=request.metric,
             parametrisation="embedding",
             solver=solver,
@@ -202,26 +203,28 @@ def _cell(request: Request, solver: str, site: str, model: Checkpoint) -> Cell:
         )
     except ValidationError as error:
         wrong = error.errors()[0]
-        raise ValueError(f"{wrong['loc'][0]} {wrong['input']!r}: {wrong['msg']}") from None
+        raise PromptError(f"{wrong['loc'][0]} {wrong['input']!r}: {wrong['msg']}") from None
 
 
 def _check(request: Request, solver: Solver, problem: Problem, model: Checkpoint) -> None:
     """Refuse a prompt that the model cannot hold or that leaves a sweep nothing to do."""
-    length, n_ctx = int(problem.batch.lengths[0]), model.facts["n_ctx"]
-    if n_ctx is not None and length > int(n_ctx):
-        raise ValueError(f"the prompt has {length} tokens, the model holds {n_ctx}")
+    length, n_ctx = int(problem.batch.lengths[0]), model.facts.n_ctx
+    if n_ctx is not None and length > n_ctx:
+        raise PromptError(f"the prompt has {length} tokens, the model holds {n_ctx}")
     if solver.kind == "sweep" and not _swept(solver, problem):
-        raise ValueError(f"the mask hides none of {length} positions: there is nothing to sweep")
+        raise PromptError(f"the mask hides none of {length} positions: there is nothing to sweep")
 
 
-def _settings(request: Request, model: Checkpoint) -> dict[str, Any]:
+def _settings(request: Request, cell: Cell, solver: Solver, model: Checkpoint) -> CellSettings:
     facts = model.facts
-    return {
-        "source": facts.get("source", request.model),
-        "state": facts["state"],
-        "quantization": facts["quantization"],
-        "prompts": [request.prompt],
-    }
+    return CellSettings(
+        cell=cell,
+        solver=solver,
+        source=facts.source or request.model,
+        state=facts.state,
+        quantization=facts.quantization,
+        prompts=(request.prompt,),
+    )
 
 
 # --- progress -----------------------------------------------------------------------------
@@ -281,10 +284,10 @@ def _counted(problem: Problem, told: Callable[[int], None]) -> Any:
 # --- output -------------------------------------------------------------------------------
 
 
-def _heading(request: Request, site: str, solver: str, model: Checkpoint) -> str:
+def _heading(request: Request, site: Site, solver: str, model: Checkpoint) -> str:
     facts = model.facts
     return (
-        f"{request.model} ({facts['family']}, {facts['state']}, {facts['quantization']}) at "
+        f"{request.model} ({facts.family}, {facts.state}, {facts.quantization}) at "
         f"{site}, mask {Mask(request.mask).text}, {request.metric}, solver {solver}"
     )
 

@@ -11,16 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tokinfo.io.errors import DamagedError, first_line
+
 STAMP = ".snakemake_timestamp"
 """What Snakemake leaves in a directory that is an output of its."""
-
-
-class FetchError(RuntimeError):
-    """Something that has to be fetched is not there, is unreachable or is not what it should be."""
-
-
-class DamagedError(ValueError):
-    """A file that cannot be read; the message names it and, for an output, the cure."""
 
 
 @contextmanager
@@ -56,8 +50,3 @@ def cure(path: Path) -> str:
     else:
         remove = f"rm {shlex.quote(str(path))}"
     return f"; to have it made again: `{remove}`, then the same command"
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its name where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tokinfo.io.atomic import new_file
-from tokinfo.io.damaged import FetchError
+from tokinfo.io.errors import FetchError
 from tokinfo.io.locks import exclusive
 
 CHUNK = 1 << 20  # bytes read at a time: a model file never lies in memory as a whole

@@ -21,14 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 import tokenizers
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokinfo.io.damaged import reading
+from tokinfo.io.errors import InvalidError
 from tokinfo.models import placement, remote_code
 from tokinfo.models.bitsandbytes import import_bitsandbytes, mend_bitsandbytes
 from tokinfo.models.mixer import MODEL_TYPE, MixerSpec, MixerStack
+from tokinfo.study.fields import ComputeDtype, Quantization, State
 from tokinfo.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -38,6 +41,33 @@ if TYPE_CHECKING:
 FACTS = "tokinfo.json"
 WEIGHTS = "model.safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Facts(BaseModel):
+    """What tokinfo.json says of a checkpoint, beside its weights."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    family: str
+    state: State
+    seed: int | None = Field(description="Of random weights; null for trained ones.")
+    quantization: Quantization
+    dtype: ComputeDtype = Field(description="What activations are computed in.")
+    outlier_threshold: float | None = Field(description="Of int8; null for other precisions.")
+    unquantised: tuple[str, ...] = Field(description="Matrices that bitsandbytes leaves alone.")
+    blocks_kept: int
+    depth: int = Field(description="Blocks of the full model.")
+    n_ctx: int | None
+    vocabulary: int = Field(description="Rows of the embedding.")
+    d_model: int
+    pad_id: int
+    digest: str = Field(description="SHA-256 of the weights and config.json.")
+    model: str | None = Field(None, description="Its name in the study.")
+    source: str | None = Field(None, description="Name of its source in the study.")
+    special_tokens: bool = Field(True, description="Whether prompts get the tokenizer's own.")
+    training_share: float | None = Field(None, description="Of models trained here.")
+    training_tokens: int | None = None
+    held_out_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,12 +80,12 @@ class Checkpoint:
     embedding: Tensor  # [vocabulary, d], float32 copy (or view) of the decoder's own
     tokenizer: tokenizers.Tokenizer
     pad_id: int
-    facts: dict[str, Any]  # contents of tokinfo.json
+    facts: Facts
 
     @property
     def dtype(self) -> torch.dtype:
         """What the decoder computes in, and wants ``inputs_embeds`` in."""
-        return DTYPES[self.facts["dtype"]]
+        return DTYPES[self.facts.dtype]
 
 
 # --- full models ---------------------------------------------------------------------------
@@ -77,7 +107,7 @@ def read_config(directory: Path) -> PretrainedConfig:
         directory, trust_remote_code=remote_code.allowed()
     )
     if config.get_text_config(decoder=True) is not config:
-        raise ValueError(
+        raise InvalidError(
             f"{directory / 'config.json'}: a {config.model_type} holds its decoder beside other "
             "parts (text_config); save the decoder on its own"
         )
@@ -130,7 +160,7 @@ def read_decoder(directory: Path, config: PretrainedConfig) -> PreTrainedModel:
         )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise ValueError(f"{directory}: no weights for {missing[0]} ({len(missing)} missing)")
+        raise InvalidError(f"{directory}: no weights for {missing[0]} ({len(missing)} missing)")
     found: PreTrainedModel = decoder
     mend_bitsandbytes(found)
     return found
@@ -196,7 +226,7 @@ def load(directory: Path, device: str = "cpu") -> Checkpoint:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not a checkpoint (the `prepare` rule writes it)")
     with reading(path):
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = Facts.model_validate_json(path.read_text(encoding="utf-8"))
     with reading(directory / "config.json"):
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     for file in weight_files(directory):
@@ -204,7 +234,7 @@ def load(directory: Path, device: str = "cpu") -> Checkpoint:
         with reading(file), safe_open(file, framework="pt"):
             pass
     gpus = _place(directory, facts, device)
-    dtype = DTYPES[facts["dtype"]]
+    dtype = DTYPES[facts.dtype]
     decoder: nn.Module
     if config["model_type"] == MODEL_TYPE and "quantization_config" not in config:
         # Importing transformers takes about 3 s, as much as a warm mixer cell may cost in all.
@@ -213,23 +243,23 @@ def load(directory: Path, device: str = "cpu") -> Checkpoint:
         decoder = _load_auto(directory, config, device, gpus, dtype)
     decoder.eval().requires_grad_(False)
     tokenizer = load_tokenizer(directory)
-    if not facts.get("special_tokens", True):
+    if not facts.special_tokens:
         tokenizer.post_processor = None  # what adds them
     return Checkpoint(
         decoder=decoder,
         embedding=input_table(decoder).float(),
         tokenizer=tokenizer,
-        pad_id=facts["pad_id"],
+        pad_id=facts.pad_id,
         facts=facts,
     )
 
 
-def _place(directory: Path, facts: dict[str, Any], device: str) -> list[int]:
+def _place(directory: Path, facts: Facts, device: str) -> list[int]:
     """Return the GPU of each block; on the CPU, warn where there is not enough memory."""
-    held, dtype = facts["quantization"], DTYPES[facts["dtype"]]
+    held, dtype = facts.quantization, DTYPES[facts.dtype]
     widened = dtype.itemsize / DTYPES[held].itemsize if held in DTYPES else 1
-    table = 0 if dtype is torch.float32 else 4 * facts["vocabulary"] * facts["d_model"]
-    asked = (directory, int(facts["blocks_kept"]), widened, table)
+    table = 0 if dtype is torch.float32 else 4 * facts.vocabulary * facts.d_model
+    asked = (directory, facts.blocks_kept, widened, table)
     if torch.device(device).type == "cuda":
         return placement.gpus_for(*asked)
     placement.warn_of_memory(*asked)

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokinfo.io.errors import InvalidError
+
 FORMS = ("flat", "expanded", "parallel")
 MODEL_TYPE = "masked_mixer"
 
@@ -39,9 +41,9 @@ class MixerSpec:
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
-            raise ValueError(f"mixer form {self.form!r}: allowed: {', '.join(FORMS)}")
+            raise InvalidError(f"mixer form {self.form!r}: allowed: {', '.join(FORMS)}")
         if self.expansion <= 0 or self.kernels < 1:
-            raise ValueError(
+            raise InvalidError(
                 f"mixer: expansion {self.expansion} must be above 0, kernels {self.kernels} >= 1"
             )
 
@@ -338,12 +340,12 @@ class MixerStack(nn.Module):
         than n_ctx.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("a mixer takes either input_ids or inputs_embeds")
+            raise InvalidError("a mixer takes either input_ids or inputs_embeds")
         x = inputs_embeds if input_ids is None else self.embed_tokens(input_ids)
         assert x is not None
         before = 0 if past_key_values is None else past_key_values.get_seq_length()
         if before + x.shape[1] > self.spec.n_ctx:
-            raise ValueError(
+            raise InvalidError(
                 f"a sequence of {before + x.shape[1]} positions is longer than the n_ctx = "
                 f"{self.spec.n_ctx} that this mixer is built for"
             )

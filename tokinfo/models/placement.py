@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tokinfo.io.errors import InvalidError
 from tokinfo.models.parts import EMBEDDING, block_file
 from tokinfo.models.structure import blocks_path
 
@@ -56,7 +57,7 @@ def place(outside: int, blocks: Sequence[int], room: Sequence[float]) -> list[in
         fits = fits and left >= 0
         found.append(gpu)
     if not fits:
-        raise ValueError(
+        raise InvalidError(
             f"{_gb(outside + sum(blocks))} of weights ({_gb(outside)} beside {len(blocks)} blocks "
             f"of up to {_gb(max(blocks, default=0))}) do not fit into {len(room)} GPUs with "
             f"{', '.join(map(_gb, room))} free for them: read fewer blocks, use int8 or nf4, "

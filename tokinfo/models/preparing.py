@@ -12,49 +12,57 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tokenizers
-from pydantic import TypeAdapter
+from pydantic import Field
 
 from tokinfo.io.atomic import new_directory
+from tokinfo.io.errors import InvalidError
 from tokinfo.models import remote_code
-from tokinfo.models.checkpoint import FACTS, digest, family, read_config, shorter
+from tokinfo.models.checkpoint import FACTS, Facts, digest, family, read_config, shorter
 from tokinfo.models.remote_code import trusted
 from tokinfo.models.snapshots import read_facts
 from tokinfo.models.streaming import write_decoder
 from tokinfo.models.weights import weights_in, weights_of
-from tokinfo.study.sources import MixerSource, Model, TransformerSource
+from tokinfo.study.fields import Strict
+from tokinfo.study.sources import MixerSource, Model, Source, TransformerSource
 from tokinfo.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from transformers.configuration_utils import PretrainedConfig
     from transformers.modeling_utils import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
-_BUILT: TypeAdapter[MixerSource | TransformerSource] = TypeAdapter(MixerSource | TransformerSource)
+
+class Cut(Strict):
+    """What cutting a checkpoint depends on, besides the files it is made from."""
+
+    blocks: int
+    built: bool = Field(description="Built from its source, with random weights, instead of read.")
+    model: Model
+    source: Source
+    facts: dict[str, Any] = Field(description="Goes into tokinfo.json as it is.")
+    snapshot: str = Field("", description="Directory below the origin, of one of a run's.")
 
 
-def cut_checkpoint(settings: Mapping[str, Any], origin: Path, out: Path) -> None:
-    """Write a checkpoint from the settings of `tokinfo.workflow.plan.Plan.prepare_settings`.
+def cut_checkpoint(cut: Cut, origin: Path, out: Path) -> None:
+    """Write a checkpoint.
 
     Args:
-        settings: ``source``, ``model``, ``blocks``, ``facts`` and ``built`` (whether the model is
-            built from its source instead of read); ``snapshot``, where it is one of a run's.
+        cut: which.
         origin: directory of the full model; of the tokenizer, where the model is built.
         out: directory to write.
     """
-    built = settings["built"]
     # A run's snapshots lie in the directory of the model that it ended with.
-    origin = origin / settings.get("snapshot", "")
-    with trusted(settings["source"].get("trust_remote_code", False)):
+    origin = origin / cut.snapshot
+    built = cut.source if isinstance(cut.source, MixerSource | TransformerSource) else None
+    with trusted(getattr(cut.source, "trust_remote_code", False)):
         prepare(
-            _BUILT.validate_python(settings["source"]) if built else origin,
-            Model.model_validate(settings["model"]),
-            settings["blocks"],
+            built if built is not None and cut.built else origin,
+            cut.model,
+            cut.blocks,
             out,
-            tokenizer=origin if built else None,
-            facts=settings["facts"] | ({} if built else read_facts(origin)),
+            tokenizer=origin if cut.built else None,
+            facts=cut.facts | ({} if cut.built else read_facts(origin)),
         )
 
 
@@ -82,7 +90,7 @@ def prepare(
     """
     words = tokenizer if tokenizer is not None else origin
     if not isinstance(words, Path):
-        raise ValueError(f"{out.name}: building from a source needs the tokenizer's directory")
+        raise InvalidError(f"{out.name}: building from a source needs the tokenizer's directory")
     vocabulary = load_tokenizer(words)
     config = read_config(origin) if isinstance(origin, Path) else None
     if model.state == "untrained":
@@ -95,10 +103,10 @@ def prepare(
         depth = _check_depth(config, blocks, out.name)
         weights = weights_in(origin, config, blocks)
     else:
-        raise ValueError(f"{out.name}: a trained model needs the directory of its weights")
+        raise InvalidError(f"{out.name}: a trained model needs the directory of its weights")
     rows = int(config.vocab_size)
     if vocabulary.get_vocab_size() > rows:
-        raise ValueError(
+        raise InvalidError(
             f"{out.name}: the tokenizer has {vocabulary.get_vocab_size()} tokens, "
             f"the embedding {rows} rows"
         )
@@ -117,27 +125,30 @@ def prepare(
             if (words / name).is_file():
                 shutil.copyfile(words / name, directory / name)
         remote_code.copy_code(words, directory)
-        found = {
-            **(facts or {}),
-            "family": family(config),
-            "state": model.state,
-            "seed": model.seed if model.state == "untrained" else None,
-            "quantization": model.quantization,
-            # What activations are computed in; bitsandbytes replaces the linear layers only.
-            "dtype": model.activations,
-            "outlier_threshold": model.outlier_threshold if model.quantization == "int8" else None,
-            "unquantised": list(unquantised),
-            "blocks_kept": blocks,
-            "depth": depth,
-            "n_ctx": min(limits) if limits else None,
-            "vocabulary": rows,
-            "d_model": config.hidden_size,
-            "pad_id": pad_id(words, vocabulary, config),
-            "digest": digest(directory),
-        }
-        (directory / FACTS).write_text(
-            json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        found = Facts.model_validate(
+            {
+                **(facts or {}),
+                "family": family(config),
+                "state": model.state,
+                "seed": model.seed if model.state == "untrained" else None,
+                "quantization": model.quantization,
+                # bitsandbytes replaces the linear layers only.
+                "dtype": model.activations,
+                "outlier_threshold": (
+                    model.outlier_threshold if model.quantization == "int8" else None
+                ),
+                "unquantised": unquantised,
+                "blocks_kept": blocks,
+                "depth": depth,
+                "n_ctx": min(limits) if limits else None,
+                "vocabulary": rows,
+                "d_model": config.hidden_size,
+                "pad_id": pad_id(words, vocabulary, config),
+                "digest": digest(directory),
+            }
         )
+        said = found.model_dump_json(indent=2, exclude_unset=True)
+        (directory / FACTS).write_text(said + "\n", encoding="utf-8")
 
 
 def pad_id(directory: Path, tokenizer: tokenizers.Tokenizer, config: PretrainedConfig) -> int:
@@ -176,6 +187,6 @@ def _random(
 def _check_depth(config: PretrainedConfig, blocks: int, name: str) -> int:
     held = int(config.num_hidden_layers)
     if not 0 <= blocks <= held:
-        raise ValueError(f"{name}: {blocks} blocks asked for, the model has {held}")
+        raise InvalidError(f"{name}: {blocks} blocks asked for, the model has {held}")
     # A model of which only a part was fetched keeps its full depth beside that of the part.
     return int(getattr(config, "tokinfo_depth", held))

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from tokinfo.io.errors import InvalidError
 from tokinfo.models.bitsandbytes import import_bitsandbytes
 from tokinfo.models.checkpoint import DTYPES, empty_decoder, quiet
 from tokinfo.models.parts import EMBEDDING, block_file
@@ -127,7 +128,7 @@ def _unquantised(decoder: PreTrainedModel, path: str, quantizer: Any, name: str)
     ]
     left = [key for key in matrices if not quantizer.param_needs_quantization(decoder, key)]
     if left == matrices:
-        raise ValueError(
+        raise InvalidError(
             f"{name}: bitsandbytes quantises none of the linear layers of {type(decoder).__name__} "
             "(they are of a class of their own): use another precision"
         )
@@ -155,7 +156,7 @@ def _fill(
     info, _ = convert_and_load_state_dict_in_model(decoder, tensors, settings)
     if info.conversion_errors:
         name = min(info.conversion_errors)
-        raise ValueError(f"{weights.name}: {name} cannot be made from the tensors stored")
+        raise InvalidError(f"{weights.name}: {name} cannot be made from the tensors stored")
     if not weights.stored:
         decoder._weight_conversions = None  # type: ignore[assignment]  # those of its class count
 
@@ -180,7 +181,7 @@ def _state(
     ignored = decoder._keys_to_ignore_on_load_missing or []
     needed = sorted(key for key in missing if not any(re.search(i, key) for i in ignored))
     if needed:
-        raise ValueError(f"{name}: no weights for {needed[0]} ({len(needed)} missing)")
+        raise InvalidError(f"{name}: no weights for {needed[0]} ({len(needed)} missing)")
     unsaved = {*missing, *(decoder._keys_to_ignore_on_save or [])}
     kept = {key: tensor for key, tensor in state.items() if key not in unsaved}
     stored: dict[str, Tensor] = revert_weight_conversion(decoder, kept)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from tokinfo.io.errors import TokinfoError
+
 # Self-attention is known by what its attribute or class is called; these cover self_attn,
 # self_attention, attention, attn and the mixers' mixing.
 _ATTENTION = ("attn", "attention", "mixing")
@@ -18,7 +20,7 @@ _ATTENTION = ("attn", "attention", "mixing")
 _MLP = ("mlp", "feed_forward", "ffn", "moe")
 
 
-class StructureError(ValueError):
+class StructureError(TokinfoError):
     """A model is not built of a list of blocks with an attention and an MLP inside."""
 
 

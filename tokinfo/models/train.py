@@ -32,7 +32,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers.modeling_utils import PreTrainedModel
 
 from tokinfo.io.atomic import new_directory, new_file
-from tokinfo.io.damaged import DamagedError, reading
+from tokinfo.io.damaged import reading
+from tokinfo.io.errors import DamagedError, InvalidError
 from tokinfo.io.provenance import code_digest
 from tokinfo.models.build import new_model
 from tokinfo.models.checkpoint import save_model
@@ -72,12 +73,12 @@ def train(
     """
     training = source.training
     if training is None:
-        raise ValueError("this source has no `training`: it exists untrained only")
+        raise InvalidError("this source has no `training`: it exists untrained only")
     with reading(tokens):
         data = {name: part.long() for name, part in load_file(tokens).items()}
     for name, part in data.items():
         if len(part) <= source.n_ctx:
-            raise ValueError(
+            raise InvalidError(
                 f"{tokens.name}: {name} has {len(part)} tokens, a window needs {source.n_ctx + 1}"
             )
     vocabulary = load_tokenizer(tokenizer).get_vocab_size()

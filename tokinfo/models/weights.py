@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tokinfo.io.atomic import new_file
 from tokinfo.io.damaged import cure
+from tokinfo.io.errors import InvalidError
 from tokinfo.models.checkpoint import empty_decoder, family, shorter
 from tokinfo.models.parts import EMBEDDING, block_file, sort_tensors
 from tokinfo.models.structure import blocks_path
@@ -77,7 +78,9 @@ def weights_of(full: PreTrainedModel, blocks: int) -> Weights:
     state: dict[str, Tensor] = full.base_model.state_dict()
     wanted = empty_decoder(shorter(full.config, blocks)).state_dict()
     if missing := sorted(set(wanted) - set(state)):
-        raise ValueError(f"{family(full.config)}: cannot be cut after block {blocks}: {missing[0]}")
+        raise InvalidError(
+            f"{family(full.config)}: cannot be cut after block {blocks}: {missing[0]}"
+        )
     path = blocks_path(full.base_model)
     parts = [
         {name: state[name] for name in wanted if name.startswith(f"{path}.{number}.")}
@@ -95,14 +98,14 @@ def _locate(directory: Path) -> dict[str, Path]:
     try:
         named: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{index}: not an index of weights{cure(index)}") from None
+        raise InvalidError(f"{index}: not an index of weights{cure(index)}") from None
     for file in named.values():
         if not isinstance(file, str) or Path(file).name != file:
-            raise ValueError(f"{index}: names {file!r}, which is no file beside it")
+            raise InvalidError(f"{index}: names {file!r}, which is no file beside it")
     held = {file: _names(directory / file) for file in sorted(set(named.values()))}
     for name, file in named.items():
         if name not in held[file]:
-            raise ValueError(
+            raise InvalidError(
                 f"{directory / file}: the index says that it holds {name}; it does not"
             )
     return {name: directory / file for name, file in named.items()}
@@ -115,11 +118,11 @@ def _names(file: Path) -> set[str]:
 
 def _opened(file: Path, opened: ExitStack) -> Any:
     if not file.is_file():
-        raise ValueError(f"{file}: is missing{cure(file)}")
+        raise InvalidError(f"{file}: is missing{cure(file)}")
     try:
         return opened.enter_context(safe_open(file, framework="pt"))
     except SafetensorError as error:
-        raise ValueError(f"{file}: damaged or cut short: {error}{cure(file)}") from None
+        raise InvalidError(f"{file}: damaged or cut short: {error}{cure(file)}") from None
 
 
 def open_part(part: Part, opened: ExitStack) -> dict[str, Any]:
@@ -148,7 +151,7 @@ def check_shapes(part: Part, shapes: Mapping[str, torch.Size], prefix: str) -> N
             shape, held = shapes.get(name.removeprefix(f"{prefix}.")), tensor.get_shape()
             if shape is not None and list(shape) != held:
                 file, old = stored[name]
-                raise ValueError(
+                raise InvalidError(
                     f"{file}: {old} has the shape {held}, config.json makes it {list(shape)}"
                 )
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokinfo.io.errors import first_line
 from tokinfo.models.structure import StructureError
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -85,7 +86,7 @@ def check(decoder: nn.Module, probe: Callable[[Tensor], Tensor]) -> None:
     except StructureError:
         raise
     except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise StructureError(f"{name}: it takes no such mask ({reason})") from error
     if torch.equal(found[0, 0], found[1, 0]):
         raise StructureError(f"{name}: its first position does not see the second all the same")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tokinfo.io.errors import InvalidError
 from tokinfo.study.masks import Mask
 
 if TYPE_CHECKING:
@@ -72,11 +73,11 @@ def make_batch(
     visible = torch.zeros(len(token_ids), width, dtype=torch.bool)
     for row, (tokens, length) in enumerate(zip(token_ids, lengths, strict=True)):
         if not 0 < length <= width:
-            raise ValueError(f"prompt {row}: {length} tokens, allowed: 1 to {width}")
+            raise InvalidError(f"prompt {row}: {length} tokens, allowed: 1 to {width}")
         ids[row, :length] = torch.tensor(tokens)
         shown = mask.visible(width if pad_to is not None else length)
         if not shown:
-            raise ValueError(f"prompt {row}: mask {mask.text!r} shows none of {length} positions")
+            raise InvalidError(f"prompt {row}: mask {mask.text!r} shows none of {length} positions")
         visible[row, shown] = True
     count = torch.tensor(lengths)
     return Batch(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokinfo.io.errors import InvalidError
 from tokinfo.study.fields import MetricName
 from tokinfo.study.solvers import MetricWeights
 
@@ -51,7 +52,7 @@ def distance(
     if metric == "l1+cosine":
         weights = weights or MetricWeights()
         return weights.cosine * _cosine(a, b) + weights.l1 * _l1(a, b)
-    raise ValueError(f"metric {metric!r}: allowed: l1, l2, cosine, l1+cosine")
+    raise InvalidError(f"metric {metric!r}: allowed: l1, l2, cosine, l1+cosine")
 
 
 def _l1(a: Tensor, b: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokinfo.io.errors import InvalidError
 from tokinfo.models.structure import Block, StructureError, find_block
 from tokinfo.probe import acausal
 from tokinfo.probe.hooks import Reached, drop_residual, stop_after_attention, stop_at, stop_at_mlp
@@ -140,7 +141,7 @@ class Probe:
                 )
             except Reached as reached:
                 return _by_row(reached.activations, embeddings)
-        raise RuntimeError(f"the forward of {type(self.decoder).__name__} never met {self.site}")
+        raise StructureError(f"the forward of {type(self.decoder).__name__} never met {self.site}")
 
     def prefix(self, embeddings: Tensor) -> Prefix:
         """Compute the leading positions of many rows once.
@@ -154,7 +155,7 @@ class Probe:
             StructureError: a block keeps something else than keys and values of them.
         """
         if not self.causal:
-            raise ValueError("without a causal mask no leading position can be computed once")
+            raise InvalidError("without a causal mask no leading position can be computed once")
         if self._block is None:
             return Prefix(embeddings.detach(), ())
         cache = _new_cache(self.decoder)
@@ -171,7 +172,7 @@ class Probe:
                 )
             except IndexError as error:  # what a block of another kind finds in this cache
                 raise self._forgetful() from error
-        raise RuntimeError(f"the forward of {type(self.decoder).__name__} never met {self.site}")
+        raise StructureError(f"the forward of {type(self.decoder).__name__} never met {self.site}")
 
     def expected(self, embeddings: Tensor, outputs: Tensor) -> Tensor:
         """Return what the decoder expects behind prompts, as far as its embedding can say.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokinfo.io.errors import InvalidError
 from tokinfo.models.checkpoint import Checkpoint
 from tokinfo.probe.batch import Batch, encode, make_batch
 from tokinfo.probe.metrics import distance
@@ -14,8 +15,6 @@ from tokinfo.solvers.decoding import Decoder
 from tokinfo.solvers.problem import Problem
 from tokinfo.study import targets
 from tokinfo.study.cell import Cell
-from tokinfo.study.masks import Mask
-from tokinfo.study.sites import Site
 from tokinfo.study.solvers import MetricWeights, Solver
 
 Activations = tuple[Batch, Tensor]
@@ -72,7 +71,9 @@ def make_problem(
     if cell.target != targets.OWN:
         away = distance(own, target, batch.visible, cell.metric, weights)
         for number in (away <= noise).nonzero()[:, 0].tolist():
-            raise ValueError(f"prompt {number}: itself explains target {cell.target!r}: no control")
+            raise InvalidError(
+                f"prompt {number}: itself explains target {cell.target!r}: no control"
+            )
     return Problem(
         probe=probe,
         decoder=decoder,
@@ -92,7 +93,7 @@ def make_probe(checkpoint: Checkpoint, cell: Cell) -> Probe:
     """Return a model as a cell reads it."""
     return Probe(
         checkpoint.decoder,
-        Site.parse(cell.site),
+        cell.site,
         residual=cell.residual,
         causal=cell.causal,
         dtype=checkpoint.dtype,
@@ -107,9 +108,9 @@ def activations(checkpoint: Checkpoint, cell: Cell, prompts: list[str]) -> Activ
     """
     batch = make_batch(
         encode(checkpoint.tokenizer, prompts),
-        Mask(cell.mask),
+        cell.mask,
         pad_id=checkpoint.pad_id,
-        pad_to=int(checkpoint.facts["n_ctx"]) if cell.padding == "n_ctx" else None,
+        pad_to=checkpoint.facts.n_ctx if cell.padding == "n_ctx" else None,
     )
     batch = batch.to(checkpoint.embedding.device)
     probe = make_probe(checkpoint, cell)
@@ -130,7 +131,7 @@ def shuffled(target: Tensor, batch: Batch) -> Tensor:
     shown = (batch.visible & batch.scored).sum(1).tolist()
     for row, (length, visible) in enumerate(zip(batch.lengths.tolist(), shown, strict=True)):
         if visible < 2:
-            raise ValueError(
+            raise InvalidError(
                 f"prompt {row}: shows {visible} of its {length} positions; target "
                 f"{targets.SHUFFLED!r} needs two"
             )
@@ -146,9 +147,9 @@ def _target(cell: Cell, batch: Batch, own: Tensor, other: Activations | None) ->
     assert other is not None, f"{cell.target} without its activations"
     theirs, target = other
     if not torch.equal(theirs.ids, batch.ids):
-        raise ValueError(f"target {cell.target}: its tokenizer reads the prompts as other tokens")
+        raise InvalidError(f"target {cell.target}: its tokenizer reads the prompts as other tokens")
     if target.shape != own.shape:
-        raise ValueError(
+        raise InvalidError(
             f"target {cell.target}: its activations are {target.shape[-1]} wide, "
             f"this model's {own.shape[-1]}"
         )
@@ -158,7 +159,7 @@ def _target(cell: Cell, batch: Batch, own: Tensor, other: Activations | None) ->
 def _of_candidates(prior: Tensor, decoder: Decoder) -> Tensor:
     """Return a prior [V] cut to the decoder's candidates, in their order, summing to one."""
     if len(prior) != len(decoder.embedding):
-        raise ValueError(
+        raise InvalidError(
             f"the prior has {len(prior)} tokens, the embedding {len(decoder.embedding)} rows"
         )
     kept = prior.to(decoder.embedding.device)[decoder.ids]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tokinfo.io.errors import TokinfoError
 from tokinfo.probe.batch import Batch
 from tokinfo.probe.metrics import distance
 from tokinfo.probe.probe import Probe
@@ -16,7 +17,7 @@ from tokinfo.study.fields import MetricName, Parametrisation
 from tokinfo.study.solvers import MetricWeights
 
 
-class SolverError(RuntimeError):
+class SolverError(TokinfoError):
     """A solver cannot go on; the message says why in one line."""
 
 

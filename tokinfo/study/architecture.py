@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tokinfo.io.errors import InvalidError
 from tokinfo.study.mistakes import MISSING, Problem
 from tokinfo.study.sources import GgufSource, HubSource, LocalSource, Pretrained, WheelSource
 
@@ -107,7 +108,7 @@ def _number(config: Mapping[str, Any], *names: str, default: int | None = None) 
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     if default is None:
-        raise ValueError(f"says nothing of {names[0]}")
+        raise InvalidError(f"says nothing of {names[0]}")
     return default
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from tokinfo.study.fields import MetricName, Padding, Parametrisation, Strict
+from pydantic import Field, JsonValue
+
+from tokinfo.study.fields import MetricName, Padding, Parametrisation, Quantization, State, Strict
 from tokinfo.study.masks import Mask
+from tokinfo.study.sites import Site
+from tokinfo.study.solvers import MetricWeights, Solver
 from tokinfo.study.targets import OWN, other_model, slug
 
 CELL_PATH = (
@@ -15,17 +19,22 @@ class Cell(Strict):
     """One point of the study: one job, all of its prompts and restarts as one batch."""
 
     model: str
-    site: str
+    site: Site
     residual: bool
     causal: bool
     padding: Padding
-    mask: str
+    mask: Mask
     metric: MetricName
     parametrisation: Parametrisation
     solver: str
     prompts: str
     target: str = OWN
     seed: int
+
+    @property
+    def block(self) -> int:
+        """How many blocks its site lies behind; 0 for the embedding."""
+        return self.site.block
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -48,8 +57,8 @@ class Cell(Strict):
         ]
         return {
             "model": self.model,
-            "site": "+".join([self.site, *variants]),
-            "mask": Mask(self.mask).slug,
+            "site": "+".join([str(self.site), *variants]),
+            "mask": self.mask.slug,
             "metric": self.metric,
             "parametrisation": self.parametrisation,
             "solver": self.solver,
@@ -61,3 +70,22 @@ class Cell(Strict):
     def path(self) -> str:
         """Its file below the results directory."""
         return CELL_PATH.format(**self.wildcards)
+
+
+class CellSettings(Strict):
+    """What solving a cell depends on, besides the files it reads."""
+
+    cell: Cell
+    solver: Solver
+    metric_weights: MetricWeights = Field(default_factory=lambda: MetricWeights())
+    prompts: tuple[str, ...] = Field((), description="Texts; empty where they come in a file.")
+    source: str = Field(description="Name of the source of the cell's model.")
+    state: State
+    quantization: Quantization
+    weights_note: str = ""
+    prior: str | None = Field(None, description="Name of the corpus that the prior counts.")
+    target_models: tuple[JsonValue, ...] = Field(
+        (), description="The model whose activations are explained, where it is another one."
+    )
+    trust_remote_code: bool = Field(False, description="Of the cell's model.")
+    trust_target_code: bool = Field(False, description="Of the model that it explains.")

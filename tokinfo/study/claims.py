@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
 import yaml
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
+from tokinfo.io.errors import InvalidError
 from tokinfo.study.fields import (
     Integer,
     MetricName,
@@ -30,14 +31,6 @@ from tokinfo.study.masks import Mask
 from tokinfo.study.sites import Site
 
 DATA = Path(__file__).parents[1] / "data" / "claims.yaml"
-
-
-def _site(text: str) -> str:
-    return str(Site.parse(text))
-
-
-def _mask(text: str) -> str:
-    return Mask(text).text
 
 
 class ClaimedModel(Strict):
@@ -61,14 +54,12 @@ class Claim(Strict):
     model: Name = Field(description="One of the chapter's models.")
     state: State = Field(description="Trained, or with random weights.")
     quantization: Quantization = Field("float32", description="Precision of the weights.")
-    site: Annotated[str, AfterValidator(_site)] = Field(
+    site: Site = Field(
         description="Where activations were read: `attention.K`, `block.K` or `block.last`."
     )
     residual: bool = Field(True, description="False: without the residual around self-attention.")
     causal: bool = Field(True, description="False: attention without a causal mask.")
-    mask: Annotated[str, AfterValidator(_mask)] = Field(
-        description="Python slice over the positions that stay visible."
-    )
+    mask: Mask = Field(description="Python slice over the positions that stay visible.")
     metric: MetricName = Field(description="Distance over the visible activations.")
     parametrisation: Parametrisation = Field("embedding", description="What descends.")
     prompt: str = Field(min_length=1, description="The text that was to be found.")
@@ -94,7 +85,7 @@ class Claim(Strict):
     @property
     def hides(self) -> bool:
         """Whether the tokens in question are hidden ones."""
-        return Mask(self.mask).hides_by_design
+        return self.mask.hides_by_design
 
     @property
     def criterion(self) -> str:
@@ -144,7 +135,7 @@ class Claims(Strict):
             known = self.models.get(claim.model)
             if known is None:
                 raise ValueError(f"claim {claim.id}: unknown model {claim.model!r}")
-            if Site.parse(claim.site).block > known.blocks:
+            if claim.site.block > known.blocks:
                 raise ValueError(f"claim {claim.id}: {claim.site} of {known.blocks} blocks")
         return self
 
@@ -155,4 +146,4 @@ def load_claims(path: Path = DATA) -> Claims:
     try:
         return Claims.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise InvalidError(f"{path}: {error}") from error

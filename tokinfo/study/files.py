@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from tokinfo.io.errors import InvalidError
 from tokinfo.study.mistakes import MISSING, Problem
 from tokinfo.study.mistakes import Path as KeyPath
 
@@ -113,7 +114,7 @@ def parse(entries: Iterable[str]) -> dict[str, Any]:
         key, equals, text = entry.partition("=")
         text = text.strip("'\"")
         if not equals or not re.fullmatch(r"[a-zA-Z_][\w-]*\w", key):
-            raise ValueError(f"--config {entry}: not of the form KEY=VALUE")
+            raise InvalidError(f"--config {entry}: not of the form KEY=VALUE")
         told = merge(told, {key: _value(entry, text)})
     return told
 
@@ -129,7 +130,7 @@ def _value(entry: str, text: str) -> Any:
         return yaml.BaseLoader(text).get_single_data()
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or "cannot be read"
-        raise ValueError(f"--config {entry}: not valid YAML: {problem}") from None
+        raise InvalidError(f"--config {entry}: not valid YAML: {problem}") from None
 
 
 def arguments(values: Mapping[str, Any]) -> list[str]:

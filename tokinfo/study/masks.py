@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from tokinfo.io.errors import InvalidError
+from tokinfo.study.written import Written
+
 _INTEGER = re.compile(r"-?[0-9]{1,9}\Z")
 ALLOWED = "a Python slice or index such as ':', '1:', ':2', '2:5', '::2' or '-1'"
 
 
 @dataclass(frozen=True)
-class Mask:
+class Mask(Written):
     """The visible positions of a sequence, written as a Python slice or index.
 
     The text is kept in one canonical form (``0:`` and ``::1`` are ``:``), so that masks that
-    show the same positions at every length are equal and share one slug. Raises ValueError
+    show the same positions at every length are equal and share one slug. Raises InvalidError
     when ``text`` is neither a slice nor an index.
 
     >>> Mask("1:").visible(4)
@@ -29,15 +32,23 @@ class Mask:
         text = self.text.strip()
         parts = text.split(":")
         if len(parts) > 3 or not all(_INTEGER.match(p) or (p == "" and ":" in text) for p in parts):
-            raise ValueError(f"mask {text!r}: allowed: {ALLOWED}")
+            raise InvalidError(f"mask {text!r}: allowed: {ALLOWED}")
         if len(parts) == 3 and parts[2] and int(parts[2]) <= 0:
-            raise ValueError(f"mask {text!r}: the step must be 1 or more")
+            raise InvalidError(f"mask {text!r}: the step must be 1 or more")
         numbers = [str(int(part)) if part else "" for part in parts]
         if len(numbers) > 1:
             start, stop = numbers[0].removeprefix("0"), numbers[1]
             step = numbers[2] if len(numbers) == 3 and numbers[2] != "1" else ""
             numbers = [start, stop, step] if step else [start, stop]
         object.__setattr__(self, "text", ":".join(numbers))
+
+    @classmethod
+    def parse(cls, text: str) -> Mask:
+        """Read a mask from its text."""
+        return cls(text)
+
+    def __str__(self) -> str:
+        return self.text
 
     @property
     def slice(self) -> slice | int:

@@ -7,6 +7,8 @@ import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tokinfo.io.errors import TokinfoError
+
 Path = tuple[str | int, ...]
 
 
@@ -64,7 +66,7 @@ class Problem:
         return f"{where}: {' '.join(f'{self.message}{allowed}'.split())}"
 
 
-class StudyError(ValueError):
+class StudyError(TokinfoError):
     """A study that cannot run; its text lists every problem, one a line."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:

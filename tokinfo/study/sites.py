@@ -6,13 +6,16 @@ import re
 from dataclasses import dataclass
 from typing import Literal, cast
 
+from tokinfo.io.errors import InvalidError
+from tokinfo.study.written import Written
+
 Place = Literal["embedding", "attention", "mlp", "block"]
 _PATTERN = re.compile(r"^(?:(embedding)|(attention|mlp|block)\.([1-9][0-9]{0,5}|last))\Z")
 ALLOWED = "embedding, or attention.K, mlp.K, block.K with K = 1, 2, ... or last"
 
 
 @dataclass(frozen=True)
-class Site:
+class Site(Written):
     """A place in one block (1-based), or the embedding itself.
 
     ``block`` is 0 for the embedding and -1 for the last block of a model whose depth is
@@ -30,7 +33,7 @@ class Site:
         """Read a site from its name; raises ValueError naming what is allowed."""
         match = _PATTERN.match(text)
         if match is None:
-            raise ValueError(f"site {text!r}: allowed: {ALLOWED}")
+            raise InvalidError(f"site {text!r}: allowed: {ALLOWED}")
         embedding, place, number = match.groups()
         if embedding:
             return cls("embedding", 0)

@@ -265,7 +265,7 @@ class Study(Strict):
         """
         padding = entry.padding or load_claims().models[claim.model].padding
         asked: dict[str, object] = {
-            "masks": [claim.mask],
+            "masks": [claim.mask.text],
             "metrics": [claim.metric],
             "residual": [claim.residual],
             "causal": [claim.causal],
@@ -296,7 +296,7 @@ class Study(Strict):
 
     def _claimed_site(self, entry: Replication, claim: Claim, model: str) -> str:
         """Return a row's site in a model: of most stand-ins, that of the same relative depth."""
-        site, blocks = Site.parse(claim.site), self.source_of(model).blocks
+        site, blocks = claim.site, self.source_of(model).blocks
         if not entry.stand_in or site.block <= 1 or entry.depth == "same":
             return str(site.resolve(blocks))
         deep = load_claims().models[claim.model].blocks
@@ -315,15 +315,17 @@ class Study(Strict):
                 grid.identify, grid.metrics[:1], _IDENTIFY_BY, grid.seeds[:1], (OWN,)
             ),
         ]
-        for (model, site, mask, prompts), (residual, causal, padding) in settings:
+        for (model, site, text, prompts), (residual, causal, padding) in settings:
+            where = Site.parse(site).resolve(self.source_of(model).blocks)
+            mask = Mask(text)
             for solver, metric, parametrisation, seed, target in asked:
                 yield Cell(
                     model=model,
-                    site=str(Site.parse(site).resolve(self.source_of(model).blocks)),
+                    site=where,
                     residual=residual,
                     causal=causal,
                     padding=padding,
-                    mask=Mask(mask).text,
+                    mask=mask,
                     metric=metric,
                     parametrisation=parametrisation,
                     solver=solver,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from typing import Literal
 
+from tokinfo.io.errors import InvalidError
+
 OWN = "own"
 SHUFFLED = "shuffled"
 ALLOWED = "own, shuffled or of:MODEL (another model of the study)"
@@ -30,7 +32,7 @@ def kind(target: str) -> Kind:
         return "own" if target == OWN else "shuffled"
     if target.startswith(_OF) and len(target) > len(_OF):
         return "of"
-    raise ValueError(f"{target!r} is not a target; allowed: {ALLOWED}")
+    raise InvalidError(f"{target!r} is not a target; allowed: {ALLOWED}")
 
 
 def other_model(target: str) -> str | None:
@@ -62,7 +64,7 @@ def derangement(length: int) -> list[int]:
         ValueError: fewer than two positions.
     """
     if length < 2:
-        raise ValueError(f"{length} position cannot be shuffled")
+        raise InvalidError(f"{length} position cannot be shuffled")
     # `random()` is the one method whose numbers Python promises to keep.
     draw = random.Random(length).random
     order = list(range(length))

@@ -18,7 +18,8 @@ from typing import Any
 import polars as pl
 
 from tokinfo.io.atomic import new_file
-from tokinfo.io.damaged import cure, first_line
+from tokinfo.io.damaged import cure
+from tokinfo.io.errors import TokinfoError, first_line
 from tokinfo.study.targets import OWN
 from tokinfo.tables.schema import CELL_KEYS, METADATA_KEY, RECOVERY_SCHEMA, schema_problem
 
@@ -57,7 +58,7 @@ UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 """What polars raises for files that are no tables; of some damaged ones it panics."""
 
 
-class TableError(ValueError):
+class TableError(TokinfoError):
     """A table cannot be made; the message is one line that names the file."""
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from tokinfo.io.atomic import new_file
+from tokinfo.io.errors import InvalidError
 from tokinfo.tables.recovery import scan
 from tokinfo.tables.replication_shares import (
     ENDS,
@@ -192,7 +193,7 @@ def _cells(
     found = table.join(wanted, on=list(CELL_KEYS), how="semi", maintain_order="left")
     there = found.select(CELL_KEYS).n_unique()
     if there != len(wanted):
-        raise ValueError(
+        raise InvalidError(
             f"row {answer['row']}: the table has {there} of the {len(wanted)} cells of "
             f"{answer['entry']}"
         )

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from tokinfo.io.atomic import new_file
+from tokinfo.io.errors import InvalidError
 from tokinfo.study.masks import Mask
 from tokinfo.tables.intervals import clustered_share
 from tokinfo.tables.recovery import OTHERS_KNOWN, OWN_TARGET
@@ -69,7 +70,7 @@ def points(tables: Path | Sequence[Path], axis: str) -> list[Row]:
         ValueError: no such axis.
     """
     if axis not in AXES:
-        raise ValueError(f"axis {axis!r}: allowed: {', '.join(AXES)}")
+        raise InvalidError(f"axis {axis!r}: allowed: {', '.join(AXES)}")
     column, panel, setting = AXES[axis]
     prompts = _prompts(tables)
     prompts = prompts.filter(pl.col(column).is_not_null())

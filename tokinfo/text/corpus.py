@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from tokinfo.io.atomic import new_file
-from tokinfo.io.damaged import FetchError
+from tokinfo.io.errors import FetchError, InvalidError, first_line
 from tokinfo.io.wheel import read_member
 from tokinfo.study.sources import Corpus, HubCorpus, WheelCorpus
 from tokinfo.text.documents import SEPARATOR, documents
@@ -31,7 +31,7 @@ def write_corpus(corpus: Corpus, train: Path, held_out: Path, cache: Path) -> No
         text = text.encode()[: corpus.max_bytes].decode(errors="ignore")
     first, last = split(documents(text), corpus.held_out)
     if not first or not last:
-        raise ValueError(f"{describe(corpus)}: too little text to hold out {corpus.held_out:g}")
+        raise InvalidError(f"{describe(corpus)}: too little text to hold out {corpus.held_out:g}")
     for path, part in ((train, first), (held_out, last)):
         with new_file(path) as partial:
             partial.write_text(SEPARATOR.join(part) + "\n", encoding="utf-8")
@@ -91,14 +91,14 @@ def python_string(source: str, name: str) -> str:
     try:
         tree = ast.parse(source)
     except SyntaxError as error:
-        raise ValueError(f"{name}: not a Python module ({error.msg})") from None
+        raise InvalidError(f"{name}: not a Python module ({error.msg})") from None
     strings = [
         node.value
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
     if not strings:
-        raise ValueError(f"{name}: no string in this Python module")
+        raise InvalidError(f"{name}: no string in this Python module")
     text = re.sub(r"\[([^\[\]]*)\]", r"\1", max(strings, key=len))
     return "\n\n".join(line.strip() for line in text.splitlines() if line.strip())
 
@@ -108,7 +108,7 @@ def _decode(data: bytes, name: str) -> str:
     try:
         return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: not UTF-8 text (byte {error.start})") from None
+        raise InvalidError(f"{name}: not UTF-8 text (byte {error.start})") from None
 
 
 def _from_hub(corpus: HubCorpus) -> Path:
@@ -123,5 +123,5 @@ def _from_hub(corpus: HubCorpus) -> Path:
         )
     except Exception as error:
         # The library's errors have many types and lines; the first line names the cause.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise FetchError(f"{describe(corpus)}: cannot be fetched: {reason}") from error

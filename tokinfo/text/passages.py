@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tokinfo.io.atomic import new_file
+from tokinfo.io.errors import InvalidError
 from tokinfo.io.tokenizers import read_tokenizer
 from tokinfo.text.documents import read_documents
 
@@ -45,7 +46,7 @@ def write_passages(settings: Passages, held_out: Path, tokenizer: Path, out: Pat
         settings: how many, how long, and the seed.
         held_out: text of documents that `tokinfo.text.corpus.write_corpus` wrote.
         tokenizer: the ``tokenizer.json`` that counts.
-        out: file to write; `tokinfo.passagefile.read_passages` reads its texts.
+        out: file to write; `tokinfo.text.documents.read_passages` reads its texts.
 
     Raises:
         ValueError: the text has too few passages of these lengths.
@@ -53,8 +54,8 @@ def write_passages(settings: Passages, held_out: Path, tokenizer: Path, out: Pat
     documents = [" ".join(text.split()) for text in read_documents(held_out)]
     try:
         found = draw(documents, read_tokenizer(tokenizer), settings.lengths, settings.seed)
-    except ValueError as error:
-        raise ValueError(
+    except InvalidError as error:
+        raise InvalidError(
             f"{error} in the held-out part of corpus {settings.corpus}: hold out more of it, or "
             "ask for fewer or shorter ones"
         ) from None
@@ -101,7 +102,7 @@ def draw(
             passages.append(Passage(words, length, document, start))
             break
         else:
-            raise ValueError(
+            raise InvalidError(
                 f"only {len(passages)} of {len(lengths)} passages of {min(lengths)} to "
                 f"{max(lengths)} tokens"
             )

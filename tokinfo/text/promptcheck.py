@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokinfo.io.atomic import new_file
+from tokinfo.io.errors import TokinfoError
 from tokinfo.io.tokenizers import count_tokens
 from tokinfo.study.lengths import Finding, findings, sentence
 from tokinfo.text.documents import read_passages
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-class PromptError(ValueError):
+class PromptError(TokinfoError):
     """Prompts that do not suit a model or a mask; the message names all of them."""
 
 

@@ -15,6 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tokinfo.io.atomic import new_directory, new_file
 from tokinfo.io.damaged import reading
+from tokinfo.io.errors import InvalidError
 from tokinfo.text.documents import END_OF_TEXT, read_documents
 
 PAD = "<|pad|>"
@@ -41,7 +42,7 @@ def train_tokenizer(text: Path, vocabulary: int, out: Path) -> None:
     )
     tokenizer.train_from_iterator(read_documents(text), trainer)
     if tokenizer.get_vocab_size() != vocabulary:
-        raise ValueError(
+        raise InvalidError(
             f"{text.name}: gives {tokenizer.get_vocab_size()} tokens, the study asks for "
             f"{vocabulary}: use a longer text or a smaller vocabulary"
         )
@@ -92,7 +93,7 @@ def encode_corpus(tokenizer: Path, train: Path, held_out: Path, out: Path) -> No
 def _encode(tokenizer: tokenizers.Tokenizer, text: Path) -> torch.Tensor:
     end = tokenizer.token_to_id(END_OF_TEXT)
     if end is None:
-        raise ValueError(f"the tokenizer has no {END_OF_TEXT} to end a document with")
+        raise InvalidError(f"the tokenizer has no {END_OF_TEXT} to end a document with")
     parts = list(read_documents(text))
     ids: list[int] = []
     for start in range(0, len(parts), ENCODE_AT_ONCE):

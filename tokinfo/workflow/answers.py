@@ -16,7 +16,6 @@ from tokinfo.study.architecture import architecture_of
 from tokinfo.study.cell import Cell
 from tokinfo.study.claims import Claim, load_claims
 from tokinfo.study.files import arguments
-from tokinfo.study.sites import Site
 from tokinfo.study.solvers import ChapterSolver
 from tokinfo.study.sources import HubSource, MixerSource, Source, TransformerSource
 from tokinfo.study.study import Answer, Study
@@ -144,7 +143,7 @@ def flop(study: Study, cell: Cell) -> float:
     solver = study.solvers[cell.solver]
     assert isinstance(solver, ChapterSolver)
     source = study.source_of(cell.model)
-    blocks = Site.parse(cell.site).block
+    blocks = cell.block
     passes = 2 * solver.steps
     total = 0.0
     for length in _lengths(study, cell.prompts):

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from tokinfo.io.errors import InvalidError
+
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 HIDDEN = ("", "-1", "NoDevFiles")
 """Values of that variable that hide every GPU."""
@@ -61,7 +63,7 @@ def lock_directory(environment: Mapping[str, str] | None = None) -> Path:
     base = Path("/tmp") / f"tokinfo-gpus-{os.geteuid()}"
     base.mkdir(mode=0o700, exist_ok=True)
     if base.is_symlink() or base.stat().st_uid != os.geteuid():
-        raise RuntimeError(f"{base} belongs to somebody else: GPUs cannot be shared out safely")
+        raise InvalidError(f"{base} belongs to somebody else: GPUs cannot be shared out safely")
     return base / _file_name(job)
 
 
@@ -91,7 +93,7 @@ def claim(
     if count < 1 or not there:
         return []
     if count > len(there):
-        raise RuntimeError(
+        raise InvalidError(
             f"granted {count} GPUs, and there are {len(there)} here ({', '.join(there)}): "
             f"give `--resources gpu={len(there)}`"
         )

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from tokinfo.io.errors import InvalidError
 from tokinfo.study.architecture import architecture_of
-from tokinfo.study.sites import Site
 from tokinfo.study.sources import (
     HubSource,
     MixerSource,
@@ -60,12 +60,8 @@ def needs(study: Study) -> list[Need]:
     found = []
     for model in plan.models:
         cells = [cell for cell in plan.cells.values() if model in cell.models]
-        for blocks in sorted({Site.parse(cell.site).block for cell in cells}):
-            asked = [
-                resources.cell_mb(study, cell)
-                for cell in cells
-                if Site.parse(cell.site).block == blocks
-            ]
+        for blocks in sorted({cell.block for cell in cells}):
+            asked = [resources.cell_mb(study, cell) for cell in cells if cell.block == blocks]
             source = study.source_of(model)
             found.append(
                 Need(
@@ -170,7 +166,7 @@ def depth_table(study: Study, source: str) -> str:
     known = study.sources.get(source)
     if known is None or isinstance(known, MixerSource | TransformerSource):
         fetched = [name for name in study.sources if not Plan(study).is_local(name)]
-        raise ValueError(f"source {source!r}: allowed: {', '.join(fetched) or 'none here'}")
+        raise InvalidError(f"source {source!r}: allowed: {', '.join(fetched) or 'none here'}")
     sizes = resources.sizes(study, source)
     precisions = ("int8", "nf4", "bfloat16", "float32")
     lines = [

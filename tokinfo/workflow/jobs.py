@@ -15,16 +15,15 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from tokinfo.io.errors import InvalidError, TokinfoError
 from tokinfo.workflow.devices import claim
 from tokinfo.workflow.running import at_work
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EXPECTED = (OSError, ValueError, RuntimeError, ArithmeticError)
 # How torch, whose error for it is a RuntimeError, says that there is no more memory.
 _NO_MEMORY = ("DefaultCPUAllocator: ", "CUDA out of memory", "std::bad_alloc", "Cannot allocate")
-PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @contextlib.contextmanager
@@ -71,23 +70,11 @@ def _is_memory(error: BaseException) -> bool:
 
 
 def _foreseen(error: BaseException) -> bool:
-    """Return whether this package raised the error itself, as the result of a check.
+    """Return whether an error is a message for the user, rather than a defect.
 
-    A ValueError out of a library is a defect that needs its traceback; one that our own code
-    raises is a message for the user, unless it only wraps such a defect. The operating
-    system's errors (no space, no such file) say what they are about by themselves.
+    The operating system's errors (no space, no such file) say what they are about by themselves.
     """
-    if isinstance(error, OSError) or _is_memory(error):
-        return True
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = bool(frames) and PACKAGE in Path(frames[-1].filename).resolve().parents
-    explicit = bool(frames) and (frames[-1].line or "").startswith("raise")
-    if not (isinstance(error, EXPECTED) and ours and explicit):
-        return False
-    cause = error.__cause__
-    # A library's own error class (a failed download) was expected by whoever wrapped it; a bare
-    # ValueError or RuntimeError that nobody here raised was not.
-    return cause is None or type(cause).__module__ != "builtins" or _foreseen(cause)
+    return isinstance(error, TokinfoError | OSError) or _is_memory(error)
 
 
 @contextlib.contextmanager
@@ -132,5 +119,5 @@ def device(asked: str, gpus: int) -> str:
     if torch.cuda.is_available():
         return "cuda"
     if asked == "cuda":
-        raise RuntimeError("the study says `device: cuda`, and torch finds no GPU here")
+        raise InvalidError("the study says `device: cuda`, and torch finds no GPU here")
     return "cpu"

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from tokinfo.study.architecture import Architecture, architecture_of, estimate
 from tokinfo.study.cell import Cell
-from tokinfo.study.sites import Site
 from tokinfo.study.solvers import COMPONENTS, AdamSolver, JointSolver, SequentialSolver
 from tokinfo.study.sources import GgufSource, MixerSource, TransformerSource, WheelSource
 from tokinfo.study.study import Study
@@ -185,7 +184,7 @@ def prepare_mb(study: Study, model: str, blocks: int, attempt: int = 1) -> int:
 def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:
     """Return the memory in MB of a cell: its blocks, and its batch's activations and gradients."""
     model = study.models[cell.model]
-    blocks = Site.parse(cell.site).block
+    blocks = cell.block
     # A target's own model is gone before the cell's comes.
     weights = max(held_mb(study, name, blocks) for name in cell.models)
     vocabulary, d_model = sizes_of(study, model.source)

@@ -25,8 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 from tokinfo.io.provenance import code_digest
 from tokinfo.study.cell import CELL_PATH, Cell
-from tokinfo.study.masks import Mask
-from tokinfo.study.sites import Site
 from tokinfo.study.solvers import SWEEPING
 from tokinfo.study.sources import (
     GgufSource,
@@ -147,17 +145,16 @@ class Plan:
         values: dict[str, dict[object, set[object]]] = {}
         for cell in self.cells.values():
             model, source = self.study.models[cell.model], self.study.source_of(cell.model)
-            task = cell.model_copy(update={"model": "", "site": "", "mask": ""})
-            block, mask = Site.parse(cell.site).block, Mask(cell.mask)
+            task = tuple(cell.model_dump(exclude={"model", "site", "mask"}).values())
             kind = getattr(source, "form", source.kind), model.state, model.quantization, model.at
             width = source.d_model if isinstance(source, MixerSource | TransformerSource) else None
             for axis, line, value in (
-                ("width", (task, cell.site, mask.text, kind), width),
-                ("depth", (task, cell.model, mask.text), block or None),
-                ("hidden", (task, cell.model, cell.site), mask.leading),
+                ("width", (task, cell.site, cell.mask, kind), width),
+                ("depth", (task, cell.model, cell.mask), cell.block or None),
+                ("hidden", (task, cell.model, cell.site), cell.mask.leading),
                 (
                     "training",
-                    (task, cell.site, mask.text, model.source),
+                    (task, cell.site, cell.mask, model.source),
                     model.at if width and model.state == "trained" else None,
                 ),
             ):
@@ -217,12 +214,11 @@ class Plan:
 
     def checkpoint(self, cell: Cell) -> str:
         """Return the directory of the checkpoint that a cell loads: no block more than it needs."""
-        return f"<results>/checkpoints/{cell.model}/{Site.parse(cell.site).block}"
+        return f"<results>/checkpoints/{cell.model}/{cell.block}"
 
     def target(self, cell: Cell) -> list[str]:
         """Return the checkpoint whose activations a cell explains, where it is not its own."""
-        block = Site.parse(cell.site).block
-        return [f"<results>/checkpoints/{name}/{block}" for name in cell.models[1:]]
+        return [f"<results>/checkpoints/{name}/{cell.block}" for name in cell.models[1:]]
 
     def prior(self, cell: Cell) -> list[str]:
         """Return the unigram prior of a cell, where its solver has a use for one."""
@@ -249,7 +245,7 @@ class Plan:
         for cell in self.cells.values():
             for name, value in cell.wildcards.items():
                 values.setdefault(name, set()).add(value)
-        values["blocks"] = {str(Site.parse(cell.site).block) for cell in self.cells.values()}
+        values["blocks"] = {str(cell.block) for cell in self.cells.values()}
         values["part"] = {CONFIG, "0", *values["blocks"]}
         values["blocks"].discard("0")  # the embedding alone is a rule of its own
         values["model"] = set(self.models)
@@ -358,7 +354,7 @@ class Plan:
     def _uses(self, source: str) -> set[tuple[str, str, str]]:
         """Return (prompt set, mask, padding) of every cell that a source's models take part in."""
         return {
-            (cell.prompts, Mask(cell.mask).text, cell.padding)
+            (cell.prompts, cell.mask.text, cell.padding)
             for cell in self.cells.values()
             if source in {self.study.models[name].source for name in cell.models}
         }

@@ -11,8 +11,6 @@ from __future__ import annotations
 import math
 
 from tokinfo.study.cell import Cell
-from tokinfo.study.masks import Mask
-from tokinfo.study.sites import Site
 from tokinfo.study.solvers import (
     AdamSolver,
     ChapterSolver,
@@ -42,7 +40,7 @@ BACKWARD = 3
 def cell_minutes(study: Study, cell: Cell, attempt: int = 1) -> int:
     """Return the minutes that a cell asks for."""
     model = study.models[cell.model]
-    blocks = max(Site.parse(cell.site).block, 1)
+    blocks = max(cell.block, 1)
     steps, passes = _search(study, cell, study.solvers[cell.solver])
     # Of a pass over one position: every weight of the blocks once, multiplied and added.
     block = 1e6 / 4 * (weights_mb(study, model.source, 1) - weights_mb(study, model.source, 0))
@@ -70,7 +68,7 @@ def _search(study: Study, cell: Cell, solver: Solver) -> tuple[float, float]:
     """
     prompts, length = study.prompt_count(cell.prompts), longest_prompt(study, cell)
     vocabulary = sizes_of(study, study.models[cell.model].source)[0]
-    hidden = length - Mask(cell.mask).count(length)
+    hidden = length - cell.mask.count(length)
     match solver:
         case ChapterSolver():
             steps, passes = float(solver.steps), float(BACKWARD * length * solver.steps)

@@ -27,7 +27,7 @@ from tests.models.fetch.hub_models import (
     write_gguf,
     write_model,
 )
-from tokinfo.io.damaged import FetchError
+from tokinfo.io.errors import FetchError
 from tokinfo.models.checkpoint import load, read_config, read_decoder
 from tokinfo.models.fetch import gguf
 from tokinfo.models.fetch.fetch import check_config, fetch
@@ -93,7 +93,7 @@ def test_a_checkpoint_of_a_part_is_that_of_the_whole_and_knows_the_full_depth(
     prepare(tmp_path / "part", probed, 2, tmp_path / "of-part")
     prepare(model[0], probed, 2, tmp_path / "of-whole")
     part, whole = load(tmp_path / "of-part"), load(tmp_path / "of-whole")
-    assert part.facts["depth"] == whole.facts["depth"] == BLOCKS
+    assert part.facts.depth == whole.facts.depth == BLOCKS
     one, other = part.decoder.state_dict(), whole.decoder.state_dict()
     assert list(one) == list(other)
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -107,7 +107,7 @@ def test_an_untrained_twin_is_made_from_the_configuration_alone(
     for origin, out in ((tmp_path / "config", "one"), (model[0], "other")):
         prepare(origin, probed, 2, tmp_path / out)
     one, other = load(tmp_path / "one"), load(tmp_path / "other")
-    assert one.facts["depth"] == BLOCKS
+    assert one.facts.depth == BLOCKS
     assert torch.equal(one.embedding, other.embedding)
     assert not torch.equal(one.embedding, model[1]["embed_tokens.weight"])
 

@@ -27,7 +27,7 @@ from tests.models.fetch.hub_models import (
     pickle_weights,
     write_model,
 )
-from tokinfo.io.damaged import FetchError
+from tokinfo.io.errors import FetchError
 from tokinfo.models.checkpoint import read_config
 from tokinfo.models.fetch import partial, ranges
 from tokinfo.models.fetch.fetch import fetch

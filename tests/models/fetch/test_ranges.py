@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tokinfo.io.damaged import FetchError
+from tokinfo.io.errors import FetchError
 from tokinfo.models.fetch import ranges
 from tokinfo.models.fetch.headers import LENGTH, Tensor, make_file, read_header
 from tokinfo.models.fetch.ranges import CutError, Piece, fill

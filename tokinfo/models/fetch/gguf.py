@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tokinfo.io.atomic import new_directory
-from tokinfo.io.damaged import FetchError
+from tokinfo.io.errors import FetchError, first_line
 from tokinfo.io.locks import exclusive
 from tokinfo.io.provenance import code_digest, settings_digest
 from tokinfo.models.checkpoint import quiet, read_config, shorter
@@ -290,4 +290,4 @@ def _as_stored(decoder: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first_line(error)

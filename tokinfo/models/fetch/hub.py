@@ -34,7 +34,8 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported as
 )
 
 from tokinfo.io.atomic import new_file
-from tokinfo.io.damaged import FetchError, reading
+from tokinfo.io.damaged import reading
+from tokinfo.io.errors import FetchError, first_line
 from tokinfo.io.locks import exclusive
 from tokinfo.models.fetch import ranges
 from tokinfo.models.fetch.local import read
@@ -294,7 +295,7 @@ class HubOrigin:
         except HfHubHTTPError as error:
             raise FetchError(f"{self.name}: {self._advice(error)}") from error
         except Exception as error:  # the HTTP library's: no route, no such host, ...
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            first = first_line(error)
             raise FetchError(
                 f"{self.name}: {constants.ENDPOINT} cannot be reached: {first}"
             ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokinfo.io.damaged import FetchError
+from tokinfo.io.errors import FetchError
 
 
 class LocalOrigin:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from tokinfo.io.atomic import new_file
-from tokinfo.io.damaged import FetchError
+from tokinfo.io.errors import FetchError, first_line
 from tokinfo.io.locks import exclusive
 from tokinfo.models.fetch import ranges
 from tokinfo.models.fetch.headers import LENGTH, Tensor, header_length, make_file, read_header
@@ -331,7 +331,7 @@ def _load_pickled(origin: Origin, file: str) -> dict[str, object]:
     except FetchError:
         raise
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = first_line(error)
         raise FetchError(f"{origin.name}: {file} is not a plain file of weights: {first}") from None
     if not isinstance(found, dict):
         raise FetchError(f"{origin.name}: {file} is not a plain file of weights")

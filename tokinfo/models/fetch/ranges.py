@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from tokinfo.io.damaged import FetchError
+from tokinfo.io.errors import FetchError
 
 PIECE = 64 << 20  # bytes of one request: fast, and still several for the threads to share
 STEP = 4 << 20  # bytes between two lines of a journal: what a killed process may lose, per thread

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from tokinfo.io.errors import InvalidError
 from tokinfo.report.figures.identifiable import found_vs_identifiable, rank_histogram
 from tokinfo.report.figures.margins import margin_by_depth, noise_threshold
 from tokinfo.report.figures.recovery import by_site_depth, hidden_vs_visible, recovery_by_mask
@@ -41,5 +42,5 @@ def draw(name: str, table: Path, svg: Path, png: Path) -> None:
     """
     figures = FIGURES | IDENTIFIABILITY
     if name not in figures:
-        raise ValueError(f"figure {name!r}: allowed: {', '.join(figures)}")
+        raise InvalidError(f"figure {name!r}: allowed: {', '.join(figures)}")
     figures[name](table, svg, png)

@@ -9,6 +9,7 @@ import polars as pl
 import seaborn as sns
 from matplotlib.lines import Line2D
 
+from tokinfo.io.errors import InvalidError
 from tokinfo.report.figures import style
 
 _COLUMNS = ("step", "tokens", "train_loss", "held_out_loss")
@@ -132,10 +133,10 @@ def _read(path: Path) -> pl.DataFrame:
         curve = pl.read_csv(path, infer_schema_length=None)
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = (str(error).splitlines() or ["empty"])[0]
-        raise ValueError(f"{path}: cannot be read as a training history ({reason})") from None
+        raise InvalidError(f"{path}: cannot be read as a training history ({reason})") from None
     missing = [name for name in _COLUMNS if name not in curve.columns]
     if missing:
-        raise ValueError(f"{path}: not a training history: missing {', '.join(missing)}")
+        raise InvalidError(f"{path}: not a training history: missing {', '.join(missing)}")
     return curve.with_columns(pl.col(name).cast(pl.Float64) for name in _COLUMNS)
 
 

@@ -1,0 +1,28 @@
+"""Failures that were foreseen: one base class, one line of text each.
+
+Whoever starts a job or a command shows the line of a `TokinfoError` and nothing else; any other
+error is a defect and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class TokinfoError(Exception):
+    """A failure that was foreseen; its text is one line for the person who started the run."""
+
+
+class InvalidError(TokinfoError, ValueError):
+    """A value, a file or a combination of them that cannot be used."""
+
+
+class FetchError(TokinfoError):
+    """Something that has to be fetched is not there, is unreachable or is not what it should be."""
+
+
+class DamagedError(InvalidError):
+    """A file that cannot be read; the message names it and, for an output, the cure."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
