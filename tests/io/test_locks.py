@@ -12,7 +12,7 @@ from threading import Event
 
 import pytest
 
-from tokinfo.io import locks as turns
+from tokinfo.io import locks
 from tokinfo.io.locks import exclusive
 
 
@@ -66,8 +66,8 @@ def test_whoever_waits_for_long_says_for_what(
         lock.unlink()
 
     monkeypatch.setattr(fcntl, "flock", no_flock)
-    monkeypatch.setattr(turns, "PATIENCE", 0.05)
-    monkeypatch.setattr(turns, "print", obeyed, raising=False)
+    monkeypatch.setattr(locks, "PATIENCE", 0.05)
+    monkeypatch.setattr(locks, "print", obeyed, raising=False)
     with exclusive(tmp_path / "file"):
         pass
     (message,) = said

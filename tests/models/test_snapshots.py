@@ -12,11 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import tokinfo.models.train as module
+from tokinfo.models import train
 from tokinfo.models.build import new_model
 from tokinfo.models.checkpoint import FACTS, load
 from tokinfo.models.preparing import Cut, cut_checkpoint
-from tokinfo.models.train import train
 from tokinfo.study.sources import MixerSource, Training, TransformerSource
 from tokinfo.study.study import Study
 from tokinfo.text.tokenizer import train_tokenizer
@@ -56,7 +55,7 @@ def run(
     root: Path,
 ) -> list[dict[str, str]]:
     asked = source.model_copy(update={"training": training})
-    train(asked, *inputs, root / "out", root / "history.csv", root / "resume", "cpu")
+    train.train(asked, *inputs, root / "out", root / "history.csv", root / "resume", "cpu")
     with (root / "history.csv").open() as stream:
         return [{**row, "seconds": ""} for row in csv.DictReader(stream)]
 
@@ -78,7 +77,7 @@ def test_snapshots_are_the_runs_own_weights_and_leave_the_run_as_it_was(
 ) -> None:
     plain = run(source, TRAINING, inputs, tmp_path / "plain")
     before: dict[int, Weights] = {}
-    real = module.next_token_loss
+    real = train.next_token_loss
 
     def noting(model: Any, windows: torch.Tensor) -> torch.Tensor:
         if model.training:
@@ -86,7 +85,7 @@ def test_snapshots_are_the_runs_own_weights_and_leave_the_run_as_it_was(
             before[len(before)] = state
         return real(model, windows)
 
-    monkeypatch.setattr(module, "next_token_loss", noting)
+    monkeypatch.setattr(train, "next_token_loss", noting)
     kept = run(source, KEEPING, inputs, tmp_path / "kept")
     assert same(weights(tmp_path / "plain" / "out"), weights(tmp_path / "kept" / "out"))
     for one, other in zip(plain, kept, strict=True):
@@ -132,7 +131,7 @@ def test_an_interrupted_run_ends_with_the_same_snapshots(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run(source, KEEPING, inputs, tmp_path / "whole")
-    real = module.batch_at
+    real = train.batch_at
     seen: list[int] = []
 
     def killed_at_seven(tokens: torch.Tensor, step: int, *rest: Any) -> torch.Tensor:
@@ -142,7 +141,7 @@ def test_an_interrupted_run_ends_with_the_same_snapshots(
         seen.append(step)
         return real(tokens, step, *rest)
 
-    monkeypatch.setattr(module, "batch_at", killed_at_seven)
+    monkeypatch.setattr(train, "batch_at", killed_at_seven)
     with pytest.raises(Killed):
         run(source, KEEPING, inputs, tmp_path / "parts")
     run(source, KEEPING, inputs, tmp_path / "parts")
@@ -160,18 +159,18 @@ def test_a_resume_point_without_its_snapshots_is_not_used(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    real = module.batch_at
+    real = train.batch_at
 
     def killed(tokens: torch.Tensor, step: int, *rest: Any) -> torch.Tensor:
         if step == 7:
             raise Killed
         return real(tokens, step, *rest)
 
-    monkeypatch.setattr(module, "batch_at", killed)
+    monkeypatch.setattr(train, "batch_at", killed)
     with pytest.raises(Killed):
         run(MIXER, KEEPING, inputs, tmp_path)
     shutil.rmtree(tmp_path / "resume" / "snapshots" / "at-3")
-    monkeypatch.setattr(module, "batch_at", real)
+    monkeypatch.setattr(train, "batch_at", real)
     rows = run(MIXER, KEEPING, inputs, tmp_path)
     assert "its snapshots are gone; training starts anew" in capsys.readouterr().err
     assert len(rows) == 10

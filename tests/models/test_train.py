@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import tokinfo.models.train as module
-from tokinfo.models.train import batch_at, learning_rate, new_optimizer, train
+from tokinfo.models import train
+from tokinfo.models.train import batch_at, learning_rate, new_optimizer
 from tokinfo.study.sources import MixerSource, Training, TransformerSource
 
 SETTINGS = Training(
@@ -44,7 +44,7 @@ def inputs(tmp_path: Path) -> tuple[Path, Path]:
 def run(
     source: MixerSource | TransformerSource, inputs: tuple[Path, Path], root: Path
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, str]]]:
-    train(source, *inputs, root / "out", root / "history.csv", root / "resume", "cpu")
+    train.train(source, *inputs, root / "out", root / "history.csv", root / "resume", "cpu")
     with (root / "history.csv").open() as stream:
         return load_file(root / "out" / "model.safetensors"), list(csv.DictReader(stream))
 
@@ -56,7 +56,7 @@ def killed_at_ten(
     root: Path,
 ) -> None:
     """Train until the tenth step."""
-    real = module.batch_at
+    real = train.batch_at
 
     def batch_at(tokens: torch.Tensor, step: int, *rest: Any) -> torch.Tensor:
         if step == 10:
@@ -64,7 +64,7 @@ def killed_at_ten(
         return real(tokens, step, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "batch_at", batch_at)
+        patch.setattr(train, "batch_at", batch_at)
         with pytest.raises(Killed):
             run(source, inputs, root)
 
@@ -80,9 +80,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     killed_at_ten(monkeypatch, source, inputs, tmp_path / "parts")
     assert not (tmp_path / "parts" / "out").exists()
     seen: list[int] = []
-    real = module.batch_at
+    real = train.batch_at
     monkeypatch.setattr(
-        module,
+        train,
         "batch_at",
         lambda tokens, step, *rest: (seen.append(step), real(tokens, step, *rest))[1],
     )
@@ -117,10 +117,10 @@ def test_the_output_loads_with_the_auto_classes(inputs: tuple[Path, Path], tmp_p
 def test_a_resume_point_of_other_settings_is_not_used(
     inputs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = module.new_model(MIXER, 40, 0)
+    model = train.new_model(MIXER, 40, 0)
     optimizer = new_optimizer(model, SETTINGS)
-    progress = module.Progress(step=11)
-    module.save_resume(tmp_path / "resume", model, optimizer, progress, "another run")
+    progress = train.Progress(step=11)
+    train.save_resume(tmp_path / "resume", model, optimizer, progress, "another run")
     _, rows = run(MIXER, inputs, tmp_path)
     assert len(rows) == 12
     assert "training starts anew" in capsys.readouterr().err
@@ -133,9 +133,9 @@ def test_a_resume_point_of_other_code_is_not_used(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A schedule that changed would otherwise begin where the old one was interrupted."""
-    monkeypatch.setattr(module, "code_digest", lambda _: "before")
+    monkeypatch.setattr(train, "code_digest", lambda _: "before")
     killed_at_ten(monkeypatch, MIXER, inputs, tmp_path)
-    monkeypatch.setattr(module, "code_digest", lambda _: "after")
+    monkeypatch.setattr(train, "code_digest", lambda _: "after")
     _, rows = run(MIXER, inputs, tmp_path)
     assert len(rows) == 12
     assert "of other settings or other code; training starts anew" in capsys.readouterr().err
@@ -145,7 +145,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     inputs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        module, "next_token_loss", lambda model, _: model.lm_head.weight.sum() * float("nan")
+        train, "next_token_loss", lambda model, _: model.lm_head.weight.sum() * float("nan")
     )
     with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
         run(MIXER, inputs, tmp_path)
@@ -181,17 +181,15 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
 
 
 def test_only_matrices_decay() -> None:
-    decayed, free = new_optimizer(module.new_model(MIXER, 40, 0), SETTINGS).param_groups
+    decayed, free = new_optimizer(train.new_model(MIXER, 40, 0), SETTINGS).param_groups
     assert all(parameter.ndim > 1 for parameter in decayed["params"])
     assert all(parameter.ndim == 1 for parameter in free["params"])
     assert free["weight_decay"] == 0
 
 
 def test_resume_points_hold_no_pickle(tmp_path: Path) -> None:
-    model = module.new_model(MIXER, 40, 0)
-    module.save_resume(
-        tmp_path, model, new_optimizer(model, SETTINGS), module.Progress(step=2), "d"
-    )
+    model = train.new_model(MIXER, 40, 0)
+    train.save_resume(tmp_path, model, new_optimizer(model, SETTINGS), train.Progress(step=2), "d")
     (file,) = tmp_path.iterdir()
     size = int.from_bytes(file.read_bytes()[:8], "little")
     header = json.loads(file.read_bytes()[8 : 8 + size])

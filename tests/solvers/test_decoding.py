@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokinfo.solvers import decoding as decode
+from tokinfo.solvers import decoding
 from tokinfo.solvers.decoding import (
     Decoder,
     inverse_gram,
@@ -105,10 +105,10 @@ def test_the_log_says_that_a_models_embedding_cannot_be_read(
     tmp_path: Path,
 ) -> None:
     model = SimpleNamespace(embedding=matrix(vocabulary=vocabulary, width=256))
-    monkeypatch.setattr(decode, "load", lambda _: model)
+    monkeypatch.setattr(decoding, "load", lambda _: model)
     # Not `caplog`: what another test did to logging must not matter here.
     said: list[str] = []
-    monkeypatch.setattr(decode.log, "warning", lambda text, *of: said.append(text % of))
+    monkeypatch.setattr(decoding.log, "warning", lambda text, *of: said.append(text % of))
     write_inverse_gram(tmp_path / "model", tmp_path / "decoder.safetensors")
     assert ["decode: {method: nearest}" in line for line in said] == [True] * warned
     torch.testing.assert_close(

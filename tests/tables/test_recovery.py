@@ -19,8 +19,7 @@ from tests.synthetic_recovery import (
     write_tables,
 )
 from tokinfo.study.cell import Cell
-from tokinfo.tables import recovery as tables
-from tokinfo.tables import summary
+from tokinfo.tables import recovery, summary
 from tokinfo.tables.intervals import clustered_share
 from tokinfo.tables.recovery import TableError, collect, scan
 from tokinfo.tables.schema import CELL_KEYS, RECOVERY_SCHEMA
@@ -79,8 +78,8 @@ def test_cells_read_a_few_at_a_time_make_the_same_tables(
     # What many cells share is kept once; which cell it was, the columns say.
     assert told["of_cells"] == [{"settings": {"solver": "adam", "block": n}} for n in (1, 2, 10)]
 
-    monkeypatch.setattr(tables, "AT_ONCE", 4)
-    for module in (tables, summary):
+    monkeypatch.setattr(recovery, "AT_ONCE", 4)
+    for module in (recovery, summary):
         monkeypatch.setattr(module, "ROW_GROUP", 50)
     assert_frame_equal(gather(cells, tmp_path), whole, check_exact=True)
     assert not list(tmp_path.glob(".*"))
