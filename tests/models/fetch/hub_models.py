@@ -7,16 +7,25 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from tests.hub_server import Fault, Hub
+from tokinfo.io.errors import FetchError
 from tokinfo.models.build import new_model
 from tokinfo.models.checkpoint import quiet, read_config, read_decoder
-from tokinfo.study.sources import TransformerSource
+from tokinfo.models.fetch.fetch import fetch
+from tokinfo.study.sources import GgufSource, HubSource, LocalSource, TransformerSource
 from tokinfo.text.tokenizer import train_tokenizer
 
 BLOCKS = 5
 TEXT = "some words of a text, and then others of it "
+ID = "some/model"
+SOURCE = HubSource(repository=ID, blocks=BLOCKS, n_ctx=32)
+TOKEN = "hf_a_secret_of_mine"
+
+Made = tuple[Path, dict[str, Tensor]]
 
 
 def write_model(directory: Path, shard_size: str = "300KB") -> dict[str, Tensor]:
@@ -143,3 +152,44 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def shard_of(directory: Path, name: str) -> str:
+    index = json.loads((directory / "model.safetensors.index.json").read_text())
+    return str(index["weight_map"][name])
+
+
+def left_over(directory: Path) -> list[str]:
+    return [p.name for p in directory.rglob("*") if "partial" in p.name or "journal" in p.name]
+
+
+def local(directory: Path, **changes: Any) -> LocalSource:
+    return LocalSource(path=str(directory), **{"blocks": BLOCKS, "n_ctx": 32, **changes})
+
+
+def refused(source: LocalSource | GgufSource, tmp_path: Path, blocks: int | None = 1) -> str:
+    """Return the one line that fetching ends with; nothing may be left."""
+    out = tmp_path / "out" / "model"
+    with pytest.raises((FetchError, ValueError)) as caught:
+        fetch(source, blocks, out, tmp_path / "state")
+    assert list(out.parent.iterdir()) == []
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def damage(server: Hub, directory: Path, name: str) -> tuple[str, int]:
+    """Have a tensor arrive damaged; return its shard, and how many blocks need all of that."""
+    shard = shard_of(directory, name)
+    place, covered = covering(directory, shard, name)
+    # Asked for twice before its tensors come: the length of its header, and the header.
+    server.faults[shard] = [Fault(), Fault(), *(Fault(flip=place) for _ in range(50))]
+    return shard, covered
+
+
+def covering(directory: Path, shard: str, name: str) -> tuple[int, int]:
+    """Return the place of a tensor in its shard, and how many blocks need all of that shard."""
+    content = (directory / shard).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    blocks = [int(key.split(".")[2]) for key in header if "layers." in key]
+    return 8 + length + header[name]["data_offsets"][0], max(blocks) + 1
