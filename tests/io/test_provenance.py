@@ -96,6 +96,30 @@ def test_a_change_in_a_package_reaches_every_module_inside(package: Path, digest
 
 
 @pytest.mark.parametrize(
+    ("name", "reached"),
+    [
+        ("page.html", {"sub.page", "shows"}),
+        ("_layout.html", {"sub.page", "sub.other", "shows"}),
+        ("nobody.html", set()),
+    ],
+)
+def test_a_template_counts_to_the_page_that_it_is_of(
+    package: Path, digest: Digest, name: str, reached: set[str]
+) -> None:
+    texts = {"page": "NAME = 1\n", "other": "NAME = 2\n"}
+    (package / "sub" / "templates").mkdir()
+    for page, text in texts.items():
+        (package / "sub" / f"{page}.py").write_text(text)
+        (package / "sub" / "templates" / f"{page}.html").write_text(page)
+    (package / "sub" / "templates" / "_layout.html").write_text("layout")
+    (package / "shows.py").write_text("from pack.sub.page import NAME\n")
+    modules = {"sub.page", "sub.other", "shows", "sub.near", "top", "alone"}
+    before = {module: digest(f"pack.{module}") for module in modules}
+    (package / "sub" / "templates" / name).write_text("another")
+    assert {m for m in modules if digest(f"pack.{m}") != before[m]} == reached
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "# a comment\ndef f(x):\n    return x + 1  # another\n",

@@ -430,7 +430,7 @@ def test_the_page_says_it_and_escapes_what_comes_from_models(tmp_path: Path) -> 
     assert "Of 2 measured statements, 1 were run" in text
     assert text.count(f"<b>{OPTIMISER}</b>") == 2
     assert "weights not at hand: 1.0 GB" in text
-    assert "snakemake --config &#x27;run=[mine]&#x27;" in text
+    assert "snakemake --config &#39;run=[mine]&#39;" in text
     assert pl.read_csv(files[1])["verdict"].to_list() == [OPTIMISER, OPTIMISER, "not run"]
     assert pl.read_csv(files[2])["rows"].sum() == 3
 
@@ -442,12 +442,12 @@ def test_the_page_counts_what_joint_search_gave_back(tmp_path: Path) -> None:
         made = table([*published, *joint], [answer(row, published, joint)], tmp_path)
         pl.DataFrame(made, schema=REPLICATION_SCHEMA).write_parquet(tmp_path / "made.parquet")
         write_replication_page(tmp_path / "made.parquet", tmp_path / "page.html")
-        return (tmp_path / "page.html").read_text(encoding="utf-8")
+        return " ".join((tmp_path / "page.html").read_text(encoding="utf-8").split())
 
     missed = runs([False, False])
     given_back = told(HIDDEN, missed, certified(runs([True, True])))
     assert "Of the 1 answers with hidden tokens that joint search was asked for" in given_back
-    assert "certifies the prompt in 1, told as little" in given_back
+    assert "certifies the prompt in 1, given as little" in given_back
     assert "the published descent finds them in every run in 0." in given_back
     # What visible activations do not depend on is certified, whatever is found there.
     assert "certifies the prompt in 0," in told(HIDDEN, missed, certified(runs([False, False])))

@@ -41,6 +41,9 @@ def code_digest(*modules: str) -> str:
     that logs changes nothing; a change that may alter what the code does changes the
     digest of every module that reaches it.
 
+    A page's template counts to its module: the file of that name in ``templates`` beside it, and
+    with it those there whose names begin with an underscore, which the pages share.
+
     Args:
         modules: dotted names in this package, such as ``tokinfo.models.train``.
 
@@ -86,7 +89,11 @@ def _read(package: Path, module: str) -> tuple[str, tuple[str, ...]]:
     file = _file(package, module)
     assert file is not None, module
     tree = _Bare().visit(ast.parse(file.read_text(encoding="utf-8"), filename=str(file)))
-    digest = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    digest = hashlib.sha256(ast.dump(tree).encode())
+    templates = file.parent / "templates"
+    if (page := templates / f"{file.stem}.html").is_file():
+        for template in (page, *sorted(templates.glob("_*.html"))):
+            digest.update(template.read_bytes())
     here = module if file.name == "__init__.py" else module.rpartition(".")[0]
     named = {name for node in ast.walk(tree) for name in _imported(node, here)}
     named.add(module)
@@ -96,7 +103,7 @@ def _read(package: Path, module: str) -> tuple[str, tuple[str, ...]]:
         # Importing a.b.c runs a, a.b and a.b.c; `c` may also be a name inside a.b.
         prefixes = (".".join(parts[: end + 1]) for end in range(len(parts)))
         found.update(prefix for prefix in prefixes if _file(package, prefix) is not None)
-    return digest, tuple(sorted(found - {module}))
+    return digest.hexdigest(), tuple(sorted(found - {module}))
 
 
 class _Bare(ast.NodeTransformer):

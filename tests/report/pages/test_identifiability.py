@@ -107,9 +107,9 @@ def test_controls_are_in_no_strip_and_in_no_headline(tmp_path: Path) -> None:
     for name, rows in (("with", searched + control), ("without", searched), ("only", control)):
         frame(rows).write_parquet(tmp_path / "recovery.parquet")
         write_strips(tmp_path / "recovery.parquet", tmp_path / f"{name}.html")
-        pages.append((tmp_path / f"{name}.html").read_text())
+        pages.append(" ".join((tmp_path / f"{name}.html").read_text().split()))
     note = pages[0][pages[0].index("<p class=note>1 cells of controls") :]
-    note = note[: note.index("came out.") + len("came out.")]
+    note = note[: note.index("came out. ") + len("came out. ")]
     assert pages[0].replace(note, "") == pages[1]
     assert "No search in this study." in pages[2]
 
@@ -132,6 +132,7 @@ def test_a_study_cannot_add_markup_and_the_page_fetches_nothing(tmp_path: Path) 
     for row in rows:
         row |= {"model": HOSTILE, "prompts": "<h1>"}
         row["solver"] = f"<script>{row['solver']}"
+    rows += shuffled(swept_rows(FLAT, around="found"), target=f"of:{HOSTILE}")
     page = write(rows, tmp_path, name="<script>x", description="</main><iframe src=x>")
     tags = {tag for tag, _ in page.elements}
     assert not tags & {"script", "img", "iframe", "link"}
@@ -141,22 +142,18 @@ def test_a_study_cannot_add_markup_and_the_page_fetches_nothing(tmp_path: Path) 
     text = (tmp_path / "page.html").read_text()
     assert "default-src 'none'" in text
     assert "prefers-color-scheme: dark" in text
-    assert "<script>alert(1)" in page.text, "shown as text"
+    assert f"activations of {HOSTILE}" in page.text, "shown as text"
 
 
 def test_sweeps_are_in_no_strip_and_in_no_headline(tmp_path: Path) -> None:
-    searched = cell_rows(FLAT)
-    frame(searched + swept_rows(FLAT)).write_parquet(tmp_path / "recovery.parquet")
-    write_strips(tmp_path / "recovery.parquet", tmp_path / "with.html")
-    frame(searched).write_parquet(tmp_path / "recovery.parquet")
-    write_strips(tmp_path / "recovery.parquet", tmp_path / "without.html")
-    shown = (tmp_path / "with.html").read_text()
-    note = shown[shown.index("<p class=note>1 cells of sweeps") :].split("</code>")[0]
-    assert "is told the other tokens" in note
-    start = shown.index("<p class=note>1 cells of sweeps")
-    rest = shown[start:]
-    end = start + rest.index("shows them.") + len("shows them.")
-    assert shown[:start] + shown[end:] == (tmp_path / "without.html").read_text()
-    frame(swept_rows(FLAT)).write_parquet(tmp_path / "recovery.parquet")
-    write_strips(tmp_path / "recovery.parquet", tmp_path / "only.html")
-    assert "No search in this study." in (tmp_path / "only.html").read_text()
+    searched, swept = cell_rows(FLAT), swept_rows(FLAT)
+    pages = []
+    for name, rows in (("with", searched + swept), ("without", searched), ("only", swept)):
+        frame(rows).write_parquet(tmp_path / "recovery.parquet")
+        write_strips(tmp_path / "recovery.parquet", tmp_path / f"{name}.html")
+        pages.append(" ".join((tmp_path / f"{name}.html").read_text().split()))
+    note = pages[0][pages[0].index("<p class=note>1 cells of sweeps") :]
+    note = note[: note.index("shows them. ") + len("shows them. ")]
+    assert "knows the other tokens" in note
+    assert pages[0].replace(note, "") == pages[1]
+    assert "No search in this study." in pages[2]

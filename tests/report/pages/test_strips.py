@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -36,7 +37,8 @@ class Page(HTMLParser):
 
     @property
     def text(self) -> str:
-        return "".join(self.words)
+        """Line breaks and indents of the template are one space, as in a browser."""
+        return re.sub(r"[ \n]+", " ", "".join(self.words))
 
     def classes(self, tag: str) -> list[str | None]:
         return [attributes.get("class") for name, attributes in self.elements if name == tag]

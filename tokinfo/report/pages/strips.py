@@ -8,7 +8,7 @@ out, and each token is isolated from the writing direction of its neighbours.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -16,9 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from tokinfo.io.atomic import new_file
-from tokinfo.report.pages.template import HEAD, LEGEND
-from tokinfo.report.pages.template import text as _text
+from tokinfo.report.pages.template import write_page
 from tokinfo.tables.recovery import OTHERS_KNOWN, OWN_TARGET, TableError, display_order, scan
 from tokinfo.tables.schema import CELL_KEYS
 from tokinfo.tables.summary import shares, shares_by_cell
@@ -64,8 +62,8 @@ def write_strips(
 ) -> None:
     """Write the page of token strips from the long table.
 
-    Cells of a sweep around the true prompt are left out, and said to be: they are told the
-    other tokens, so what they show right was not found by searching. So are controls, under whose
+    Cells of a sweep around the true prompt are left out, and said to be: they know the other
+    tokens, so what they have right was not found by searching. So are controls, under whose
     targets nothing can be found.
 
     A study that is too large for the page is cut down in this order, each cut stated on the
@@ -82,64 +80,39 @@ def write_strips(
     Raises:
         TableError: the long table cannot be read or has no rows.
     """
-    every = scan(recovery)
-    told = every.filter(OTHERS_KNOWN).select(CELL_KEYS).unique().collect(engine="streaming")
-    controls = scan(recovery, controls=True).select(CELL_KEYS).unique()
-    notes = [
-        note.format(count=count)
-        for note, count in (
-            (_SWEEPS, len(told)),
-            (_CONTROLS, len(controls.collect(engine="streaming"))),
-        )
-        if count
-    ]
-    rows = every.filter(~OTHERS_KNOWN)
+    rows = scan(recovery).filter(~OTHERS_KNOWN)
     by_cell = shares_by_cell(recovery, OWN_TARGET & ~OTHERS_KNOWN)
-    if by_cell.is_empty():
-        if not notes:
-            raise TableError(f"{recovery}: has no rows")
-        with new_file(page) as partial:
-            partial.write_text(_no_search(name, notes), encoding="utf-8")
-        return
-    sizes = rows.group_by(*CELL_KEYS, "prompt_id").len().collect(engine="streaming")
-    chosen = _choose(by_cell, sizes, most_bytes)
-    shown = rows.select(_COLUMNS).join(chosen.cells.lazy(), on=list(CELL_KEYS), how="semi")
-    table = shown.filter(pl.col("prompt_id") < chosen.prompts).collect(engine="streaming")
-    sections = _sections(chosen.cells, by_cell)
-    anchors = {section: f"s{i}" for i, section in enumerate(sections)}
-    frames = table.partition_by(CELL_KEYS, as_dict=True, maintain_order=True)
-    title = f"Token strips: {name}" if name else "Token strips"
-    with new_file(page) as partial, partial.open("w", encoding="utf-8") as out:
-        out.write(HEAD.format(title=_text(title)))
-        out.write(f"<h1>{_text(title)}</h1>")
-        if description:
-            out.write(f"<p>{_text(description)}")
-        out.writelines(_numbers(rows, by_cell))
-        out.write(LEGEND)
-        out.writelines(_left_out(chosen))
-        out.writelines(notes)
-        out.writelines(_index(sections, anchors))
-        for section, cells in sections.items():
-            out.writelines(_section(section, anchors[section], cells, frames))
-        out.write("</main></html>\n")
+    sweeps = _cells(scan(recovery).filter(OTHERS_KNOWN))
+    controls = _cells(scan(recovery, controls=True))
+    searched: dict[str, Any] = {}
+    if not by_cell.is_empty():
+        sizes = rows.group_by(*CELL_KEYS, "prompt_id").len().collect(engine="streaming")
+        chosen = _choose(by_cell, sizes, most_bytes)
+        kept = rows.select(_COLUMNS).join(chosen.cells.lazy(), on=list(CELL_KEYS), how="semi")
+        table = kept.filter(pl.col("prompt_id") < chosen.prompts).collect(engine="streaming")
+        models = _models(rows, by_cell)
+        chances = (model.hidden["chance_top1"] for model in models if model.hidden)
+        searched = {
+            "models": models,
+            "chance": max(chances, default=None),
+            "chosen": chosen,
+            "sections": _sections(chosen.cells, by_cell, table),
+        }
+    elif not sweeps + controls:
+        raise TableError(f"{recovery}: has no rows")
+    write_page(
+        page,
+        "strips.html",
+        name=name,
+        description=description,
+        sweeps=sweeps,
+        controls=controls,
+        searched=searched,
+    )
 
 
-_SWEEPS = (
-    "<p class=note>{count:,} cells of sweeps are not on this page and in none of its numbers: a "
-    "sweep is told the other tokens, so it bounds what a search could find and finds nothing "
-    "itself. <code>pages/identifiability.html</code> shows them."
-)
-_CONTROLS = (
-    "<p class=note>{count:,} cells of controls are not on this page and in none of its numbers: no "
-    "prompt explains their targets. <code>pages/identifiability.html</code> says what came out."
-)
-
-
-def _no_search(name: str, notes: Sequence[str]) -> str:
-    """Return the page of a study that holds sweeps and controls alone."""
-    title = _text(f"Token strips: {name}" if name else "Token strips")
-    said = f"<p>No search in this study.{''.join(notes)}"
-    return f"{HEAD.format(title=title)}<h1>{title}</h1>{said}</main></html>\n"
+def _cells(rows: pl.LazyFrame) -> int:
+    return len(rows.select(CELL_KEYS).unique().collect(engine="streaming"))
 
 
 # --- what fits ----------------------------------------------------------------------------
@@ -152,7 +125,6 @@ class _Chosen:
     cells: pl.DataFrame
     prompts: int
     of_cells: int
-    of_prompts: int
     reasons: tuple[str, ...] = ()
 
 
@@ -163,7 +135,7 @@ def _choose(by_cell: pl.DataFrame, sizes: pl.DataFrame, most_bytes: int) -> _Cho
         seen=pl.col("top1").filter(pl.col("visible")).first(),
     )
     prompts = int(sizes["prompt_id"].max()) + 1  # type: ignore[arg-type]
-    chosen = _Chosen(cells, prompts, len(cells), prompts)
+    chosen = _Chosen(cells, prompts, len(cells))
     cuts: Sequence[tuple[tuple[str, ...], list[str], list[bool], str]] = (
         # Losses of different seeds are in the same units; the smallest is what a searcher keeps.
         (
@@ -211,169 +183,102 @@ def _estimate(chosen: _Chosen, sizes: pl.DataFrame) -> int:
     return 20_000 + 62 * int(kept["len"].sum()) + 30 * len(kept) + 500 * len(chosen.cells)
 
 
-def _left_out(chosen: _Chosen) -> Iterator[str]:
-    if chosen.reasons:
-        yield (
-            f"<p class=note><strong>Not everything is here.</strong> This page shows "
-            f"{len(chosen.cells):,} of {chosen.of_cells:,} cells: {'; '.join(chosen.reasons)}. "
-            "Left out are the others, to keep the page small; <code>tables/recovery.csv</code> "
-            "and <code>tables/recovery.parquet</code> hold every cell and prompt."
-        )
-    else:
-        yield f"<p class=note>All {chosen.of_cells:,} cells of the study are on this page."
-
-
 # --- the numbers at the top ---------------------------------------------------------------
 
 
-def _numbers(rows: pl.LazyFrame, by_cell: pl.DataFrame) -> Iterator[str]:
-    """Say in numbers what came back, model by model."""
-    yield "<h2>What came back</h2>"
-    # Model by model: the prompts of all cells of one are held, not of all.
-    names = by_cell["model"].unique(maintain_order=True)
-    pooled = pl.concat([shares(rows.filter(model=name), ["model"]) for name in names])
-    unseen = pooled.filter(~pl.col("visible"))
-    if unseen.is_empty():
-        yield "<p>No hidden positions in this study: every mask shows all tokens."
-    else:
-        chance = round(1 / float(unseen["chance_top1"].max()))  # type: ignore[arg-type]
-        yield (
-            "<p>Share of tokens found exactly (top-1), with a 95 % interval over prompts. "
-            "<em>Hidden, all searches</em> pools every site, mask, metric and solver of the "
-            "study that hides something; <em>best cell</em> is the one that found most hidden "
-            "tokens, chosen in hindsight; <em>visible</em> pools every cell and says how well the "
-            "search itself works. "
-            f"Guessing would find at most 1 in {chance:,} hidden tokens."
+@dataclass(frozen=True)
+class _Model:
+    """Shares of a model's tokens that were found: pooled, and by the best cell in hindsight."""
+
+    name: str
+    hidden: Cell | None
+    visible: Cell | None
+    best: Cell | None
+
+
+def _models(rows: pl.LazyFrame, by_cell: pl.DataFrame) -> list[_Model]:
+    first = {row["model"]: row for row in by_cell.to_dicts()}
+    found = []
+    for name in sorted(first, key=lambda name: display_order(first[name])):
+        # Model by model: the prompts of all cells of one are held, not of all.
+        pooled = shares(rows.filter(model=name), ["model"]).to_dicts()
+        best = by_cell.filter(~pl.col("visible"), model=name).sort("top1", descending=True)
+        found.append(
+            _Model(
+                name,
+                hidden=next((row for row in pooled if not row["visible"]), None),
+                visible=next((row for row in pooled if row["visible"]), None),
+                best=next(best.iter_rows(named=True), None),
+            )
         )
-    yield (
-        "<div class=wide><table><thead><tr><th>model<th>hidden, all searches<th>hidden, best cell"
-        "<th>which cell<th>visible, all searches</thead><tbody>"
-    )
-    hidden_cells = by_cell.filter(~pl.col("visible"))
-    models = {row["model"]: display_order(row) for row in pooled.to_dicts()}
-    for model in sorted(models, key=models.__getitem__):
-        both = {row["visible"]: row for row in pooled.filter(model=model).to_dicts()}
-        best = hidden_cells.filter(model=model).sort("top1", descending=True).head(1).to_dicts()
-        yield (
-            f"<tr><th>{_text(model)}<td>{_share(both.get(False))}"
-            f"<td>{_share(best[0] if best else None)}"
-            f"<td>{_cell_words(best[0]) if best else ''}<td>{_share(both.get(True))}"
-        )
-    yield "</tbody></table></div>"
-
-
-def _share(row: Cell | None) -> str:
-    """Return a share with its interval and numbers, as text."""
-    if row is None:
-        return "<span class=none>none</span>"
-    found = round(row["top1"] * row["positions"])
-    return (
-        f"<b>{100 * row['top1']:.1f} %</b> <span class=ci>"
-        f"({100 * row['top1_low']:.1f} to {100 * row['top1_high']:.1f}; "
-        f"{found:,} of {row['positions']:,})</span>"
-    )
-
-
-def _cell_words(cell: Cell) -> str:
-    return _text(f"{cell['site']}, mask {cell['mask']}, {cell['metric']}, {cell['solver']}")
+    return found
 
 
 # --- sections -----------------------------------------------------------------------------
 
-Section = tuple[Any, ...]
+
+@dataclass(frozen=True)
+class _Token:
+    """A position of a strip: its outcome, and its tokens (the five best where one is right)."""
+
+    outcome: str
+    true: str
+    found: str
+    five: str | None
 
 
-def _sections(cells: pl.DataFrame, by_cell: pl.DataFrame) -> dict[Section, list[Cell]]:
-    """Return the shares of each section's cells, in the order of the figures' models."""
+@dataclass(frozen=True)
+class _Strips:
+    """A cell: its shares of hidden and visible tokens, and its prompts."""
+
+    shares: list[Cell]
+    strips: list[list[_Token]]
+
+
+@dataclass(frozen=True)
+class _Section:
+    """Cells that differ in metric and seed alone, and the best share of hidden tokens there."""
+
+    key: Cell
+    hidden: float | None
+    cells: list[_Strips]
+
+
+def _sections(cells: pl.DataFrame, by_cell: pl.DataFrame, table: pl.DataFrame) -> list[_Section]:
+    """Return the sections, in the order of the figures' models."""
+    frames = table.sort("prompt_id", "position").partition_by(CELL_KEYS, as_dict=True)
     kept = by_cell.join(cells, on=list(CELL_KEYS), how="semi", maintain_order="left")
-    found: dict[Section, list[Cell]] = {}
+    found: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Cell]]] = {}
     for row in sorted(kept.to_dicts(), key=lambda row: (display_order(row), row["block"])):
-        found.setdefault(tuple(row[key] for key in _SECTION), []).append(row)
-    return found
+        section = found.setdefault(tuple(row[key] for key in _SECTION), {})
+        section.setdefault(tuple(row[key] for key in CELL_KEYS), []).append(row)
+    sections = []
+    for of_section in found.values():
+        rows = [row for of_cell in of_section.values() for row in of_cell]
+        hidden = max((row["top1"] for row in rows if not row["visible"]), default=None)
+        strips = [
+            _Strips(of_cell, _strips(frames.get(key, table.clear())))
+            for key, of_cell in of_section.items()
+        ]
+        sections.append(_Section(rows[0], hidden, strips))
+    return sections
 
 
-def _index(sections: dict[Section, list[Cell]], anchors: dict[Section, str]) -> Iterator[str]:
-    """Link to every section, a line per model and site, with its hidden share."""
-    yield (
-        "<h2>Index</h2><p>Each link leads to a section below (click its title to open it). "
-        "Numbers are the share of hidden tokens found, in percent.<ul class=index>"
-    )
-    for (model, site), of_site in groupby(sections, key=_named("model", "site")):
-        yield f"<li><b>{_text(model)}</b> {_text(site)}"
-        for (mask,), of_mask in groupby(of_site, key=_named("mask")):
-            links = []
-            for section in of_mask:
-                label = section[_SECTION.index("solver")] + _variants(section)
-                hidden = [cell["top1"] for cell in sections[section] if not cell["visible"]]
-                best = f" {100 * max(hidden):.0f}" if hidden else ""
-                links.append(f"<a href=#{anchors[section]}>{_text(label)}</a>{best}")
-            yield f" · mask <code>{_text(mask)}</code> {', '.join(links)}"
-    yield "</ul><h2>Strips</h2>"
-
-
-def _named(*names: str) -> Callable[[Section], tuple[Any, ...]]:
-    """Return a function that takes these fields out of a section's key."""
-    places = [_SECTION.index(name) for name in names]
-    return lambda section: tuple(section[place] for place in places)
-
-
-def _variants(section: Section) -> str:
-    """Return in what a section differs from how a model is usually run."""
-    cell = dict(zip(_SECTION, section, strict=True))
-    words = [
-        text
-        for text, present in (
-            ("no residual", not cell["residual"]),
-            ("acausal", not cell["causal"]),
-            ("padded", cell["padding"] != "none"),
-            (cell["parametrisation"], cell["parametrisation"] != "embedding"),
-        )
-        if present
+def _strips(table: pl.DataFrame) -> list[list[_Token]]:
+    rows = table.iter_rows(named=True)
+    return [
+        [_token(row) for row in prompt] for _, prompt in groupby(rows, lambda row: row["prompt_id"])
     ]
-    return f" ({', '.join(words)})" if words else ""
 
 
-def _section(
-    section: Section,
-    anchor: str,
-    cells: Sequence[Cell],
-    frames: dict[tuple[Any, ...], pl.DataFrame],
-) -> Iterator[str]:
-    cell = dict(zip(_SECTION, section, strict=True))
-    title = f"{cell['model']} · {cell['site']} · mask {cell['mask']} · {cell['solver']}"
-    yield (
-        f"<details id={anchor}><summary>{_text(title + _variants(section))} "
-        f"<span class=ci>{_text(cell['prompts'])}</span></summary>"
-    )
-    keys = dict.fromkeys(tuple(row[key] for key in CELL_KEYS) for row in cells)
-    for key in keys:
-        own = [row for row in cells if tuple(row[k] for k in CELL_KEYS) == key]
-        yield f"<h4>{_text(own[0]['metric'])}, seed {own[0]['seed']}</h4><p class=ci>"
-        yield "; ".join(
-            f"{'visible' if row['visible'] else 'hidden'}: {_share(row)}" for row in own
-        )
-        frame = frames.get(key)
-        if frame is not None:
-            rows = frame.sort("prompt_id", "position").to_dicts()
-            for _, prompt in groupby(rows, key=lambda row: row["prompt_id"]):
-                yield from _strip(prompt)
-    yield "</details>\n"
-
-
-def _strip(rows: Iterable[Cell]) -> Iterator[str]:
-    """Show one prompt: a column per position, the true token above the found one."""
-    yield "<p class=s>"
-    for row in rows:
-        kind = "r" if row["correct"] else "t" if row["in_top5"] else "w"
-        classes = kind if row["visible"] else f'"{kind} h"'
-        true, found = show(row["true_token"]), show(row["found_token"])
-        if not row["correct"] and true == found:
-            # Two tokens may read alike (bytes of one character do): only ids tell them apart.
-            true, found = f"{true}#{row['true_id']}", f"{found}#{row['found_id']}"
-        title = ""
-        if kind == "t":
-            title = f' title="top 5: {_text(", ".join(map(show, row["top5_tokens"] or [])))}"'
-        yield f"<i class={classes}{title}><b>{_text(true)}</b><u>{_text(found)}</u></i>"
+def _token(row: Cell) -> _Token:
+    outcome = "r" if row["correct"] else "t" if row["in_top5"] else "w"
+    true, found = show(row["true_token"]), show(row["found_token"])
+    if not row["correct"] and true == found:
+        # Two tokens may read alike (bytes of one character do): only ids tell them apart.
+        true, found = f"{true}#{row['true_id']}", f"{found}#{row['found_id']}"
+    five = ", ".join(map(show, row["top5_tokens"] or [])) if outcome == "t" else None
+    return _Token(outcome if row["visible"] else f"{outcome} h", true, found, five)
 
 
 def show(token: str) -> str:
