@@ -41,23 +41,23 @@ SETTINGS: tuple[tuple[str, Method, AdamSolver], ...] = (
 )
 
 
-def measure(problem: Problem, settings: AdamSolver) -> dict[str, float]:
+def measure(problem: Problem, truth: torch.Tensor, settings: AdamSolver) -> dict[str, float]:
     """Return what one descent of all prompts found, and what it cost a prompt."""
     begun = time.process_time()
     result = adam.solve(problem, settings)
     spent = time.process_time() - begun
-    batch = problem.batch
-    ids = torch.where(batch.scored, result.top_ids[..., 0], batch.ids)
-    hit = ids == batch.ids
-    hidden = batch.scored & ~batch.visible
+    layout = problem.layout
+    ids = layout.padded(result.top_ids[..., 0])
+    hit = ids == truth
+    hidden = layout.scored & ~layout.visible
     return {
-        "visible_found": int(hit[batch.visible].sum()),
-        "visible": int(batch.visible.sum()),
+        "visible_found": int(hit[layout.visible].sum()),
+        "visible": int(layout.visible.sum()),
         "hidden_found": int(hit[hidden].sum()),
         "hidden": int(hidden.sum()),
         "prompts_certified": int((alone_losses(problem, ids) <= problem.floor).sum()),
         "evaluations_per_prompt": round(float(result.evaluations.float().mean()), 1),
-        "cpu_seconds_per_prompt": round(spent / len(batch), 3),
+        "cpu_seconds_per_prompt": round(spent / len(ids), 3),
     }
 
 
@@ -70,7 +70,7 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for cell in chosen(asked):
         for mask in asked.masks:
-            posed = pose(asked.results, cell.model, cell.block, cell.prompts, mask=mask)
+            posed, truth = pose(asked.results, cell.model, cell.block, cell.prompts, mask=mask)
             adam.solve(posed, AdamSolver(steps=2))  # warm up
             where = {
                 "model": cell.model,
@@ -81,7 +81,7 @@ def main() -> None:
             baseline = 0.0
             for setting, decode, settings in SETTINGS:
                 problem = replace(posed, decoder=replace(posed.decoder, method=decode))
-                found = measure(problem, settings)
+                found = measure(problem, truth, settings)
                 baseline = baseline or found["cpu_seconds_per_prompt"]
                 ratio = round(found["cpu_seconds_per_prompt"] / baseline, 2)
                 told = {"setting": setting, "decode": decode}

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from common import write
+from torch import Tensor
 
 from tokinfo.models.mixer import MixerSpec, MixerStack
 from tokinfo.probe.batch import make_batch
@@ -31,8 +32,8 @@ from tokinfo.study.solvers import AdamSolver, ChapterSolver, MetricWeights
 VOCABULARY, WIDTH, BLOCKS, LENGTH, PROMPTS = 4096, 512, 8, 14, 32
 
 
-def make_problem(seed: int = 0) -> Problem:
-    """Return the problem: 32 random prompts, the first three tokens of each hidden."""
+def make_problem(seed: int = 0) -> tuple[Problem, Tensor]:
+    """Return 32 random prompts as a problem, the first three tokens hidden, and their tokens."""
     torch.manual_seed(seed)
     mixer = MixerStack(MixerSpec(VOCABULARY, WIDTH, BLOCKS, LENGTH)).eval().requires_grad_(False)
     embedding = mixer.embed_tokens.weight
@@ -40,12 +41,12 @@ def make_problem(seed: int = 0) -> Problem:
     ids = torch.randint(VOCABULARY, (PROMPTS, LENGTH), generator=generator).tolist()
     batch = make_batch(ids, Mask("3:"), pad_id=0)
     probe = Probe(mixer, Site("block", BLOCKS))
-    target = alone(probe, embedding, batch.ids, batch.seen)
-    return Problem(
+    target = alone(probe, embedding, batch.ids, batch.layout.seen)
+    problem = Problem(
         probe=probe,
         decoder=Decoder(embedding, inverse_gram(embedding)),
-        batch=batch,
-        target=target,
+        layout=batch.layout,
+        target=target.masked_fill(~batch.layout.visible[..., None], 0),
         metric="l1",
         weights=MetricWeights(),
         parametrisation="embedding",
@@ -53,12 +54,13 @@ def make_problem(seed: int = 0) -> Problem:
         floor=floor(probe, embedding, batch, target, "l1"),
         numbers=torch.arange(PROMPTS),
     )
+    return problem, batch.ids
 
 
-def shares(problem: Problem, result: Result) -> tuple[float, float]:
+def shares(problem: Problem, truth: Tensor, result: Result) -> tuple[float, float]:
     """Return the share of hidden and of visible tokens found."""
-    hit = result.top_ids[..., 0] == problem.batch.ids
-    visible = problem.batch.visible
+    hit = result.top_ids[..., 0] == truth
+    visible = problem.layout.visible
     return float(hit[~visible].float().mean()), float(hit[visible].float().mean())
 
 
@@ -71,7 +73,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=ADAM.learning_rate)
     parser.add_argument("--final-share", type=float, default=ADAM.final_share)
     asked = parser.parse_args()
-    problem = make_problem()
+    problem, truth = make_problem()
     published = ChapterSolver()
     settings = ADAM.model_copy(
         update={
@@ -90,8 +92,8 @@ def main() -> None:
     batch = adam.solve(problem, settings)
     batched = (time.perf_counter() - begun) / PROMPTS
 
-    hidden, visible = shares(problem, chapter.solve(problem, published))
-    adam_hidden, adam_visible = shares(problem, batch)
+    hidden, visible = shares(problem, truth, chapter.solve(problem, published))
+    adam_hidden, adam_visible = shares(problem, truth, batch)
     # Forward and gradient to the input, each a product with every weight of the MLPs.
     operations = 2 * 2 * BLOCKS * 8 * WIDTH**2 * LENGTH * PROMPTS * settings.steps
     left, right = torch.randn(LENGTH * PROMPTS, WIDTH), torch.randn(WIDTH, 4 * WIDTH)

@@ -41,8 +41,10 @@ def passages(text: Path, model: Checkpoint, count: int, tokens: int) -> list[str
     raise SystemExit(f"{text}: only {len(found)} of {count} passages of {tokens} tokens")
 
 
-def pose(results: Path, model: str, block: int, prompts: list[str], mask: str = ":") -> Problem:
-    """Return the problem of one model, block and mask, distance l1."""
+def pose(
+    results: Path, model: str, block: int, prompts: list[str], mask: str = ":"
+) -> tuple[Problem, torch.Tensor]:
+    """Return the problem of one model, block and mask, distance l1, and the true tokens."""
     checkpoint = load(results / "checkpoints" / model / str(block))
     cell = Cell(
         model=model,
@@ -61,11 +63,11 @@ def pose(results: Path, model: str, block: int, prompts: list[str], mask: str = 
     return make_problem(checkpoint, gram, cell, SequentialSolver(), MetricWeights(), prompts)
 
 
-def last_position_sweep(problem: Problem, row: int, batcher: Batcher) -> float:
+def last_position_sweep(problem: Problem, truth: torch.Tensor, row: int, batcher: Batcher) -> float:
     """Return the seconds of one full sweep at the middle position, as a search would do it."""
     one = problem.rows(torch.tensor([row]))
-    middle = int(one.batch.seen[0]) // 2
-    around = one.decoder.embedding[one.batch.ids[0]]
+    middle = int(one.layout.seen[0]) // 2
+    around = one.decoder.embedding[truth[row]]
     moved = Substitution(one, around, middle, batcher, upto=middle + 1)
     begun = time.perf_counter()
     moved.residuals(one.decoder.ids)
@@ -89,11 +91,11 @@ def main() -> None:
     prompts = passages(asked.text, model, asked.prompts, asked.tokens)
     rows = []
     for block in asked.blocks:
-        problem = pose(asked.results, asked.model, block, prompts)
+        problem, truth = pose(asked.results, asked.model, block, prompts)
         batcher = Batcher()
-        last_position_sweep(problem, 0, batcher)  # finds the batch size
+        last_position_sweep(problem, truth, 0, batcher)  # finds the batch size
         one_sweep = sum(
-            last_position_sweep(problem, row, batcher) for row in range(asked.swept)
+            last_position_sweep(problem, truth, row, batcher) for row in range(asked.swept)
         ) / max(asked.swept, 1)
         rows.append({})
         parts: list[Result] = []
@@ -104,16 +106,18 @@ def main() -> None:
             parts.append(sequential.solve(problem.rows(numbers), SequentialSolver()))
             spent += time.perf_counter() - begun
             done = problem.rows(torch.arange(int(numbers[-1]) + 1))
-            found = row_of(done, Result.concatenate(parts), spent, one_sweep)
+            found = row_of(done, truth, Result.concatenate(parts), spent, one_sweep)
             rows[-1] = {"model": asked.model, "block": block, **found}
             write(asked.out, rows)
 
 
-def row_of(problem: Problem, result: Result, spent: float, one_sweep: float) -> dict[str, object]:
+def row_of(
+    problem: Problem, truth: torch.Tensor, result: Result, spent: float, one_sweep: float
+) -> dict[str, object]:
     """Return the table's row about the prompts searched so far."""
-    hit = result.top_ids[..., 0] == problem.batch.ids
+    hit = result.top_ids[..., 0] == truth[: len(problem.target)]
     exact = alone_losses(problem, result.top_ids[..., 0])
-    positions = int(problem.batch.scored.sum())
+    positions = int(problem.layout.scored.sum())
     evaluations = int(result.evaluations.sum())
     return {
         "prompts": len(hit),
@@ -135,8 +139,8 @@ def alone_losses(problem: Problem, ids: torch.Tensor) -> torch.Tensor:
     from tokinfo.probe.metrics import distance
     from tokinfo.probe.noise import alone
 
-    found = alone(problem.probe, problem.decoder.embedding, ids, problem.batch.seen)
-    return distance(found, problem.target, problem.batch.visible, problem.metric, problem.weights)
+    found = alone(problem.probe, problem.decoder.embedding, ids, problem.layout.seen)
+    return distance(found, problem.target, problem.layout.visible, problem.metric, problem.weights)
 
 
 if __name__ == "__main__":

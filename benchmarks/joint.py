@@ -35,26 +35,26 @@ _NEAR = 16
 """Candidates that the bound leaves within so many floors are swept in full."""
 
 
-def identifiable(problem: Problem) -> torch.Tensor:
+def identifiable(problem: Problem, truth: torch.Tensor) -> torch.Tensor:
     """Return which hidden tokens a sweep around the true prompt identifies, bool [row, position].
 
     The verdict of a sweep for a part of its work: what the first visible position shows bounds
     the distance from below (l1), and only candidates that it leaves near are computed in full.
     How far off the others are is not known then.
     """
-    found = torch.zeros_like(problem.batch.visible)
+    found = torch.zeros_like(problem.layout.visible)
     batcher = Batcher()
-    for row in range(len(problem.batch)):
+    for row, ids in enumerate(truth):
         one = problem.rows(torch.tensor([row]))
-        ids, visible = one.batch.ids[0], one.batch.visible[0]
+        visible = one.layout.visible[0]
         context = one.decoder.embedding[ids]
-        for position in (one.batch.scored[0] & ~visible).nonzero()[:, 0].tolist():
+        for position in (one.layout.scored[0] & ~visible).nonzero()[:, 0].tolist():
             shown = position + int(visible[position:].to(torch.uint8).argmax())
             bound = Substitution(one, context, position, batcher, upto=shown + 1)
             near = bound.residuals(one.decoder.ids) <= _NEAR * one.floor[0]
             near[one.decoder.ids == ids[position]] = True
             few = replace(one, decoder=replace(one.decoder, candidates=one.decoder.ids[near]))
-            judged, _ = sweep(few, ids, [position], batcher)
+            judged, _ = sweep(few, ids, ids, [position], batcher)
             found[row, position] = position in judged and judged[position].verdict == "identifiable"
     return found
 
@@ -62,6 +62,7 @@ def identifiable(problem: Problem) -> torch.Tensor:
 def row_of(
     name: str,
     problem: Problem,
+    truth: torch.Tensor,
     result: Result,
     spent: float,
     count: int,
@@ -72,6 +73,7 @@ def row_of(
     Args:
         name: the solver's.
         problem: the cell's, of all prompts.
+        truth: their tokens.
         result: the solver's, of ``count`` prompts or more.
         spent: seconds that it took.
         count: prompts that are told of.
@@ -79,12 +81,12 @@ def row_of(
     """
     rows = range(count)
     problem = problem.rows(torch.arange(count))
-    ids = torch.where(problem.batch.scored, result.top_ids[rows, :, 0], problem.batch.ids)
-    hit = ids == problem.batch.ids
-    visible = problem.batch.visible
+    ids = problem.layout.padded(result.top_ids[rows, :, 0])
+    hit = ids == truth[:count]
+    visible = problem.layout.visible
     certified = alone_losses(problem, ids) <= problem.floor
-    whole = (hit | ~problem.batch.scored).all(1)
-    hidden = ~visible & problem.batch.scored
+    whole = (hit | ~problem.layout.scored).all(1)
+    hidden = ~visible & problem.layout.scored
     swept = list(there)
     identified = torch.cat(list(there.values())) if there else hidden[swept]
     gained = hit & hidden & certified[:, None]
@@ -123,8 +125,10 @@ def main() -> None:
     asked = arguments.parse_args()
     done: list[dict[str, object]] = []
     for cell, hidden in itertools.product(chosen(asked), asked.hidden):
-        every = pose(asked.results, cell.model, cell.block, cell.prompts, mask=f"{hidden}:")
+        mask = f"{hidden}:"
+        every, true = pose(asked.results, cell.model, cell.block, cell.prompts, mask)
         problem = every.rows(torch.arange(asked.first, len(cell.prompts)))
+        truth = true[asked.first :]
         rate = 2.0 if cell.checkpoint.facts.family == "llama" else 0.02
         descents = {
             "chapter": timed(partial(chapter.solve, problem, ChapterSolver(learning_rate=rate))),
@@ -141,12 +145,12 @@ def main() -> None:
             certified = alone_losses(one, result.top_ids[..., 0]) <= one.floor
             asked_for = asked.swept is None or asked.first + number < asked.swept
             if asked_for or not bool(certified.all()):
-                there[number] = identifiable(one)
+                there[number] = identifiable(one, truth[number, None])
             solvers = {**descents, "joint": (Result.concatenate(searched), spent)}
             told = {"model": cell.model, "block": cell.block, "hidden_leading": hidden}
             told["first_prompt"] = asked.first
             rows = [
-                {**told, **row_of(name, problem, found, seconds, number + 1, there)}
+                {**told, **row_of(name, problem, truth, found, seconds, number + 1, there)}
                 for name, (found, seconds) in solvers.items()
             ]
             write(asked.out, [*done, *rows])

@@ -66,15 +66,17 @@ def main() -> None:
     asked = arguments.parse_args()
     rows: list[dict[str, object]] = []
     for cell, hidden in itertools.product(chosen(asked), asked.hidden):
-        problem = pose(asked.results, cell.model, cell.block, cell.prompts, mask=f"{hidden}:")
+        problem, truth = pose(
+            asked.results, cell.model, cell.block, cell.prompts, mask=f"{hidden}:"
+        )
         for name in asked.left_out:
             begun = time.process_time()
             solver = JointSolver.model_validate({"sweep_found": False, **LEFT_OUT.get(name, {})})
             without = WITHOUT.get(name)
             with mock.patch.object(*without) if without else nullcontext():
                 result = joint.solve(problem, solver)
-            ids = torch.where(problem.batch.scored, result.top_ids[..., 0], problem.batch.ids)
-            hit = (ids == problem.batch.ids)[:, :hidden]
+            ids = problem.layout.padded(result.top_ids[..., 0])
+            hit = (ids == truth)[:, :hidden]
             certified = alone_losses(problem, ids) <= problem.floor
             rows.append(
                 {

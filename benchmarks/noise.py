@@ -31,9 +31,10 @@ def main() -> None:
     asked = arguments.parse_args()
     rows: list[dict[str, object]] = []
     for cell in chosen(asked):
-        problem = pose(asked.results, cell.model, cell.block, cell.prompts, mask=f"{asked.hidden}:")
+        mask = f"{asked.hidden}:"
+        problem, truth = pose(asked.results, cell.model, cell.block, cell.prompts, mask)
         begun = time.perf_counter()
-        result = sweep.solve(problem, SweepSolver(first=1, noise=NoiseSettings()))
+        result = sweep.solve(problem, SweepSolver(first=1, noise=NoiseSettings()), truth)
         spent = time.perf_counter() - begun
         found = [judged for row in result.identified or [] for judged in row.values()]
         margins = torch.tensor([judged.margin for judged in found], dtype=torch.float64)

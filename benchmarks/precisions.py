@@ -34,26 +34,26 @@ PRECISIONS = (
 HIDDEN = 0
 
 
-def drawn(problem: Problem, row: int, wrong: int) -> Tensor:
+def drawn(problem: Problem, true: Tensor, row: int, wrong: int) -> Tensor:
     """Return the true token of a prompt's hidden position, and ``wrong`` others [1 + wrong]."""
-    true = problem.batch.ids[row, HIDDEN]
     mixed = torch.randperm(problem.decoder.size, generator=torch.Generator().manual_seed(row))
     return torch.cat([true[None], mixed[mixed != true][:wrong]])
 
 
-def judge(problem: Problem, row: int, wrong: int) -> Identification:
+def judge(problem: Problem, truth: Tensor, row: int, wrong: int) -> Identification:
     """Try the candidates of one prompt."""
     one = problem.rows(torch.tensor([row]))
-    around = Substitution(one, one.decoder.embedding[one.batch.ids[0]], HIDDEN)
-    return identify(around.residuals(drawn(problem, row, wrong)), 0, float(one.floor[0]))
+    around = Substitution(one, one.decoder.embedding[truth[row]], HIDDEN)
+    candidates = drawn(problem, truth[row, HIDDEN], row, wrong)
+    return identify(around.residuals(candidates), 0, float(one.floor[0]))
 
 
-def repeated(problem: Problem) -> Tensor:
+def repeated(problem: Problem, truth: Tensor) -> Tensor:
     """Return how far each prompt's activations are from themselves in the same batch again."""
     with torch.no_grad():
-        embedded = problem.decoder.embedding[problem.batch.ids]
-        one, other = (problem.probe(embedded, problem.batch.seen) for _ in range(2))
-    return distance(one, other, problem.batch.visible, problem.metric, problem.weights)
+        embedded = problem.decoder.embedding[truth]
+        one, other = (problem.probe(embedded, problem.layout.seen) for _ in range(2))
+    return distance(one, other, problem.layout.visible, problem.metric, problem.weights)
 
 
 def main() -> None:
@@ -64,9 +64,10 @@ def main() -> None:
     asked = arguments.parse_args()
     rows: list[dict[str, object]] = []
     for cell in chosen(asked):
-        problem = pose(asked.results, cell.model, cell.block, cell.prompts, mask=f"{HIDDEN + 1}:")
+        mask = f"{HIDDEN + 1}:"
+        problem, truth = pose(asked.results, cell.model, cell.block, cell.prompts, mask)
         begun = time.perf_counter()
-        found = [judge(problem, row, asked.wrong) for row in range(len(cell.prompts))]
+        found = [judge(problem, truth, row, asked.wrong) for row in range(len(cell.prompts))]
         spent = time.perf_counter() - begun
         facts = cell.checkpoint.facts
         true = torch.tensor([judged.true_residual for judged in found], dtype=torch.float64)
@@ -82,7 +83,7 @@ def main() -> None:
                 "prompts": len(found),
                 "tokens": asked.tokens,
                 "candidates": 1 + asked.wrong,
-                "repeated_greatest": float(repeated(problem).max()),
+                "repeated_greatest": float(repeated(problem, truth).max()),
                 "floor_median": float(floor.median()),
                 "floor_greatest": float(floor.max()),
                 "true_median": float(true.median()),

@@ -138,9 +138,10 @@ def invert(scratch: Path, precision: str, blocks: int, solver: str) -> dict[str,
     )
     model = load(checkpoint(scratch, precision, blocks))
     settings = SOLVERS[solver]
-    problem = make_problem(model, torch.empty(0), cell, settings, MetricWeights(), [PROMPT])
+    posed = (model, torch.empty(0), cell, settings, MetricWeights(), [PROMPT])
+    problem, truth = make_problem(*posed)
     begun = time.perf_counter()
-    result = run(problem, settings)
+    result = run(problem, settings, truth)
     found = {"solving_seconds": round(time.perf_counter() - begun, 1)}
     if result.identified is not None:
         return {**found, "hidden_rank": result.identified[0][0].rank}

@@ -52,8 +52,8 @@ def main() -> None:
     asked = arguments.parse_args()
     rows: list[dict[str, object]] = []
     for cell in chosen(asked):
-        problem = pose(asked.results, cell.model, cell.block, cell.prompts[:1], mask="1:")
-        around = problem.decoder.embedding[problem.batch.ids[0]]
+        problem, truth = pose(asked.results, cell.model, cell.block, cell.prompts[:1], mask="1:")
+        around = problem.decoder.embedding[truth[0]]
         candidates = problem.decoder.ids[: asked.candidates]
         batcher = Batcher()
         before = peak_mb()

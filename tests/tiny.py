@@ -20,6 +20,11 @@ from tokinfo.study.solvers import MetricWeights
 VOCABULARY = 256
 
 
+def true_ids(prompts: list[list[int]]) -> torch.Tensor:
+    """The truth about `tiny_problem`, which is no part of the problem."""
+    return make_batch(prompts, Mask(":"), pad_id=0).ids
+
+
 def tiny_llama(d_model: int = 32, blocks: int = 2, seed: int = 0, scale: float = 0.02) -> nn.Module:
     """An untrained Llama for causal language modelling, in float32."""
     torch.manual_seed(seed)
@@ -59,12 +64,13 @@ def tiny_problem(
     """The problem of explaining ``prompts`` from their visible activations."""
     batch = make_batch(prompts, Mask(mask), pad_id=0)
     probe = Probe(decoder, Site.parse(site))
-    target = alone(probe, embedding, batch.ids, batch.seen)
+    visible = batch.layout.visible[..., None]
+    target = alone(probe, embedding, batch.ids, batch.layout.seen)
     return Problem(
         probe=probe,
         decoder=Decoder(embedding, inverse_gram(embedding)),
-        batch=batch,
-        target=target,
+        layout=batch.layout,
+        target=target.masked_fill(~visible, 0),
         floor=floor(probe, embedding, batch, target, metric),
         metric=metric,
         weights=MetricWeights(),

@@ -95,15 +95,15 @@ def run_cell(
             gc.collect()  # layers of bitsandbytes hold each other
         with trusted(settings.trust_remote_code):
             model = load(checkpoint, pick_device(device))
-        problem = make_problem(
+        problem, truth = make_problem(
             *(model, read_inverse_gram(decoder), cell, solver, settings.metric_weights, prompts),
             other=other,
             prior=None if prior is None else read_unigrams(prior),
         )
         begun = time.perf_counter()
-        result = run(problem, solver)
+        result = run(problem, solver, truth)
         seconds = time.perf_counter() - begun
-        rows = make_rows(settings, model, problem, result)
+        rows = make_rows(settings, model, problem, truth, result)
     except (TokinfoError, OSError) as error:
         raise CellError(f"cell {cell.path}: {error}") from error
     constants = {"seconds": seconds / len(prompts), "code_digest": code_digest}
@@ -111,25 +111,19 @@ def run_cell(
 
 
 def make_rows(
-    settings: CellSettings, model: Checkpoint, problem: Problem, result: Result
+    settings: CellSettings, model: Checkpoint, problem: Problem, truth: Tensor, result: Result
 ) -> list[dict[str, Any]]:
     """Return one row per prompt and scored position, as in `tokinfo.tables.schema`."""
     cell, solver = settings.cell, settings.solver
-    batch, embedding = problem.batch, problem.decoder.embedding
+    layout, embedding = problem.layout, problem.decoder.embedding
     noise = problem.floor.tolist()
-    found_ids = result.top_ids[..., 0].to(batch.ids)
-    # Positions that are padding of the batch keep their own token: they explain nothing.
-    found_ids = torch.where(
-        torch.arange(batch.ids.shape[1], device=batch.ids.device) < batch.seen[:, None],
-        found_ids,
-        batch.ids,
-    )
+    found_ids = layout.padded(result.top_ids[..., 0].to(truth))
     residual = _residual(problem, found_ids)
-    true_loss = _residual(problem, batch.ids)
+    true_loss = _residual(problem, truth)
     reference = None
     if isinstance(solver, ChapterSolver):
         reference = published_reference(
-            problem.decoder, batch.ids, solver.reference_noise, cell.seed
+            problem.decoder, truth, solver.reference_noise, cell.seed
         ).tolist()
     facts = model.facts
     constants = {
@@ -158,8 +152,8 @@ def make_rows(
     rows: list[dict[str, Any]] = []
     tops = result.top_ids.tolist()
     for number, prompt in enumerate(settings.prompts):
-        length = int(batch.lengths[number])
-        true = batch.ids[number, :length].tolist()
+        length = int(layout.lengths[number])
+        true = truth[number, :length].tolist()
         found = found_ids[number, :length].tolist()
         unordered = found_unordered(found, true)
         first = float(result.first_loss[number])
@@ -192,7 +186,7 @@ def make_rows(
                 | own
                 | {
                     "position": position,
-                    "visible": bool(batch.visible[number, position]),
+                    "visible": bool(layout.visible[number, position]),
                     "true_id": true[position],
                     "true_token": model.tokenizer.decode([true[position]]),
                     "found_id": found[position],
@@ -229,8 +223,9 @@ def _identification(found: Identification | None) -> dict[str, Any]:
 
 def _residual(problem: Problem, ids: Tensor) -> list[float]:
     """Return the distance to the target of each row's tokens, computed alone as targets are."""
-    own = alone(problem.probe, problem.decoder.embedding, ids, problem.batch.seen)
-    away = distance(own, problem.target, problem.batch.visible, problem.metric, problem.weights)
+    layout = problem.layout
+    own = alone(problem.probe, problem.decoder.embedding, ids, layout.seen)
+    away = distance(own, problem.target, layout.visible, problem.metric, problem.weights)
     values: list[float] = away.tolist()
     return values
 

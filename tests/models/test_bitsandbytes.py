@@ -92,7 +92,7 @@ def test_every_precision_has_a_noise_floor_of_its_own(tmp_path: Path) -> None:
     for precision in ("float32", "int8", "nf4"):
         checkpoint = packed(tmp_path, 64, precision)
         probe = Probe(checkpoint.decoder, Site.parse("block.2"), dtype=checkpoint.dtype)
-        target = alone(probe, checkpoint.embedding, batch.ids, batch.seen)
+        target = alone(probe, checkpoint.embedding, batch.ids, batch.layout.seen)
         floors[precision] = floor(probe, checkpoint.embedding, batch, target, "l1")
         targets[precision] = target
         assert floors[precision].isfinite().all()
@@ -101,5 +101,5 @@ def test_every_precision_has_a_noise_floor_of_its_own(tmp_path: Path) -> None:
     assert (floors["int8"] > 10 * floors["float32"]).all()
     assert not torch.equal(floors["nf4"], floors["float32"])
     for precision in ("int8", "nf4"):
-        away = distance(targets[precision], targets["float32"], batch.visible, "l1")
+        away = distance(targets[precision], targets["float32"], batch.layout.visible, "l1")
         assert (away > floors["float32"]).all(), precision

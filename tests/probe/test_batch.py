@@ -12,18 +12,18 @@ PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12]]
 
 def test_the_mask_applies_to_each_prompts_own_positions() -> None:
     batch = make_batch(PROMPTS, Mask("-1"), pad_id=0)
-    assert batch.visible.tolist() == [
+    assert batch.layout.visible.tolist() == [
         [False, False, True, False, False],
         [False, False, False, False, True],
     ]
-    assert batch.seen.tolist() == batch.lengths.tolist() == [3, 5]
+    assert batch.layout.seen.tolist() == batch.layout.lengths.tolist() == [3, 5]
 
 
 def test_padding_to_n_ctx_makes_trailing_pads_visible_but_never_scored() -> None:
     batch = make_batch(PROMPTS, Mask("1:"), pad_id=0, pad_to=6)
-    assert batch.visible.tolist() == [[False] + [True] * 5] * 2
-    assert batch.scored.sum(1).tolist() == [3, 5]
-    assert batch.seen.tolist() == [6, 6]
+    assert batch.layout.visible.tolist() == [[False] + [True] * 5] * 2
+    assert batch.layout.scored.sum(1).tolist() == [3, 5]
+    assert batch.layout.seen.tolist() == [6, 6]
     assert batch.ids[0].tolist() == [5, 6, 7, 0, 0, 0]
 
 

@@ -32,7 +32,7 @@ def test_the_true_prompt_stays_within_twice_the_floor_in_every_sweep(
     everything = torch.arange(VOCABULARY)
     for row, prompt in enumerate(PROMPTS):
         one = problem.rows(torch.tensor([row]))
-        around = one.decoder.embedding[one.batch.ids[0]]
+        around = one.decoder.embedding[torch.tensor(prompt)]
         for position, token in enumerate(prompt):
             own = Substitution(one, around, position).residuals(everything)[token]
             assert float(own) <= 2 * float(one.floor[0])

@@ -105,7 +105,7 @@ def test_the_penalty_counts_in_units_of_the_first_loss() -> None:
     free, unit = adam._place(problem.start(0), problem)
     free.requires_grad_(True)
     vocabulary = Vocabulary(problem)
-    away = vocabulary.away(free, vocabulary.nearest(free), problem.batch.seen)
+    away = vocabulary.away(free, vocabulary.nearest(free), problem.layout.seen)
     loss = problem.loss(free)
     (gradient,) = torch.autograd.grad((loss + 0.7 * loss.detach() * away).sum(), free)
     # The first step of Adam with one scale a row: the gradient over its root mean square.
@@ -122,7 +122,7 @@ def test_a_penalty_ends_nearer_to_the_tokens() -> None:
     def away(weight: float) -> Tensor:
         watching, seen = watched(problem)
         adam.solve(watching, AdamSolver(steps=60, tolerance=0, nearest_penalty=weight))
-        return vocabulary.away(seen[-1], vocabulary.nearest(seen[-1]), problem.batch.seen)
+        return vocabulary.away(seen[-1], vocabulary.nearest(seen[-1]), problem.layout.seen)
 
     assert bool((away(1.0) < 0.5 * away(0.0)).all())
 
@@ -160,7 +160,7 @@ def test_a_projected_row_ends_with_the_best_tokens_it_met() -> None:
     met = [vocabulary.nearest(free) for free in seen]
     losses = torch.stack([problem.token_loss(ids) for ids in met])
     torch.testing.assert_close(result.loss, losses.min(0).values)
-    own = problem.batch.scored
+    own = problem.layout.scored
     for row, step in enumerate(losses.argmin(0).tolist()):
         found = result.top_ids[row, :, 0]
         assert torch.equal(found[own[row]], met[step][row][own[row]])
@@ -175,7 +175,7 @@ def test_a_projected_row_stops_when_its_tokens_explain_the_target() -> None:
     assert bool((result.steps[certified] < 400).all())
     assert torch.equal(result.evaluations, result.steps + 1)
     assert torch.equal(
-        problem.token_loss(torch.where(problem.batch.scored, result.top_ids[..., 0], 0))[certified]
+        problem.token_loss(torch.where(problem.layout.scored, result.top_ids[..., 0], 0))[certified]
         <= problem.floor[certified],
         torch.ones(int(certified.sum()), dtype=torch.bool),
     )
@@ -194,7 +194,7 @@ def test_a_prompt_alone_and_in_a_batch_descend_alike(name: str) -> None:
         assert float(alone.loss) == pytest.approx(float(together.loss[row]), rel=1e-3, abs=1e-4)
         assert torch.equal(alone.restart, together.restart[row : row + 1])
         assert torch.equal(alone.evaluations, together.evaluations[row : row + 1])
-        own = problem.batch.scored[row]
+        own = problem.layout.scored[row]
         assert torch.equal(alone.top_ids[0, own, 0], together.top_ids[row, own, 0])
 
 
@@ -202,12 +202,12 @@ def test_with_a_window_the_start_whose_tokens_explain_most_is_kept() -> None:
     problem = llama_problem()
     settings = AdamSolver(steps=15, restarts=4, window=3)
     result = adam.solve(problem, settings)
-    loss = problem.token_loss(torch.where(problem.batch.scored, result.top_ids[..., 0], 0))
+    loss = problem.token_loss(torch.where(problem.layout.scored, result.top_ids[..., 0], 0))
     others = [
         adam.solve(dataclasses.replace(problem, seed=problem.seed), settings.model_copy(update=u))
         for u in ({"restarts": 1}, {"restarts": 2}, {"restarts": 3})
     ]
     for fewer in others:
-        ids = torch.where(problem.batch.scored, fewer.top_ids[..., 0], 0)
+        ids = torch.where(problem.layout.scored, fewer.top_ids[..., 0], 0)
         assert bool((loss <= problem.token_loss(ids) * (1 + 1e-5)).all())
     assert bool((result.restart > 0).any())

@@ -52,8 +52,8 @@ def responses_of(
 @pytest.mark.parametrize("family", ["llama", "flat", "parallel"])
 def test_a_single_unknown_token_is_ordered_as_by_the_forward_model(family: str) -> None:
     problem = problem_of(family)
-    found = responses_of(problem, problem.batch.ids[0], range(1)).detect([0], VOCABULARY)[0]
-    every = problem.batch.ids.repeat(VOCABULARY, 1)
+    found = responses_of(problem, torch.tensor(PROMPT), range(1)).detect([0], VOCABULARY)[0]
+    every = torch.tensor([PROMPT]).repeat(VOCABULARY, 1)
     every[:, 0] = torch.arange(VOCABULARY)
     # Components are drawn at random where there are more than are compared: here there are not.
     away = (problem.probe(problem.decoder.embedding[every]) - problem.target)[:, 3:].flatten(1)
@@ -67,7 +67,7 @@ def test_three_hidden_tokens_of_a_mixer_are_each_the_likeliest_behind_random_one
     family: str,
 ) -> None:
     problem = problem_of(family)
-    ids = problem.batch.ids[0].clone()
+    ids = torch.tensor(PROMPT)
     ids[:3] = torch.tensor([77, 150, 201])
     found = responses_of(problem, ids, range(3)).detect([0, 1, 2], 8)
     assert [int(found[position].tokens[0]) for position in range(3)] == PROMPT[:3]
@@ -77,7 +77,7 @@ def test_three_hidden_tokens_of_a_mixer_are_each_the_likeliest_behind_random_one
 
 def test_a_token_behind_right_stand_ins_explains_the_target() -> None:
     problem = problem_of("llama")
-    ids = problem.batch.ids[0].clone()
+    ids = torch.tensor(PROMPT)
     ids[1] = 77
     responses = responses_of(problem, ids, range(3), near=1)
     assert responses.explain(1, 4)[0].tolist() == PROMPT
@@ -87,7 +87,7 @@ def test_a_token_behind_right_stand_ins_explains_the_target() -> None:
 
 def test_what_cannot_reach_a_visible_position_is_as_likely_as_anything() -> None:
     problem = problem_of("llama", mask=":2")
-    found = responses_of(problem, problem.batch.ids[0], range(8)).detect([0, 4], VOCABULARY)
+    found = responses_of(problem, torch.tensor(PROMPT), range(8)).detect([0, 4], VOCABULARY)
     assert found[0].tokens[0] == PROMPT[0]
     assert float(found[4].score.max() - found[4].score.min()) < 1e-6
 
@@ -96,7 +96,7 @@ def test_what_cannot_reach_a_visible_position_is_as_likely_as_anything() -> None
 def test_near_positions_judge_alone_whatever_stands_behind_them(family: str) -> None:
     """Wrong tokens behind the first visible position change nothing of the judgement."""
     problem = problem_of(family, mask="2:")
-    ids = problem.batch.ids[0].clone()
+    ids = torch.tensor(PROMPT)
     ids[:2] = torch.tensor([77, 150])
     wrong = ids.clone()
     wrong[3:] = 7
@@ -146,7 +146,7 @@ def test_judging_again_with_what_was_learned_finds_what_one_judgement_misses(see
     problem = tiny_problem(
         model.get_decoder(), model.get_input_embeddings().weight, [PROMPT], mask="3:"
     )
-    ids = problem.batch.ids[0].clone()
+    ids = torch.tensor(PROMPT)
     ids[:3] = torch.tensor([77, 150, 201])
     everywhere = range(len(PROMPT))
 

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem
+from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem, true_ids
 from tokinfo.solvers import adam, joint, sequential, sweep
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.detect import Responses
 from tokinfo.solvers.problem import Problem, Result, SolverError
+from tokinfo.solvers.run import run
 from tokinfo.study.solvers import (
     AdamSolver,
     JointSolver,
@@ -21,6 +22,7 @@ from tokinfo.study.solvers import (
 )
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6, 8], [5, 3, 5, 8, 9, 7]]
+TRUE = true_ids(PROMPTS)
 
 
 def problem_of(family: str = "llama", **settings: object) -> Problem:
@@ -36,7 +38,8 @@ def problem_of(family: str = "llama", **settings: object) -> Problem:
 
 @pytest.mark.parametrize("family", ["llama", "flat", "parallel"])
 def test_the_true_token_is_rank_one_by_a_margin_where_neighbours_see_it(family: str) -> None:
-    result = sweep.solve(problem_of(family, mask="1:", site="block.2"), SweepSolver())
+    problem = problem_of(family, mask="1:", site="block.2")
+    result = sweep.solve(problem, SweepSolver(), TRUE)
     for row, prompt in enumerate(PROMPTS):
         (found,) = result.identified[row].values()
         assert (found.rank, found.verdict, found.candidates) == (1, "identifiable", 1)
@@ -49,7 +52,7 @@ def test_the_true_token_is_rank_one_by_a_margin_where_neighbours_see_it(family: 
 def test_negative_control_positions_right_of_all_visible_ones_carry_no_bits(family: str) -> None:
     """Right-hand tokens cannot reach left-hand activations in a causal model."""
     problem = problem_of(family, mask=":2")
-    result = sweep.solve(problem, SweepSolver())
+    result = sweep.solve(problem, SweepSolver(), TRUE)
     for row in range(len(PROMPTS)):
         for found in result.identified[row].values():
             assert found.verdict == "ambiguous"
@@ -87,7 +90,7 @@ def test_shuffled_target_control_does_not_give_back_the_prompt() -> None:
 def test_joint_certifies_a_hidden_token_that_descent_misses(family: str) -> None:
     problem = problem_of(family, mask="1:", site="block.1")
     descended = adam.solve(problem, AdamSolver(steps=100))
-    result = joint.solve(problem, JointSolver(descent=AdamSolver(steps=100)))
+    result = run(problem, JointSolver(descent=AdamSolver(steps=100)), TRUE)
     for row, prompt in enumerate(PROMPTS):
         assert result.top_ids[row, : len(prompt), 0].tolist() == prompt
         assert float(result.loss[row]) <= 2 * float(problem.floor[row]) + 1e-3
@@ -116,7 +119,7 @@ def test_another_start_is_made_for_prompts_without_a_certificate_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     descended: list[list[int]] = []
-    solve, run = adam.solve, joint._Search.run
+    solve, search = adam.solve, joint._Search.run
 
     def counted(problem: Problem, settings: AdamSolver) -> Result:
         descended.append(problem.numbers.tolist())
@@ -125,7 +128,7 @@ def test_another_start_is_made_for_prompts_without_a_certificate_only(
     def lost(self: joint._Search) -> None:
         """Search as ever, but for the second prompt, which no start finds."""
         if int(self.problem.numbers) != 1:
-            run(self)
+            search(self)
 
     monkeypatch.setattr(joint.adam, "solve", counted)
     monkeypatch.setattr(joint._Search, "run", lost)
@@ -278,9 +281,10 @@ def test_sequential_refuses_hidden_positions() -> None:
 def test_the_noise_threshold_is_where_a_brute_force_search_loses_the_token(family: str) -> None:
     problem = problem_of(family, mask="1:", metric="l2", prompts=PROMPTS[:1])
     settings = NoiseSettings(draws=1, levels=25)
-    (found,) = sweep.solve(problem, SweepSolver(noise=settings)).identified[0].values()
+    true = true_ids(PROMPTS[:1])
+    (found,) = sweep.solve(problem, SweepSolver(noise=settings), true).identified[0].values()
     embedding, target = problem.decoder.embedding, problem.target
-    ids = problem.batch.ids.repeat(VOCABULARY, 1)
+    ids = true.repeat(VOCABULARY, 1)
     ids[:, 0] = torch.arange(VOCABULARY)
     every = problem.probe(embedding[ids])[:, 1:].flatten(1)
     signal = target[:, 1:].square().mean().sqrt()
@@ -296,5 +300,6 @@ def test_the_noise_threshold_is_where_a_brute_force_search_loses_the_token(famil
 
 def test_a_token_that_nothing_shows_has_no_noise_to_lose() -> None:
     problem = problem_of(mask=":2", prompts=PROMPTS[:1])
-    result = sweep.solve(problem, SweepSolver(noise=NoiseSettings(draws=1, levels=3)))
+    settings = SweepSolver(noise=NoiseSettings(draws=1, levels=3))
+    result = sweep.solve(problem, settings, true_ids(PROMPTS[:1]))
     assert [found.noise_threshold for found in result.identified[0].values()] == [0.0] * 3

@@ -9,13 +9,14 @@ from typing import get_args
 import pytest
 import torch
 
-from tests.tiny import tiny_llama, tiny_mixer, tiny_problem
+from tests.tiny import tiny_llama, tiny_mixer, tiny_problem, true_ids
 from tokinfo.solvers import adam, chapter
 from tokinfo.solvers.problem import Problem, Result, SolverError
 from tokinfo.solvers.run import run
 from tokinfo.study.solvers import AdamSolver, ChapterSolver, Solver
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8, 9, 7]]
+TRUE = true_ids(PROMPTS)
 
 
 def mixer_problem(mask: str = ":", **settings: object) -> Problem:
@@ -127,33 +128,34 @@ def test_a_batch_too_large_for_memory_is_halved_without_changing_results() -> No
     settings = ChapterSolver(steps=5)
     sizes: list[int] = []
 
-    def small(part: Problem, chosen: ChapterSolver) -> Result:
+    def small(part: Problem, chosen: ChapterSolver, truth: torch.Tensor) -> Result:
         sizes.append(len(part.target))
+        assert torch.equal(truth, TRUE[part.numbers])
         if len(part.target) > 1:
             raise MemoryError
         return chapter.solve(part, chosen)
 
-    halved = run(problem, settings, small)
+    halved = run(problem, settings, TRUE, small)
     assert sizes[0] == 3
     assert sizes[-1] == 1
-    whole = run(problem, settings)
+    whole = run(problem, settings, TRUE)
     assert halved.loss.tolist() == pytest.approx(whole.loss.tolist(), rel=1e-4)
 
 
 def test_a_single_prompt_too_large_for_memory_says_so() -> None:
-    def never(part: Problem, chosen: object) -> Result:
+    def never(part: Problem, chosen: object, truth: torch.Tensor) -> Result:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(SolverError, match="single prompt"):
-        run(mixer_problem(), ChapterSolver(), never)
+        run(mixer_problem(), ChapterSolver(), TRUE, never)
 
 
 def test_other_errors_are_not_taken_for_memory() -> None:
-    def broken(part: Problem, chosen: object) -> Result:
+    def broken(part: Problem, chosen: object, truth: torch.Tensor) -> Result:
         raise RuntimeError("shape mismatch")
 
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        run(mixer_problem(), ChapterSolver(), broken)
+        run(mixer_problem(), ChapterSolver(), TRUE, broken)
 
 
 @pytest.mark.parametrize("solve", [chapter.solve, adam.solve])

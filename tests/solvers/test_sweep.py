@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from tests.tiny import VOCABULARY, tiny_llama, tiny_problem
+from tests.tiny import VOCABULARY, tiny_llama, tiny_problem, true_ids
 from tokinfo.probe.probe import Probe
 from tokinfo.solvers import sweep
 from tokinfo.solvers.problem import Problem
@@ -16,6 +16,7 @@ from tokinfo.study.sites import Site
 from tokinfo.study.solvers import SweepSolver
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6, 8]]
+TRUE = true_ids(PROMPTS)
 
 
 class Crowded(Probe):
@@ -34,7 +35,7 @@ def crowded(mask: str, floors: float) -> Problem:
     embedding = model.get_input_embeddings().weight
     problem = tiny_problem(model.get_decoder(), embedding, PROMPTS, mask=mask)
     probe = Crowded(model.get_decoder(), Site.parse("block.1"))
-    shown = int(problem.batch.visible[1].sum())
+    shown = int(problem.layout.visible[1].sum())
     floor = problem.floor.max()
     probe.by = float(floors * floor) / (64 * shown)
     return replace(problem, probe=probe, floor=floor.expand(len(PROMPTS)))
@@ -43,7 +44,7 @@ def crowded(mask: str, floors: float) -> Problem:
 @pytest.mark.parametrize("floors", [0.0, 3.0, 6.0])
 def test_a_true_token_is_identifiable_whatever_batches_do_to_it(floors: float) -> None:
     problem = crowded("1:", floors)
-    result = sweep.solve(problem, SweepSolver())
+    result = sweep.solve(problem, SweepSolver(), TRUE)
     for row, prompt in enumerate(PROMPTS):
         (found,) = result.identified[row].values()
         assert (found.rank, found.verdict) == (1, "identifiable")
@@ -53,7 +54,7 @@ def test_a_true_token_is_identifiable_whatever_batches_do_to_it(floors: float) -
 
 def test_without_that_the_batch_would_exclude_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "_MOST", 0)
-    result = sweep.solve(crowded("1:", 3.0), SweepSolver())
+    result = sweep.solve(crowded("1:", 3.0), SweepSolver(), TRUE)
     assert [judged.verdict for row in result.identified for judged in row.values()] == [
         "excluded",
         "excluded",
@@ -62,7 +63,7 @@ def test_without_that_the_batch_would_exclude_it(monkeypatch: pytest.MonkeyPatch
 
 def test_where_everything_explains_the_activations_nothing_is_told_apart() -> None:
     """Some candidates at the residual of their batch, some alone: not a bit may come of that."""
-    result = sweep.solve(crowded(":2", 0.5), SweepSolver())
+    result = sweep.solve(crowded(":2", 0.5), SweepSolver(), TRUE)
     for row in result.identified:
         for found in row.values():
             assert (found.verdict, found.candidates) == ("ambiguous", VOCABULARY)

@@ -28,7 +28,7 @@ def penalty_by_loops(problem: Problem, free: Tensor) -> Tensor:
     matrix = problem.decoder.embedding.double()
     points = free @ matrix if problem.parametrisation == "vocabulary" else free
     rows = []
-    for row, length in enumerate(problem.batch.seen.tolist()):
+    for row, length in enumerate(problem.layout.seen.tolist()):
         squared = [
             min(((points[row, position] - token) ** 2).mean() for token in matrix)
             for position in range(length)
@@ -43,7 +43,7 @@ def test_the_penalty_and_its_gradient_are_those_of_finite_differences(parametris
     vocabulary = Vocabulary(problem)
     free = adam._place(problem.start(0), problem)[0].requires_grad_(True)
     embedded = problem.embed(free)
-    away = vocabulary.away(embedded, vocabulary.nearest(embedded), problem.batch.seen)
+    away = vocabulary.away(embedded, vocabulary.nearest(embedded), problem.layout.seen)
     wide = free.detach().double()
     torch.testing.assert_close(away.double(), penalty_by_loops(problem, wide), rtol=1e-4, atol=0)
     (gradient,) = torch.autograd.grad(away.sum(), free)
@@ -60,7 +60,7 @@ def test_a_position_beyond_the_prompt_has_no_part_in_the_penalty() -> None:
     problem = llama_problem()
     vocabulary = Vocabulary(problem)
     embedded = problem.start(0).requires_grad_(True)
-    away = vocabulary.away(embedded, vocabulary.nearest(embedded), problem.batch.seen)
+    away = vocabulary.away(embedded, vocabulary.nearest(embedded), problem.layout.seen)
     (gradient,) = torch.autograd.grad(away.sum(), embedded)
     assert bool((gradient[1, 3:] == 0).all())
     assert bool((gradient[1, :3] != 0).any())

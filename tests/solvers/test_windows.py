@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem
+from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem, true_ids
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.problem import Problem
 from tokinfo.solvers.windows import check, lead
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8, 9, 7]]
+TRUE = true_ids(PROMPTS)
 
 
 def llama_problem(mask: str = ":") -> Problem:
@@ -28,7 +29,7 @@ def llama_problem(mask: str = ":") -> Problem:
 def lists_with_truth_at(problem: Problem, rank: int, window: int) -> Tensor:
     """Lists [row, position, window] of wrong tokens, the true one at ``rank``."""
     generator = torch.Generator().manual_seed(0)
-    true = problem.batch.ids
+    true = TRUE[problem.numbers]
     lists = torch.randint(VOCABULARY - 1, (*true.shape, window), generator=generator)
     lists = torch.where(lists >= true[..., None], lists + 1, lists)  # any token but the true one
     lists[..., rank] = true
@@ -39,19 +40,19 @@ def lists_with_truth_at(problem: Problem, rank: int, window: int) -> Tensor:
 @pytest.mark.parametrize("rank", [1, 3])
 def test_a_true_token_that_is_not_ranked_first_is_found(mask: str, rank: int) -> None:
     problem = llama_problem(mask)
-    scored = problem.batch.scored
+    scored = problem.layout.scored
     lists = lists_with_truth_at(problem, rank, 4)
     if mask == ":":
         found = check(problem, lists, Batcher())
-        assert torch.equal(found.ids[scored], problem.batch.ids[scored])
+        assert torch.equal(found.ids[scored], TRUE[scored])
         assert bool((found.loss <= problem.floor).all())
     # One position in doubt, the others known: what is visible of it decides.
     for position in range(3):
-        sure = problem.batch.ids[..., None].repeat(1, 1, 4)
+        sure = TRUE[..., None].repeat(1, 1, 4)
         sure[:, position] = lists[:, position]
         found = check(problem, sure, Batcher())
-        told = scored[:, position] & problem.batch.visible[:, position:].any(1)
-        assert torch.equal(found.ids[told, position], problem.batch.ids[told, position])
+        told = scored[:, position] & problem.layout.visible[:, position:].any(1)
+        assert torch.equal(found.ids[told, position], TRUE[told, position])
         untold = ~told & scored[:, position]
         assert torch.equal(found.ids[untold, position], lists[untold, position, 0])
 
@@ -60,7 +61,7 @@ def test_the_plain_decode_misses_what_the_window_finds() -> None:
     problem = llama_problem()
     plain = lists_with_truth_at(problem, 1, 4)[..., :1]
     found = check(problem, plain, Batcher())
-    assert not bool((found.ids == problem.batch.ids)[problem.batch.scored].any())
+    assert not bool((found.ids == TRUE)[problem.layout.scored].any())
 
 
 def test_a_candidate_at_a_visible_position_is_not_judged_by_later_ones() -> None:
@@ -83,10 +84,10 @@ def test_no_row_ends_further_from_its_target_than_its_plain_decode(
     seed: int, mask: str, window: int
 ) -> None:
     problem = llama_problem(mask) if mask != "3:" else llama_problem("2:")
-    shape = (*problem.batch.ids.shape, window)
+    shape = (*TRUE.shape, window)
     lists = torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
     found = check(problem, lists, Batcher())
-    plain = torch.where(problem.batch.scored, lists[..., 0], problem.batch.ids)
+    plain = torch.where(problem.layout.scored, lists[..., 0], TRUE)
     assert bool((found.loss <= problem.token_loss(plain) * (1 + 1e-5)).all())
     torch.testing.assert_close(found.loss, problem.token_loss(found.ids))
 
@@ -112,7 +113,7 @@ def test_a_row_that_is_explained_already_is_not_checked() -> None:
     lists = lists_with_truth_at(problem, 1, 4)
     lists[1] = lists_with_truth_at(problem, 0, 4)[1]
     found = check(problem, lists, Batcher())
-    assert torch.equal(found.ids[1, :3], problem.batch.ids[1, :3])
+    assert torch.equal(found.ids[1, :3], TRUE[1, :3])
     assert found.evaluations[1] == 1
     assert bool((found.evaluations[[0, 2]] > 5 * 4).all())
 

@@ -108,13 +108,13 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
         cell = _cell(request, name, site, model)
         settings = _settings(request, cell, solver, model)
         weights = study.metric_weights if study else MetricWeights()
-        problem = make_problem(
+        problem, truth = make_problem(
             model, inverse_gram(model.embedding), cell, solver, weights, [request.prompt]
         )
         _check(request, solver, problem, model)
         with _progress(request, solver, problem) as told:
-            result = run(replace(problem, probe=_counted(problem, told)), solver)
-        rows = make_rows(settings, model, problem, result)
+            result = run(replace(problem, probe=_counted(problem, told)), solver, truth)
+        rows = make_rows(settings, model, problem, truth, result)
     except (TokinfoError, ValueError, OSError) as error:
         words = " ".join(str(error).split())
         raise PromptError(
@@ -208,7 +208,7 @@ def _cell(request: Request, solver: str, site: Site, model: Checkpoint) -> Cell:
 
 def _check(request: Request, solver: Solver, problem: Problem, model: Checkpoint) -> None:
     """Refuse a prompt that the model cannot hold or that leaves a sweep nothing to do."""
-    length, n_ctx = int(problem.batch.lengths[0]), model.facts.n_ctx
+    length, n_ctx = int(problem.layout.lengths[0]), model.facts.n_ctx
     if n_ctx is not None and length > n_ctx:
         raise PromptError(f"the prompt has {length} tokens, the model holds {n_ctx}")
     if solver.kind == "sweep" and not _swept(solver, problem):
@@ -232,9 +232,9 @@ def _settings(request: Request, cell: Cell, solver: Solver, model: Checkpoint) -
 
 def _swept(solver: Solver, problem: Problem) -> int:
     """Return how many positions a sweep solver tries."""
-    wanted = problem.batch.scored[0]
+    wanted = problem.layout.scored[0]
     if getattr(solver, "positions", "all") == "hidden":
-        wanted = wanted & ~problem.batch.visible[0]
+        wanted = wanted & ~problem.layout.visible[0]
     count = int(wanted.sum())
     return min(count, getattr(solver, "first", None) or count)
 

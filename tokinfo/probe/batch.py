@@ -12,40 +12,72 @@ from tokinfo.io.errors import InvalidError
 from tokinfo.study.masks import Mask
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A batch of prompts, padded on the right to one length.
+class Layout:
+    """What a batch of prompts is without its tokens.
 
     Attributes:
-        ids: int64 [prompt, position].
         lengths: int64 [prompt], tokens of the prompt itself.
         visible: bool [prompt, position], positions whose activations are compared.
         scored: bool [prompt, position], the prompt's own positions.
         seen: int64 [prompt], positions that belong to the sequence the model sees: the
             prompt's own, or all of them when the prompt is padded to n_ctx on purpose.
+        pad_id: the token that stands where nothing else does.
     """
 
-    ids: Tensor
     lengths: Tensor
     visible: Tensor
     scored: Tensor
     seen: Tensor
+    pad_id: int
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    def to(self, device: torch.device) -> Layout:
+        """Return the layout on another device."""
+        return self._each(lambda tensor: tensor.to(device))
+
+    def rows(self, index: Tensor) -> Layout:
+        """Return the layout of these rows only (a row may repeat)."""
+        return self._each(lambda tensor: tensor[index])
+
+    def padded(self, ids: Tensor) -> Tensor:
+        """Return tokens [prompt, position], padding where the model sees no position."""
+        place = torch.arange(ids.shape[1], device=ids.device)
+        return torch.where(place < self.seen[:, None], ids, self.pad_id)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Layout:
+        return Layout(
+            lengths=change(self.lengths),
+            visible=change(self.visible),
+            scored=change(self.scored),
+            seen=change(self.seen),
+            pad_id=self.pad_id,
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of prompts, padded on the right to one length, for those who know the tokens.
+
+    Attributes:
+        ids: int64 [prompt, position].
+        layout: everything else.
+    """
+
+    ids: Tensor
+    layout: Layout
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
-        return Batch(*(getattr(self, f).to(device) for f in self.__dataclass_fields__))
+        return Batch(self.ids.to(device), self.layout.to(device))
 
     def rows(self, index: Tensor) -> Batch:
         """Return the batch with these rows only (a row may repeat)."""
-        return Batch(*(getattr(self, f)[index] for f in self.__dataclass_fields__))
+        return Batch(self.ids[index], self.layout.rows(index))
 
 
 def encode(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
@@ -80,10 +112,11 @@ def make_batch(
             raise InvalidError(f"prompt {row}: mask {mask.text!r} shows none of {length} positions")
         visible[row, shown] = True
     count = torch.tensor(lengths)
-    return Batch(
-        ids=ids,
+    layout = Layout(
         lengths=count,
         visible=visible,
         scored=torch.arange(width) < count[:, None],
         seen=count if pad_to is None else torch.full_like(count, width),
+        pad_id=pad_id,
     )
+    return Batch(ids, layout)

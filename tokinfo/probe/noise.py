@@ -57,10 +57,10 @@ def floor(
     that happen to agree on these batches may differ in the last place on another.
     """
     generator = torch.Generator().manual_seed(seed)
-    size = len(batch)
-    again = alone(probe, embedding, batch.ids, batch.seen)
-    worst = distance(again, target, batch.visible, metric, weights)
-    worst = torch.maximum(worst, _rounding(target, batch.visible, metric, weights))
+    size, visible = len(batch.ids), batch.layout.visible
+    again = alone(probe, embedding, batch.ids, batch.layout.seen)
+    worst = distance(again, target, visible, metric, weights)
+    worst = torch.maximum(worst, _rounding(target, visible, metric, weights))
     if probe.causal:
         worst = torch.maximum(
             worst,
@@ -77,12 +77,12 @@ def floor(
                 len(embedding), ((copies - 1) * size, batch.ids.shape[1]), generator=generator
             ).to(batch.ids.device)
             ids = torch.cat([batch.ids, strangers])
-            seen = batch.seen.repeat(copies)
+            seen = batch.layout.seen.repeat(copies)
             if order < 0:
                 ids, seen = ids.flip(0), seen.flip(0)
             found = probe(embedding[ids], seen)
             found = (found.flip(0) if order < 0 else found)[:size]
-            worst = torch.maximum(worst, distance(found, target, batch.visible, metric, weights))
+            worst = torch.maximum(worst, distance(found, target, visible, metric, weights))
     return worst
 
 
@@ -111,8 +111,8 @@ def _swept(
     rows: int = 2,
 ) -> Tensor:
     """Return the largest distance [] of one prompt as sweeps of its positions compute it."""
-    length = int(batch.lengths[0])
-    ids = batch.ids[:, : int(batch.seen[0])]
+    length = int(batch.layout.lengths[0])
+    ids = batch.ids[:, : int(batch.layout.seen[0])]
     worst = target.new_zeros((), dtype=torch.promote_types(target.dtype, torch.float32))
     for split in torch.linspace(1, length - 1, min(splits, length - 1)).round().int().tolist():
         with torch.no_grad():
@@ -121,8 +121,8 @@ def _swept(
             after[1:, 0] = torch.arange(rows - 1, device=ids.device)
             own = probe(embedding[after], prefix=prefix)[:1]
         found = torch.cat([prefix.activations, own], dim=1)
-        away = distance(
-            found, target[:, : found.shape[1]], batch.visible[:, : found.shape[1]], metric, weights
-        )
+        end = found.shape[1]
+        visible = batch.layout.visible[:, :end]
+        away = distance(found, target[:, :end], visible, metric, weights)
         worst = torch.maximum(worst, away[0])
     return worst

@@ -56,7 +56,7 @@ def solve(problem: Problem, settings: AdamSolver) -> Result:
             end.meet(active, nearest, loss.detach())
         objective = loss
         if settings.nearest_penalty:
-            away = vocabulary.away(embedded, nearest, rows.batch.seen)
+            away = vocabulary.away(embedded, nearest, rows.layout.seen)
             objective = loss + settings.nearest_penalty * end.first[active] * away
         (gradient,) = torch.autograd.grad(objective.sum(), free)
         mean = _BETAS[0] * mean + (1 - _BETAS[0]) * gradient
@@ -79,7 +79,7 @@ def solve(problem: Problem, settings: AdamSolver) -> Result:
         tokens = rows.decode(free, k=1)[..., 0].cpu()
         if before is None:
             before = torch.full_like(tokens, -1)
-        same = ((tokens == before) | ~rows.batch.scored.cpu()).all(-1)
+        same = ((tokens == before) | ~rows.layout.scored.cpu()).all(-1)
         stable = torch.where(same, stable + 1, 0)
         before = tokens
         end.note(step + 1, active, loss.detach())

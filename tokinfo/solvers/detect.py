@@ -94,8 +94,8 @@ def nearest(problem: Problem, position: int, count: int | None) -> Tensor:
 
     Where it reaches none, they are any: nothing there tells its tokens apart.
     """
-    length = int(problem.batch.seen[0])
-    shown = problem.batch.visible[0, :length].nonzero()[:, 0]
+    length = int(problem.layout.seen[0])
+    shown = problem.layout.visible[0, :length].nonzero()[:, 0]
     if count is None:
         return shown
     if problem.probe.causal and bool((shown >= position).any()):
@@ -137,7 +137,7 @@ class Responses:
         self.problem, self.ids, self.candidates = problem, ids, candidates
         self.batcher, self.generator = batcher, generator
         self.evaluations = 0
-        self._length = int(problem.batch.seen[0])
+        self._length = int(problem.layout.seen[0])
         self._own = self._activations(ids[None, : self._length])[0]
         self.shown = {position: nearest(problem, position, near) for position in candidates}
         self._chosen = {
@@ -242,7 +242,7 @@ class Responses:
 
     def _activations(self, prompts: Tensor) -> Tensor:
         with torch.no_grad():
-            seen = self.problem.batch.seen.clamp_max(prompts.shape[1]).expand(len(prompts))
+            seen = self.problem.layout.seen.clamp_max(prompts.shape[1]).expand(len(prompts))
             found: Tensor = self.problem.probe(self.problem.decoder.embedding[prompts], seen)
             return found
 

@@ -39,11 +39,10 @@ from tokinfo.probe.noise import alone
 from tokinfo.solvers import adam
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.detect import Responses, combinations, enough, nearest
-from tokinfo.solvers.identification import Identification
 from tokinfo.solvers.problem import Problem, Result
 from tokinfo.solvers.substitution import Substitution
-from tokinfo.solvers.sweep import sweep
-from tokinfo.study.solvers import JointSolver
+from tokinfo.solvers.sweep import sweep_rows
+from tokinfo.study.solvers import JointSolver, SweepSolver
 
 _PART = 2048
 """Candidates of one position between two looks at whether one of them fits."""
@@ -76,13 +75,6 @@ def solve(problem: Problem, settings: JointSolver) -> Result:
             break
     assert first is not None
     searches = [best[row] for row in range(len(best))]
-    identified: list[dict[int, Identification]] = []
-    if settings.sweep_found:
-        for row, search in enumerate(searches):
-            own = [p for p in search.hidden if bool(search.problem.batch.scored[0, p])]
-            found, _ = sweep(search.problem, search.ids, own, batcher)
-            identified.append(found)
-            spent[row] += len(own) * problem.decoder.size
     ids = torch.stack([search.ids for search in searches])
     proposed = torch.stack([search.lists for search in searches])
     # The found token leads; the descent's other candidates follow.
@@ -94,9 +86,24 @@ def solve(problem: Problem, settings: JointSolver) -> Result:
         restart=torch.tensor([search.start for search in searches]),
         restarts=settings.restarts,
         evaluations=spent,
-        identified=identified if settings.sweep_found else None,
-        around="found" if settings.sweep_found else None,
     )
+
+
+def judge(problem: Problem, settings: JointSolver, result: Result, truth: Tensor) -> Result:
+    """Sweep the hidden positions around the found prompts, where the settings want it.
+
+    Args:
+        problem: what was solved.
+        settings: the solver's.
+        result: what was found.
+        truth: int64 [row, position], the true tokens.
+    """
+    if not settings.sweep_found:
+        return result
+    found = result.top_ids[..., 0]
+    identified, _, spent = sweep_rows(problem, SweepSolver(), found, truth)
+    evaluations = result.evaluations + spent
+    return replace(result, identified=identified, around="found", evaluations=evaluations)
 
 
 def _seed(problem: Problem, start: int) -> int:
@@ -118,12 +125,11 @@ class _Search:
     evaluations: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        batch = self.problem.batch
-        self.length = int(batch.seen[0])
+        layout = self.problem.layout
+        self.length = int(layout.seen[0])
         self.drawn = torch.Generator().manual_seed(self.problem.seed)
-        self.ids = self.lists[:, 0].clone()
-        self.ids[self.length :] = batch.ids[0, self.length :]
-        shown = batch.visible[0, : self.length].tolist()
+        self.ids = layout.padded(self.lists[None, :, 0])[0]
+        shown = layout.visible[0, : self.length].tolist()
         self.visible = [p for p in range(self.length) if shown[p]]
         self.hidden = [p for p in range(self.length) if not shown[p]]
         # Hidden positions that no visible one can see say nothing and cost as much as any.
@@ -143,9 +149,9 @@ class _Search:
         if self.loss > 2 * floor:
             return False
         problem = self.problem
-        found = alone(problem.probe, problem.decoder.embedding, self.ids[None], problem.batch.seen)
+        found = alone(problem.probe, problem.decoder.embedding, self.ids[None], problem.layout.seen)
         away = distance(
-            found, problem.target, problem.batch.visible, problem.metric, problem.weights
+            found, problem.target, problem.layout.visible, problem.metric, problem.weights
         )
         return float(away[0]) <= floor
 
@@ -292,8 +298,8 @@ class _Search:
         """
         problem = self.problem
         end = end if end and problem.probe.causal else prompts.shape[1]
-        seen = problem.batch.seen.clamp_max(end)
-        target, shown = problem.target[:, :end], problem.batch.visible[:, :end]
+        seen = problem.layout.seen.clamp_max(end)
+        target, shown = problem.target[:, :end], problem.layout.visible[:, :end]
 
         def away(ids: Tensor) -> Tensor:
             with torch.no_grad():

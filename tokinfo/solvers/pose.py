@@ -1,4 +1,4 @@
-"""From a cell and its checkpoint to the problem that its solver is given."""
+"""From a cell and its checkpoint to the problem that its solver receives, and to the truth."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tokinfo.io.errors import InvalidError
 from tokinfo.models.checkpoint import Checkpoint
-from tokinfo.probe.batch import Batch, encode, make_batch
+from tokinfo.probe.batch import Batch, Layout, encode, make_batch
 from tokinfo.probe.metrics import distance
 from tokinfo.probe.noise import alone, floor
 from tokinfo.probe.probe import Probe
@@ -31,8 +31,10 @@ def make_problem(
     *,
     other: Activations | None = None,
     prior: Tensor | None = None,
-) -> Problem:
+) -> tuple[Problem, Tensor]:
     """Return the problem that a cell poses: targets of all its prompts, each computed alone.
+
+    Beside it, and nowhere in it, are the prompts' true tokens, int64 [row, position].
 
     The noise floor is this model's with the prompts themselves, whatever the target.
 
@@ -66,19 +68,20 @@ def make_problem(
     )
     probe = make_probe(checkpoint, cell)
     batch, own = activations(checkpoint, cell, prompts)
+    visible = batch.layout.visible
     noise = floor(probe, embedding, batch, own, cell.metric, weights)
     target = _target(cell, batch, own, other)
     if cell.target != targets.OWN:
-        away = distance(own, target, batch.visible, cell.metric, weights)
+        away = distance(own, target, visible, cell.metric, weights)
         for number in (away <= noise).nonzero()[:, 0].tolist():
             raise InvalidError(
                 f"prompt {number}: itself explains target {cell.target!r}: no control"
             )
-    return Problem(
+    problem = Problem(
         probe=probe,
         decoder=decoder,
-        batch=batch,
-        target=target,
+        layout=batch.layout,
+        target=target.masked_fill(~visible[..., None], 0),
         floor=noise,
         metric=cell.metric,
         weights=weights,
@@ -87,6 +90,7 @@ def make_problem(
         numbers=torch.arange(len(prompts)),
         prior=None if prior is None else _of_candidates(prior, decoder),
     )
+    return problem, batch.ids
 
 
 def make_probe(checkpoint: Checkpoint, cell: Cell) -> Probe:
@@ -114,10 +118,10 @@ def activations(checkpoint: Checkpoint, cell: Cell, prompts: list[str]) -> Activ
     )
     batch = batch.to(checkpoint.embedding.device)
     probe = make_probe(checkpoint, cell)
-    return batch, alone(probe, checkpoint.embedding, batch.ids, batch.seen)
+    return batch, alone(probe, checkpoint.embedding, batch.ids, batch.layout.seen)
 
 
-def shuffled(target: Tensor, batch: Batch) -> Tensor:
+def shuffled(target: Tensor, layout: Layout) -> Tensor:
     """Return a target whose positions are permuted within each prompt's own length.
 
     Position p gets the activations of position `derangement(length)[p]`, never its own; pads that
@@ -128,8 +132,8 @@ def shuffled(target: Tensor, batch: Batch) -> Tensor:
             well be explained: in an attention model by its token repeated.
     """
     moved = target.clone()
-    shown = (batch.visible & batch.scored).sum(1).tolist()
-    for row, (length, visible) in enumerate(zip(batch.lengths.tolist(), shown, strict=True)):
+    shown = (layout.visible & layout.scored).sum(1).tolist()
+    for row, (length, visible) in enumerate(zip(layout.lengths.tolist(), shown, strict=True)):
         if visible < 2:
             raise InvalidError(
                 f"prompt {row}: shows {visible} of its {length} positions; target "
@@ -141,7 +145,7 @@ def shuffled(target: Tensor, batch: Batch) -> Tensor:
 
 def _target(cell: Cell, batch: Batch, own: Tensor, other: Activations | None) -> Tensor:
     if cell.target == targets.SHUFFLED:
-        return shuffled(own, batch)
+        return shuffled(own, batch.layout)
     if cell.target == targets.OWN:
         return own
     assert other is not None, f"{cell.target} without its activations"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokinfo.io.errors import TokinfoError
-from tokinfo.probe.batch import Batch
+from tokinfo.probe.batch import Layout
 from tokinfo.probe.metrics import distance
 from tokinfo.probe.probe import Probe
 from tokinfo.solvers.decoding import Decoder
@@ -25,12 +25,14 @@ class SolverError(TokinfoError):
 class Problem:
     """A batch of targets to be explained; per-row quantities are data, never loops.
 
+    It is all that a search receives, and the tokens of the prompts are not in it.
+
     Attributes:
         probe: from embeddings to activations at the site.
         decoder: from embeddings to tokens; holds the embedding matrix [V, d].
-        batch: what the model sees, what is visible and what is scored. A solver may read
-            ``lengths``, ``seen``, ``visible`` and ``scored``; ``ids`` is the answer.
-        target: [row, position, width] activations of the true prompts, each computed alone.
+        layout: what the model sees, what is visible and what is scored.
+        target: [row, position, width] activations of the true prompts, each computed alone; zero
+            where they are hidden.
         metric: distance over visible positions.
         weights: weights of ``l1+cosine``.
         parametrisation: what descends.
@@ -45,7 +47,7 @@ class Problem:
 
     probe: Probe
     decoder: Decoder
-    batch: Batch
+    layout: Layout
     target: Tensor
     metric: MetricName
     weights: MetricWeights
@@ -59,7 +61,7 @@ class Problem:
         """Return the problem of these rows only (a row may repeat)."""
         return replace(
             self,
-            batch=self.batch.rows(index),
+            layout=self.layout.rows(index),
             target=self.target[index],
             floor=self.floor[index],
             numbers=self.numbers[index],
@@ -67,8 +69,8 @@ class Problem:
 
     def loss(self, embeddings: Tensor) -> Tensor:
         """Return the distance [row] of embedded candidates [row, position, d] to the target."""
-        found = self.probe(embeddings, self.batch.seen)
-        return distance(found, self.target, self.batch.visible, self.metric, self.weights)
+        found = self.probe(embeddings, self.layout.seen)
+        return distance(found, self.target, self.layout.visible, self.metric, self.weights)
 
     def token_loss(self, ids: Tensor) -> Tensor:
         """Return the distance [row] of candidate tokens [row, position] to the target."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 import torch
+from torch import Tensor
 
 from tokinfo.solvers.batches import free_memory, out_of_memory
 from tokinfo.solvers.problem import Problem, Result, SolverError
@@ -15,24 +16,40 @@ from tokinfo.study.solvers import Solver
 log = logging.getLogger(__name__)
 
 
-def _solve(problem: Problem, settings: Solver) -> Result:
+def _solve(problem: Problem, settings: Solver, truth: Tensor) -> Result:
     """Solve with the module that is named as the settings' kind.
+
+    A search does not receive the truth: what it found is judged once it has come to its end.
 
     It is imported by that name, where digests of code do not follow: a cell's own count its
     solver's module (`Plan.cell_code` of the workflow), and a change of another one reruns nothing.
     """
-    solved: Result = import_module(f"tokinfo.solvers.{settings.kind}").solve(problem, settings)
-    return solved
+    solver = import_module(f"tokinfo.solvers.{settings.kind}")
+    result: Result
+    if settings.kind == "sweep":
+        result = solver.solve(problem, settings, truth)
+    else:
+        result = solver.solve(problem, settings)
+    if settings.kind == "joint":
+        result = solver.judge(problem, settings, result, truth)
+    return result
 
 
 def run(
     problem: Problem,
     settings: Solver,
-    solve: Callable[[Problem, Solver], Result] = _solve,
+    truth: Tensor,
+    solve: Callable[[Problem, Solver, Tensor], Result] = _solve,
 ) -> Result:
     """Solve a problem; when memory runs out, in batches half as large, and so on.
 
     A row's result does not depend on its batch (up to rounding), so nothing is lost but time.
+
+    Args:
+        problem: what is to be explained.
+        settings: the solver's.
+        truth: int64 [row, position], the true tokens; for sweeps, and not for a search.
+        solve: solves one batch.
 
     Raises:
         SolverError: the descent failed, or a single prompt does not fit in memory.
@@ -45,7 +62,7 @@ def run(
         last = min(first + size, rows)
         part = problem if last - first == rows else problem.rows(torch.arange(first, last))
         try:
-            done.append(solve(part, settings))
+            done.append(solve(part, settings, truth[first:last]))
             first = last
             continue
         except (MemoryError, RuntimeError) as error:

@@ -37,34 +37,33 @@ def solve(problem: Problem, settings: SequentialSolver) -> Result:
     Raises:
         SolverError: a position is hidden, or the model is not causal.
     """
-    batch, embedding = problem.batch, problem.decoder.embedding
-    own = torch.arange(batch.ids.shape[1], device=batch.ids.device) < batch.seen[:, None]
-    if not problem.probe.causal or bool((own & ~batch.visible).any()):
+    layout, embedding = problem.layout, problem.decoder.embedding
+    if not problem.probe.causal or bool((layout.visible.sum(1) < layout.seen).any()):
         raise SolverError("sequential needs a causal model and every position visible")
-    top = torch.zeros(*batch.ids.shape, 5, dtype=torch.int64, device=batch.ids.device)
-    spent = _Spent(len(batch), batch.ids.device)
+    rows, positions = layout.visible.shape
+    top = torch.zeros(rows, positions, 5, dtype=torch.int64, device=embedding.device)
+    spent = _Spent(rows, embedding.device)
     batcher = Batcher()
     directions = directions_of(embedding[problem.decoder.ids])
     expectations = _Expectations(settings.expected, settings.candidates)
-    for position in range(batch.ids.shape[1]):
-        rows = (batch.seen > position).nonzero()[:, 0]
-        before = top[rows, :position, 0]
+    for position in range(positions):
+        longer = (layout.seen > position).nonzero()[:, 0]
+        before = top[longer, :position, 0]
         prefix = problem.probe.prefix(embedding[before]) if position else None
-        step = _Step(problem, settings, rows, before, prefix, spent, batcher)
+        step = _Step(problem, settings, longer, before, prefix, spent, batcher)
         if position:
             _settle(step, expectations, directions)
         else:
             # Descent does not find a first token behind many blocks (SmolLM2, block 15: median
             # rank 14,000 and more after 60 steps), and one sweep does it for all prompts at once.
             step.sweep(None)
-        top[rows, position] = step.answer
-    found = torch.where(own, top[..., 0], batch.ids)
+        top[longer, position] = step.answer
     return Result(
         top_ids=top,
-        loss=problem.token_loss(found),
+        loss=problem.token_loss(layout.padded(top[..., 0])),
         first_loss=spent.first_loss,
         steps=spent.steps.cpu(),
-        restart=torch.zeros(len(found), dtype=torch.int64),
+        restart=torch.zeros(rows, dtype=torch.int64),
         restarts=1,
         evaluations=spent.evaluations.cpu(),
     )

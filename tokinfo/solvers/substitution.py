@@ -40,7 +40,7 @@ class Substitution:
         self.problem = problem
         self.position = position
         self.batcher = batcher or Batcher()
-        self.length = int(problem.batch.seen[0])
+        self.length = int(problem.layout.seen[0])
         if upto is not None and problem.probe.causal:
             self.length = min(self.length, upto)
         self.context = context[: self.length]
@@ -80,7 +80,7 @@ class Substitution:
         return distance(
             found,
             problem.target[:, first : self.length],
-            problem.batch.visible[:1, first : self.length],
+            problem.layout.visible[:1, first : self.length],
             problem.metric,
             problem.weights,
         )
@@ -96,7 +96,7 @@ class Substitution:
         embedded = self.context[None, first:].repeat(rows, 1, 1)
         embedded[:, self.position - first] = problem.decoder.embedding[candidates]
         found = problem.probe(embedded, prefix=self.prefix)
-        visible = problem.batch.visible[0, : self.length]
+        visible = problem.layout.visible[0, : self.length]
         if bool(visible[:first].any()):
             assert self.prefix is not None
             known = self.prefix.activations.expand(rows, -1, -1)

@@ -24,31 +24,22 @@ _NEAR, _MOST = 16, 64
 """Candidates within so many floors are computed once more, alone, where they are not more."""
 
 
-def solve(problem: Problem, settings: SweepSolver) -> Result:
-    """Sweep positions of every true prompt, one position at a time."""
-    batch = problem.batch
-    top = batch.ids[..., None].repeat(1, 1, 5)
-    identified: list[dict[int, Identification]] = []
-    evaluations = torch.zeros(len(batch), dtype=torch.int64)
-    batcher = Batcher()
-    for row in range(len(batch)):
-        one = problem.rows(torch.tensor([row]))
-        wanted = one.batch.scored[0]
-        if settings.positions == "hidden":
-            wanted = wanted & ~one.batch.visible[0]
-        positions = wanted.nonzero()[:, 0].tolist()[: settings.first]
-        found, best = sweep(one, one.batch.ids[0], positions, batcher, settings.noise)
-        identified.append(found)
-        for position, tokens in best.items():
-            top[row, position] = tokens
-        evaluations[row] = len(positions) * problem.decoder.size
+def solve(problem: Problem, settings: SweepSolver, truth: Tensor) -> Result:
+    """Sweep positions of every true prompt, one position at a time.
+
+    Args:
+        problem: any number of rows.
+        settings: which positions.
+        truth: int64 [row, position], the true tokens.
+    """
+    identified, top, evaluations = sweep_rows(problem, settings, truth, truth)
     loss = problem.token_loss(top[..., 0])
     return Result(
         top_ids=top,
         loss=loss,
         first_loss=torch.full_like(loss, torch.nan),
-        steps=torch.zeros(len(batch), dtype=torch.int64),
-        restart=torch.zeros(len(batch), dtype=torch.int64),
+        steps=torch.zeros_like(evaluations),
+        restart=torch.zeros_like(evaluations),
         restarts=1,
         evaluations=evaluations,
         identified=identified,
@@ -56,9 +47,37 @@ def solve(problem: Problem, settings: SweepSolver) -> Result:
     )
 
 
+def sweep_rows(
+    problem: Problem, settings: SweepSolver, ids: Tensor, truth: Tensor
+) -> tuple[list[dict[int, Identification]], Tensor, Tensor]:
+    """Sweep positions of every prompt in ``ids`` [row, position].
+
+    Returns:
+        what `sweep` says of each row's positions; the best tokens [row, position, 5], where
+        nothing was swept those of ``ids``; and the evaluations [row].
+    """
+    top = ids[..., None].repeat(1, 1, 5)
+    identified: list[dict[int, Identification]] = []
+    evaluations = torch.zeros(len(ids), dtype=torch.int64)
+    batcher = Batcher()
+    for row in range(len(ids)):
+        one = problem.rows(torch.tensor([row]))
+        wanted = one.layout.scored[0]
+        if settings.positions == "hidden":
+            wanted = wanted & ~one.layout.visible[0]
+        positions = wanted.nonzero()[:, 0].tolist()[: settings.first]
+        found, best = sweep(one, ids[row], truth[row], positions, batcher, settings.noise)
+        identified.append(found)
+        for position, tokens in best.items():
+            top[row, position] = tokens
+        evaluations[row] = len(positions) * problem.decoder.size
+    return identified, top, evaluations
+
+
 def sweep(
     problem: Problem,
     ids: Tensor,
+    truth: Tensor,
     positions: Sequence[int],
     batcher: Batcher,
     noise: NoiseSettings | None = None,
@@ -68,6 +87,7 @@ def sweep(
     Args:
         problem: a problem of a single row.
         ids: int64 [position], the prompt around the candidates.
+        truth: int64 [position], the true tokens.
         positions: where to sweep.
         batcher: finds the batch size.
         noise: also find the noise at which each true token is lost.
@@ -84,7 +104,7 @@ def sweep(
         residuals = _verified(problem, ids, position, moved.residuals(candidates))
         top = residuals.topk(min(5, len(residuals)), largest=False).indices
         best[position] = candidates[top[torch.arange(5).clamp_max(len(top) - 1)]]
-        true = (candidates == problem.batch.ids[0, position]).nonzero()
+        true = (candidates == truth[position]).nonzero()
         if len(true):
             judged = identify(residuals, int(true), float(problem.floor[0]), problem.prior)
             if noise is not None:
@@ -105,9 +125,9 @@ def _verified(problem: Problem, ids: Tensor, position: int, residuals: Tensor) -
         return residuals
     prompts = ids.repeat(len(near), 1)
     prompts[:, position] = problem.decoder.ids[near]
-    seen = problem.batch.seen.expand(len(near))
+    seen = problem.layout.seen.expand(len(near))
     found = alone(problem.probe, problem.decoder.embedding, prompts, seen)
-    away = distance(found, problem.target, problem.batch.visible, problem.metric, problem.weights)
+    away = distance(found, problem.target, problem.layout.visible, problem.metric, problem.weights)
     residuals = residuals.clone()
     residuals[near] = away.to(residuals)
     return residuals
@@ -141,7 +161,7 @@ def noise_threshold(
     found = moved.activations(problem.decoder.ids[chosen])
     first = moved.length - found.shape[1]
     target = problem.target[0, first : moved.length].to(found.dtype)
-    visible = problem.batch.visible[:1, first : moved.length]
+    visible = problem.layout.visible[:1, first : moved.length]
     signal = float(target[visible[0]].double().square().mean().sqrt())
     levels = torch.logspace(
         torch.tensor(settings.lowest).log10().item(),

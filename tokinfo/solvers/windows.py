@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tokinfo.probe.batch import Batch
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.problem import Problem
 
@@ -42,20 +41,19 @@ def check(problem: Problem, lists: Tensor, batcher: Batcher) -> Checked:
         lists: int64 [row, position, candidate], best first.
         batcher: finds the batch size, over rows and candidates together.
     """
-    batch = problem.batch
+    layout = problem.layout
     rows, positions, window = lists.shape
-    place = torch.arange(positions, device=lists.device)
-    plain = torch.where(place < batch.seen[:, None], lists[..., 0], batch.ids)
+    plain = layout.padded(lists[..., 0])
     every = torch.arange(rows, device=lists.device)
     before = _losses(problem, plain, every, batcher)
     unexplained = before > problem.floor
     ids = plain.clone()
     evaluations = torch.ones(rows, dtype=torch.int64, device=lists.device)
     for position in range(positions):
-        reached = unexplained & (position < batch.seen)
+        reached = unexplained & (position < layout.seen)
         if problem.probe.causal:
             # A token right of every visible position changes nothing that is compared.
-            reached = reached & batch.visible[:, position:].any(1)
+            reached = reached & layout.visible[:, position:].any(1)
         chosen = reached.nonzero()[:, 0]
         if len(chosen) == 0:
             continue
@@ -90,7 +88,7 @@ def lead(lists: Tensor, ids: Tensor) -> Tensor:
 
 def _losses(problem: Problem, ids: Tensor, rows: Tensor, batcher: Batcher) -> Tensor:
     """Return the distance [candidate] of token sequences to the targets of their rows."""
-    width = problem.batch.ids.shape[1]
+    width = problem.target.shape[1]
 
     def score(part: Tensor) -> Tensor:
         # Some of a problem stays on the CPU, wherever its tensors are.
@@ -103,15 +101,15 @@ def _judged_on(problem: Problem, position: int) -> Problem:
     """Return the problem cut to what judges a candidate at ``position`` (see `check`)."""
     if not problem.probe.causal:
         return problem
-    batch = problem.batch
-    last = torch.where(batch.visible[:, position], position, batch.seen - 1)
+    layout = problem.layout
+    last = torch.where(layout.visible[:, position], position, layout.seen - 1)
     length = int(last.max()) + 1
     place = torch.arange(length, device=last.device)
-    cut = Batch(
-        ids=batch.ids[:, :length],
-        lengths=batch.lengths.clamp(max=length),
-        visible=batch.visible[:, :length] & (place <= last[:, None]),
-        scored=batch.scored[:, :length],
-        seen=batch.seen.clamp(max=length),
+    cut = replace(
+        layout,
+        lengths=layout.lengths.clamp(max=length),
+        visible=layout.visible[:, :length] & (place <= last[:, None]),
+        scored=layout.scored[:, :length],
+        seen=layout.seen.clamp(max=length),
     )
-    return replace(problem, batch=cut, target=problem.target[:, :length])
+    return replace(problem, layout=cut, target=problem.target[:, :length])
