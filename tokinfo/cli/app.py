@@ -15,6 +15,7 @@ from tokinfo.cli.clean import clean
 from tokinfo.cli.options import Config, ConfigFiles, read_study
 from tokinfo.cli.parity import parity
 from tokinfo.cli.plan import plan
+from tokinfo.io.errors import TokinfoError
 
 if TYPE_CHECKING:
     from tokinfo.study.cell import Cell
@@ -187,7 +188,7 @@ def _one_prompt(
     solver: str | None,
     checkpoint: Path | None,
 ) -> None:
-    from tokinfo.cli.prompt import PromptError, Request, answer
+    from tokinfo.cli.prompt import Request, answer
 
     # A checkpoint of one's own needs no study, unless one is named for its solvers.
     study = read_study(configfile, config) if checkpoint is None or configfile else None
@@ -196,7 +197,7 @@ def _one_prompt(
     request = Request(kind, model, site, mask, prompt, metric, solver, checkpoint)
     try:
         answer(request, study, named)
-    except PromptError as error:
+    except TokinfoError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
 

@@ -41,10 +41,6 @@ _WIDE = 200
 """Columns of a table that goes into a file or a pipe."""
 
 
-class PromptError(TokinfoError):
-    """The command cannot be carried out; one line says why."""
-
-
 @dataclass(frozen=True)
 class Request:
     """What was asked for.
@@ -80,11 +76,11 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
             missing checkpoint.
 
     Raises:
-        PromptError: something asked for does not exist or does not suit; one line.
+        InvalidError: something asked for does not exist or does not suit; one line.
     """
     name, solver = _solver(request, study)
     if request.kind == "sweep" and solver.kind != "sweep":
-        raise PromptError(f"solver {name!r} is of kind {solver.kind}; `tokinfo invert` runs it")
+        raise InvalidError(f"solver {name!r} is of kind {solver.kind}; `tokinfo invert` runs it")
     if request.checkpoint is None:
         assert study is not None, "no checkpoint and no study"
         directory, site = _prepared(request, study, named)
@@ -117,7 +113,7 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
         rows = make_rows(settings, model, problem, truth, result)
     except (TokinfoError, ValueError, OSError) as error:
         words = " ".join(str(error).split())
-        raise PromptError(
+        raise InvalidError(
             f"{request.model} at {request.site}, mask {request.mask}: {words}"
         ) from None
     _print(rows, told=solver.kind == "sweep", heading=_heading(request, site, name, model))
@@ -137,7 +133,7 @@ def _solver(request: Request, study: Study | None) -> tuple[str, Solver]:
     if request.solver in _KINDS:
         return request.solver, _SOLVER.validate_python({"kind": request.solver})
     allowed = ", ".join(dict.fromkeys([*known, *_KINDS]))
-    raise PromptError(f"solver {request.solver!r}: allowed: {allowed}")
+    raise InvalidError(f"solver {request.solver!r}: allowed: {allowed}")
 
 
 def _prepared(request: Request, study: Study, named: list[str]) -> tuple[Path, Site]:
@@ -146,17 +142,14 @@ def _prepared(request: Request, study: Study, named: list[str]) -> tuple[Path, S
     Of several that hold enough blocks the smallest is taken.
 
     Raises:
-        PromptError: unknown model or site; or not prepared yet, with the command that does it.
+        InvalidError: unknown model or site; or not prepared yet, with the command that does it.
     """
     if request.model not in study.models:
-        raise PromptError(f"model {request.model!r}: allowed: {', '.join(study.models)}")
+        raise InvalidError(f"model {request.model!r}: allowed: {', '.join(study.models)}")
     depth = study.source_of(request.model).blocks
-    try:
-        site = Site.parse(request.site).resolve(depth)
-    except InvalidError as error:
-        raise PromptError(str(error)) from None
+    site = Site.parse(request.site).resolve(depth)
     if site.block > depth:
-        raise PromptError(f"site {request.site}: {request.model} has {depth} blocks")
+        raise InvalidError(f"site {request.site}: {request.model} has {depth} blocks")
     folder = Path(study.results) / "checkpoints" / request.model
     there = [
         int(path.parent.name)
@@ -171,14 +164,14 @@ def _prepared(request: Request, study: Study, named: list[str]) -> tuple[Path, S
         block for block in planned | ({0} if planned else set()) if block >= site.block
     )
     if not deep_enough:
-        raise PromptError(
+        raise InvalidError(
             f"{request.model} at {request.site}: no cell of the study reads that deep; add the "
             "site to a grid, or name a checkpoint with --checkpoint"
         )
     target = folder / str(deep_enough[0])
     # `--configfile` takes every file that follows it, so the target comes first.
     command = ["snakemake", str(target), "--cores", "all", *named]
-    raise PromptError(f"{target}: not prepared yet; this makes it: {shlex.join(command)}")
+    raise InvalidError(f"{target}: not prepared yet; this makes it: {shlex.join(command)}")
 
 
 def _cell(request: Request, solver: str, site: Site, model: Checkpoint) -> Cell:
@@ -186,7 +179,7 @@ def _cell(request: Request, solver: str, site: Site, model: Checkpoint) -> Cell:
     resolved = site.resolve(depth)
     kept = model.facts.blocks_kept
     if resolved.block > kept:
-        raise PromptError(f"the checkpoint holds {kept} of {depth} blocks")
+        raise InvalidError(f"the checkpoint holds {kept} of {depth} blocks")
     try:
         return Cell(
             model=request.model,
@@ -203,16 +196,16 @@ def _cell(request: Request, solver: str, site: Site, model: Checkpoint) -> Cell:
         )
     except ValidationError as error:
         wrong = error.errors()[0]
-        raise PromptError(f"{wrong['loc'][0]} {wrong['input']!r}: {wrong['msg']}") from None
+        raise InvalidError(f"{wrong['loc'][0]} {wrong['input']!r}: {wrong['msg']}") from None
 
 
 def _check(request: Request, solver: Solver, problem: Problem, model: Checkpoint) -> None:
     """Refuse a prompt that the model cannot hold or that leaves a sweep nothing to do."""
     length, n_ctx = int(problem.layout.lengths[0]), model.facts.n_ctx
     if n_ctx is not None and length > n_ctx:
-        raise PromptError(f"the prompt has {length} tokens, the model holds {n_ctx}")
+        raise InvalidError(f"the prompt has {length} tokens, the model holds {n_ctx}")
     if solver.kind == "sweep" and not _swept(solver, problem):
-        raise PromptError(f"the mask hides none of {length} positions: there is nothing to sweep")
+        raise InvalidError(f"the mask hides none of {length} positions: there is nothing to sweep")
 
 
 def _settings(request: Request, cell: Cell, solver: Solver, model: Checkpoint) -> CellSettings:
