@@ -20,11 +20,11 @@ from tokinfo.tables.recovery import scan
 from tokinfo.tables.replication_shares import (
     ENDS,
     OVER_PROMPTS,
-    prompt_figures,
-    published_figures,
-    search_figures,
-    sweep_figures,
-    training_figures,
+    prompt_columns,
+    published_columns,
+    search_columns,
+    sweep_columns,
+    training_columns,
 )
 from tokinfo.tables.schema import CELL_KEYS
 from tokinfo.tables.verdicts import VERDICTS, hollow, settled, verdict
@@ -154,12 +154,12 @@ def _row(
     if answer["runs"]:
         published = _cells(table, answer["published"], answer)
         others = _cells(table, answer["others"], answer)
-        found, ours = published_figures(published, answer)
+        found, ours = published_columns(published, answer)
         row |= found
-        row |= search_figures(others, answer)
-        row |= sweep_figures(others, answer)
-        row |= prompt_figures(published, others, answer)
-        row |= training_figures(answer, claimed, histories)
+        row |= search_columns(others, answer)
+        row |= sweep_columns(others, answer)
+        row |= prompt_columns(published, others, answer)
+        row |= training_columns(answer, claimed, histories)
         row["reason"] = ""
     row["verdict"] = verdict(
         claim["found"],

@@ -1,4 +1,4 @@
-"""Figures of one row of the chapter, from the rows that its cells have in the long table.
+"""Shares of one row of the chapter, counted in the rows that its cells have in the long table.
 
 Each of the functions returns the columns of the `replication` table that it knows. An *answer* is
 what `tokinfo.workflow.answers` says of the row: which cells answer it, and how its tokens in
@@ -34,7 +34,7 @@ _SWEPT = (pl.col("around") == "true") & pl.col("identified").is_not_null()
 # --- the published protocol ---------------------------------------------------------------
 
 
-def published_figures(
+def published_columns(
     rows: pl.DataFrame, answer: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Share]:
     """Return what the published protocol found, and the share of runs that found it.
@@ -65,7 +65,7 @@ def published_figures(
         "runs": len(outcomes),
         "runs_found": sum(map(sum, groups)),
         "initialisations": len(by_model),
-        **_columns("found", share),
+        **_share_columns("found", share),
         "tokens_found": sum(o[1] for o in outcomes) / sum(o[2] for o in outcomes),
         "visible_found": own.filter("visible")["correct"].mean(),
         "first_loss": once["first_loss"].median(),
@@ -109,7 +109,7 @@ def _texts(rows: pl.DataFrame, count: int) -> list[str]:
     return ["".join(tokens[place] for tokens in lists) for place in range(count)]
 
 
-def _columns(name: str, share: Share) -> dict[str, float]:
+def _share_columns(name: str, share: Share) -> dict[str, float]:
     values = (share.value, share.low, share.high)
     return {f"{name}{end}": value for end, value in zip(ENDS, values, strict=True)}
 
@@ -117,7 +117,7 @@ def _columns(name: str, share: Share) -> dict[str, float]:
 # --- other searches, and what is there ----------------------------------------------------
 
 
-def search_figures(rows: pl.DataFrame, answer: Mapping[str, Any]) -> dict[str, Any]:
+def search_columns(rows: pl.DataFrame, answer: Mapping[str, Any]) -> dict[str, Any]:
     """Return what other searches found in the row's own prompt.
 
     Args:
@@ -145,17 +145,17 @@ def search_figures(rows: pl.DataFrame, answer: Mapping[str, Any]) -> dict[str, A
     return out
 
 
-def sweep_figures(rows: pl.DataFrame, answer: Mapping[str, Any]) -> dict[str, Any]:
+def sweep_columns(rows: pl.DataFrame, answer: Mapping[str, Any]) -> dict[str, Any]:
     """Return what sweeps around the row's own prompt identify; nothing where none was made.
 
-    Arguments as `search_figures` takes them.
+    Arguments as `search_columns` takes them.
     """
     swept = rows.filter(_SWEPT, prompt=answer["claim"]["prompt"])
     if swept.is_empty():
         return {}
     return {
         "swept": len(swept),
-        **_columns("identifiable", _share_by(("model",), swept, _IDENTIFIABLE)),
+        **_share_columns("identifiable", _share_by(("model",), swept, _IDENTIFIABLE)),
         "margin": swept["margin"].median(),
         "noise_floor": swept["noise_floor"].median(),
         "bits": swept["bits"].mean(),
@@ -163,7 +163,7 @@ def sweep_figures(rows: pl.DataFrame, answer: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def prompt_figures(
+def prompt_columns(
     published: pl.DataFrame, others: pl.DataFrame, answer: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return what was found of all prompts that the row was asked of, its own among them.
@@ -183,7 +183,7 @@ def prompt_figures(
     out: dict[str, Any] = {"n_prompts": published.select(_PROMPT).n_unique()}
     for name, (rows, hit) in counted.items():
         if len(rows):
-            out |= _columns(f"prompts_{name}", _share_by(_PROMPT, rows, hit))
+            out |= _share_columns(f"prompts_{name}", _share_by(_PROMPT, rows, hit))
     return out
 
 
@@ -220,7 +220,7 @@ def read_training(history: Path) -> TrainingEnd:
         return TrainingEnd(int(last["tokens"]), *losses)
 
 
-def training_figures(
+def training_columns(
     answer: Mapping[str, Any], claimed: Mapping[str, Any], histories: Mapping[str, Path]
 ) -> dict[str, Any]:
     """Return how far the row's trained model was trained; nothing of an untrained or foreign one.
