@@ -16,10 +16,11 @@ sys.path.insert(0, str(workflow.basedir))
 from tokinfo.workflow import downloads as fetching
 from tokinfo.workflow import memory as needs
 from tokinfo.workflow import running, runtime as runtimes, submissions
-from tokinfo.workflow import plan as plans
 from tokinfo.workflow.answers import answers
+from tokinfo.workflow.jobs import lend_package
+from tokinfo.workflow.plan import Plan, canonical
+from tokinfo.workflow.rules import BENCHMARKS, FIGURES, LOGS, OUTPUTS, PAGES, code, pattern
 from tokinfo.study.files import beyond
-from tokinfo.study.cell import CELL_PATH
 from tokinfo.study.load import StudyError, load_study
 
 # `--configfile` names a whole study. Merging it into the default one would mix their models.
@@ -34,8 +35,8 @@ try:
 except StudyError as error:
     sys.exit(str(error))
 
-PLAN = plans.Plan(STUDY)
-plans.lend_package(workflow.basedir)
+PLAN = Plan(STUDY)
+lend_package(workflow.basedir)
 
 # A run that was killed leaves Snakemake's lock behind. What may be unlocked is, here; what may not
 # is said with the command that does it, and Snakemake refuses.
@@ -86,7 +87,7 @@ rule all:
         "<results>/tables/summary.csv",
         expand(
             "<results>/figures/{figure}.{form}",
-            figure=(*plans.FIGURES, *plans.IDENTIFIABILITY, "training_curves", "loss_curves"),
+            figure=FIGURES,
             form=("svg", "png"),
         ),
         expand("<results>/figures/scaling_{axis}.svg", axis=PLAN.scaling),
@@ -113,4 +114,3 @@ include: "rules/corpus.smk"
 include: "rules/models.smk"
 include: "rules/invert.smk"
 include: "rules/report.smk"
-include: "rules/replication.smk"

@@ -5,12 +5,12 @@ rule corpus:
     input:
         files=lambda w: PLAN.corpus_files(w.corpus),
     output:
-        train="<results>/corpora/{corpus}.txt",
-        held_out="<results>/corpora/{corpus}.held-out.txt",
+        train=OUTPUTS["corpus"]["train"],
+        held_out=OUTPUTS["corpus"]["held_out"],
     log:
-        "<logs>/corpus/{corpus}.log",
+        LOGS["corpus"],
     benchmark:
-        "<benchmarks>/corpus/{corpus}.tsv"
+        BENCHMARKS["corpus"]
     priority: 60
     conda:
         "../envs/tokinfo.yaml"
@@ -20,7 +20,7 @@ rule corpus:
         runtime=30,
     params:
         settings=lambda w: PLAN.corpus_settings(w.corpus),
-        code=plans.code("corpus"),
+        code=code("corpus"),
         state=PLAN.state,
     message:
         "Writing the corpus {wildcards.corpus}"
@@ -32,11 +32,11 @@ rule tokenizer:
     input:
         corpus=lambda w: f"<results>/corpora/{STUDY.tokenizers[w.tokenizer].corpus}.txt",
     output:
-        directory("<results>/tokenizers/{tokenizer}"),
+        directory(OUTPUTS["tokenizer"]["tokenizer"]),
     log:
-        "<logs>/tokenizer/{tokenizer}.log",
+        LOGS["tokenizer"],
     benchmark:
-        "<benchmarks>/tokenizer/{tokenizer}.tsv"
+        BENCHMARKS["tokenizer"]
     priority: 60
     conda:
         "../envs/tokinfo.yaml"
@@ -46,7 +46,7 @@ rule tokenizer:
         runtime=60,
     params:
         settings=lambda w: PLAN.tokenizer_settings(w.tokenizer),
-        code=plans.code("tokenizer"),
+        code=code("tokenizer"),
     message:
         "Training the tokenizer {wildcards.tokenizer}"
     script:
@@ -55,15 +55,15 @@ rule tokenizer:
 
 rule tokens:
     input:
-        tokenizer="<results>/tokenizers/{tokenizer}",
+        tokenizer=OUTPUTS["tokenizer"]["tokenizer"],
         train=lambda w: f"<results>/corpora/{STUDY.tokenizers[w.tokenizer].corpus}.txt",
         held_out=lambda w: f"<results>/corpora/{STUDY.tokenizers[w.tokenizer].corpus}.held-out.txt",
     output:
-        "<results>/tokens/{tokenizer}.safetensors",
+        OUTPUTS["tokens"]["tokens"],
     log:
-        "<logs>/tokens/{tokenizer}.log",
+        LOGS["tokens"],
     benchmark:
-        "<benchmarks>/tokens/{tokenizer}.tsv"
+        BENCHMARKS["tokens"]
     priority: 60
     conda:
         "../envs/tokinfo.yaml"
@@ -72,7 +72,7 @@ rule tokens:
         mem_mb=2000,
         runtime=60,
     params:
-        code=plans.code("tokens"),
+        code=code("tokens"),
     message:
         "Encoding the corpus with the tokenizer {wildcards.tokenizer}"
     script:
@@ -85,11 +85,11 @@ rule passages:
         tokenizer=lambda w: f"<results>/tokenizers/{STUDY.passages[w.passages].tokenizer}",
         held_out=lambda w: f"<results>/corpora/{STUDY.passages[w.passages].corpus}.held-out.txt",
     output:
-        "<results>/passages/{passages}.json",
+        OUTPUTS["passages"]["passages"],
     log:
-        "<logs>/passages/{passages}.log",
+        LOGS["passages"],
     benchmark:
-        "<benchmarks>/passages/{passages}.tsv"
+        BENCHMARKS["passages"]
     priority: 100
     conda:
         "../envs/tokinfo.yaml"
@@ -99,7 +99,7 @@ rule passages:
         runtime=10,
     params:
         settings=lambda w: PLAN.passages_settings(w.passages),
-        code=plans.code("passages"),
+        code=code("passages"),
     message:
         "Drawing the passages {wildcards.passages}"
     script:
@@ -114,11 +114,11 @@ rule prompts:
         tokenizer=lambda w: PLAN.tokenizer_path(w.source),
         passages=lambda w: PLAN.passages_of(w.source),
     output:
-        "<results>/prompts/{source}.json",
+        OUTPUTS["prompts"]["prompts"],
     log:
-        "<logs>/prompts/{source}.log",
+        LOGS["prompts"],
     benchmark:
-        "<benchmarks>/prompts/{source}.tsv"
+        BENCHMARKS["prompts"]
     priority: 100
     conda:
         "../envs/tokinfo.yaml"
@@ -128,7 +128,7 @@ rule prompts:
         runtime=10,
     params:
         settings=lambda w: PLAN.prompt_settings(w.source),
-        code=plans.code("prompts"),
+        code=code("prompts"),
     message:
         "Checking the prompts with the tokenizer of {wildcards.source}"
     script:

@@ -4,14 +4,14 @@
 # How often each of a model's tokens occurs in the study's prior, for the cells that count bits.
 rule unigram:
     input:
-        checkpoint="<results>/checkpoints/{model}/0",
+        checkpoint=OUTPUTS["embedding"]["checkpoint"],
         text=f"<results>/corpora/{STUDY.prior}.txt",
     output:
-        "<results>/unigrams/{model}.safetensors",
+        OUTPUTS["unigram"]["unigrams"],
     log:
-        "<logs>/unigram/{model}.log",
+        LOGS["unigram"],
     benchmark:
-        "<benchmarks>/unigram/{model}.tsv"
+        BENCHMARKS["unigram"]
     priority: 30
     conda:
         "../envs/tokinfo.yaml"
@@ -20,7 +20,7 @@ rule unigram:
         mem_mb=2000,
         runtime=60,
     params:
-        code=plans.code("unigram"),
+        code=code("unigram"),
     message:
         "Counting the tokens of {wildcards.model} in the prior"
     script:
@@ -33,16 +33,16 @@ rule unigram:
 rule invert:
     input:
         checkpoint=lambda w: PLAN.checkpoint(PLAN.cell(w)),
-        decoder="<results>/decoders/{model}.safetensors",
+        decoder=OUTPUTS["embedding"]["decoder"],
         target=lambda w: PLAN.target(PLAN.cell(w)),
         prior=lambda w: PLAN.prior(PLAN.cell(w)),
         passages=lambda w: PLAN.passages([PLAN.cell(w).prompts]),
     output:
-        f"<results>/{CELL_PATH}",
+        OUTPUTS["invert"]["cell"],
     log:
-        f"<logs>/{CELL_PATH.replace('.parquet', '.log')}",
+        LOGS["invert"],
     benchmark:
-        f"<benchmarks>/{CELL_PATH.replace('.parquet', '.tsv')}"
+        BENCHMARKS["invert"]
     priority: 20
     group:
         submissions.group(workflow, STUDY.cells_per_submission)

@@ -7,14 +7,14 @@ rule train:
         tokenizer=lambda w: PLAN.tokenizer_path(w.source),
         tokens=lambda w: f"<results>/tokens/{PLAN.tokenizer_of(w.source)}.safetensors",
     output:
-        model=directory("<results>/sources/{source}"),
-        history="<results>/training/{source}.csv",
+        model=directory(OUTPUTS["train"]["model"]),
+        history=OUTPUTS["train"]["history"],
     log:
-        "<logs>/train/{source}.log",
+        LOGS["train"],
     benchmark:
-        "<benchmarks>/train/{source}.tsv"
+        BENCHMARKS["train"]
     wildcard_constraints:
-        source=plans.pattern(PLAN.trained),
+        source=pattern(PLAN.trained),
     priority: 50
     conda:
         "../envs/tokinfo.yaml"
@@ -25,7 +25,7 @@ rule train:
         runtime=lambda w, attempt: runtimes.training_minutes(STUDY, w.source, attempt),
     params:
         settings=lambda w: PLAN.training_settings(w.source),
-        code=plans.code("train"),
+        code=code("train"),
         state=PLAN.state,
     message:
         "Training {wildcards.source}"
@@ -40,13 +40,13 @@ rule fetch:
     input:
         files=lambda w: PLAN.fetch_files(w.source, w.part),
     output:
-        directory("<results>/sources/{source}/{part}"),
+        directory(OUTPUTS["fetch"]["model"]),
     log:
-        "<logs>/fetch/{source}/{part}.log",
+        LOGS["fetch"],
     benchmark:
-        "<benchmarks>/fetch/{source}/{part}.tsv"
+        BENCHMARKS["fetch"]
     wildcard_constraints:
-        source=plans.pattern(PLAN.fetched),
+        source=pattern(PLAN.fetched),
     priority: 70
     conda:
         "../envs/tokinfo.yaml"
@@ -57,7 +57,7 @@ rule fetch:
         runtime=lambda w, attempt: runtimes.fetch_minutes(STUDY, w.source, w.part, attempt),
     params:
         settings=lambda w: PLAN.fetch_settings(w.source, w.part),
-        code=plans.code("fetch"),
+        code=code("fetch"),
         state=PLAN.state,
     message:
         "Fetching {wildcards.source}, {wildcards.part}: {resources.disk_mb} MB"
@@ -75,11 +75,11 @@ rule prepare:
     input:
         origin=lambda w: PLAN.origin(w.model, int(w.blocks)),
     output:
-        checkpoint=directory("<results>/checkpoints/{model}/{blocks}"),
+        checkpoint=directory(OUTPUTS["prepare"]["checkpoint"]),
     log:
-        "<logs>/prepare/{model}/{blocks}.log",
+        LOGS["prepare"],
     benchmark:
-        "<benchmarks>/prepare/{model}/{blocks}.tsv"
+        BENCHMARKS["prepare"]
     priority: 40
     conda:
         "../envs/tokinfo.yaml"
@@ -90,7 +90,7 @@ rule prepare:
         runtime=lambda w, attempt: runtimes.prepare_minutes(STUDY, w.model, int(w.blocks), attempt),
     params:
         settings=lambda w: PLAN.prepare_settings(w.model, int(w.blocks)),
-        code=plans.code("prepare"),
+        code=code("prepare"),
     message:
         "Cutting {wildcards.model} to its embedding and {wildcards.blocks} blocks"
     script:
@@ -102,12 +102,12 @@ rule embedding:
     input:
         origin=lambda w: PLAN.origin(w.model, 0),
     output:
-        checkpoint=directory("<results>/checkpoints/{model}/0"),
-        decoder="<results>/decoders/{model}.safetensors",
+        checkpoint=directory(OUTPUTS["embedding"]["checkpoint"]),
+        decoder=OUTPUTS["embedding"]["decoder"],
     log:
-        "<logs>/embedding/{model}.log",
+        LOGS["embedding"],
     benchmark:
-        "<benchmarks>/embedding/{model}.tsv"
+        BENCHMARKS["embedding"]
     priority: 40
     conda:
         "../envs/tokinfo.yaml"
@@ -118,7 +118,7 @@ rule embedding:
         runtime=lambda w, attempt: runtimes.prepare_minutes(STUDY, w.model, 0, attempt),
     params:
         settings=lambda w: PLAN.prepare_settings(w.model, 0),
-        code=plans.code("embedding"),
+        code=code("embedding"),
     message:
         "Taking the embedding of {wildcards.model}"
     script:

@@ -1,4 +1,4 @@
-# From the cells to what a reader sees: tables, figures, token strips.
+# From the cells to what a reader sees: tables, figures, pages.
 
 
 # Only the study's own cells are read: files of cells that a study no longer has stay unread.
@@ -19,7 +19,7 @@ rule collect:
         mem_mb=2000,
         runtime=60,
     params:
-        code=plans.code("collect"),
+        code=code("collect"),
     message:
         "Collecting the cells into one table"
     script:
@@ -48,35 +48,27 @@ rule summarise:
         mem_mb=2000,
         runtime=60,
     params:
-        code=plans.code("summarise"),
+        code=code("summarise"),
     message:
         "Summarising recovery"
     script:
         "scripts/summarise.py"
 
 
-rule figure:
+rule noise_table:
     input:
-        summary="<results>/tables/summary.parquet",
+        recovery="<results>/tables/recovery.parquet",
     output:
-        svg=report(
-            "<results>/figures/{figure}.svg",
-            caption="../report/figures.rst",
-            category="Figures",
-            labels={"figure": "{figure}", "format": "SVG"},
-        ),
-        png=report(
-            "<results>/figures/{figure}.png",
-            caption="../report/figures.rst",
-            category="Figures",
-            labels={"figure": "{figure}", "format": "PNG"},
+        table=report(
+            "<results>/tables/noise.csv",
+            caption="../report/noise.rst",
+            category="Identifiability",
+            labels={"table": "noise that hidden tokens survive"},
         ),
     log:
-        "<logs>/figures/{figure}.log",
+        "<logs>/noise_table.log",
     benchmark:
-        "<benchmarks>/figures/{figure}.tsv"
-    wildcard_constraints:
-        figure=plans.pattern(plans.FIGURES),
+        "<benchmarks>/noise_table.tsv"
     conda:
         "../envs/tokinfo.yaml"
     resources:
@@ -84,145 +76,89 @@ rule figure:
         mem_mb=1000,
         runtime=30,
     params:
-        code=plans.code("figure"),
+        code=code("noise_table"),
+    message:
+        "Tabulating the noise that hidden tokens survive"
+    script:
+        "scripts/noise_table.py"
+
+
+# What the source chapter states, row by row, beside what came out here.
+rule replication:
+    input:
+        recovery="<results>/tables/recovery.parquet",
+        histories=PLAN.histories,
+    output:
+        table="<results>/tables/replication.parquet",
+        csv=report(
+            "<results>/tables/replication.csv",
+            caption="../report/pages.rst",
+            category="Replication",
+            labels={"table": "the chapter, row by row"},
+        ),
+        summary=report(
+            "<results>/tables/replication_summary.csv",
+            caption="../report/pages.rst",
+            category="Replication",
+            labels={"table": "how many rows agree"},
+        ),
+    log:
+        "<logs>/replication.log",
+    benchmark:
+        "<benchmarks>/replication.tsv"
+    conda:
+        "../envs/tokinfo.yaml"
+    resources:
+        gpu=0,
+        mem_mb=2000,
+        runtime=30,
+    params:
+        settings=lambda w: canonical(
+            {"answers": answers(STUDY, STUDY_FILES, beyond(config, STUDY_FILES))}
+        ),
+        code=code("replication"),
+    message:
+        "Comparing with the chapter, row by row"
+    script:
+        "scripts/replication.py"
+
+
+rule figure:
+    input:
+        lambda w: PLAN.tables(FIGURES[w.figure].table),
+    output:
+        svg=report(
+            "<results>/figures/{figure}.svg",
+            caption="../report/figures.rst",
+            category=lambda w: FIGURES[w.figure].category,
+            labels={"figure": "{figure}", "format": "SVG"},
+        ),
+        png=report(
+            "<results>/figures/{figure}.png",
+            caption="../report/figures.rst",
+            category=lambda w: FIGURES[w.figure].category,
+            labels={"figure": "{figure}", "format": "PNG"},
+        ),
+    log:
+        "<logs>/figures/{figure}.log",
+    benchmark:
+        "<benchmarks>/figures/{figure}.tsv"
+    wildcard_constraints:
+        figure=pattern(FIGURES),
+    conda:
+        "../envs/tokinfo.yaml"
+    resources:
+        gpu=0,
+        mem_mb=1000,
+        runtime=30,
+    params:
+        function=lambda w: FIGURES[w.figure].function,
+        settings=lambda w: PLAN.figure_settings(w.figure),
+        code=lambda w: code("figure", FIGURES[w.figure].function),
     message:
         "Drawing {wildcards.figure}"
     script:
         "scripts/figure.py"
-
-
-rule training_curves:
-    input:
-        histories=expand("<results>/training/{source}.csv", source=sorted(PLAN.trained)),
-    output:
-        svg=report(
-            "<results>/figures/training_curves.svg",
-            caption="../report/training_curves.rst",
-            category="Figures",
-            labels={"figure": "training_curves", "format": "SVG"},
-        ),
-        png=report(
-            "<results>/figures/training_curves.png",
-            caption="../report/training_curves.rst",
-            category="Figures",
-            labels={"figure": "training_curves", "format": "PNG"},
-        ),
-    log:
-        "<logs>/figures/training_curves.log",
-    benchmark:
-        "<benchmarks>/figures/training_curves.tsv"
-    conda:
-        "../envs/tokinfo.yaml"
-    resources:
-        gpu=0,
-        mem_mb=1000,
-        runtime=30,
-    params:
-        settings=PLAN.families(),
-        code=plans.code("training_curves"),
-    message:
-        "Drawing the training curves"
-    script:
-        "scripts/training_curves.py"
-
-
-rule loss_curves:
-    input:
-        recovery="<results>/tables/recovery.parquet",
-    output:
-        svg=report(
-            "<results>/figures/loss_curves.svg",
-            caption="../report/loss_curves.rst",
-            category="Figures",
-            labels={"figure": "loss_curves", "format": "SVG"},
-        ),
-        png=report(
-            "<results>/figures/loss_curves.png",
-            caption="../report/loss_curves.rst",
-            category="Figures",
-            labels={"figure": "loss_curves", "format": "PNG"},
-        ),
-    log:
-        "<logs>/figures/loss_curves.log",
-    benchmark:
-        "<benchmarks>/figures/loss_curves.tsv"
-    conda:
-        "../envs/tokinfo.yaml"
-    resources:
-        gpu=0,
-        mem_mb=1000,
-        runtime=30,
-    params:
-        code=plans.code("loss_curves"),
-    message:
-        "Drawing the loss curves of the descents"
-    script:
-        "scripts/loss_curves.py"
-
-
-rule strips:
-    input:
-        recovery="<results>/tables/recovery.parquet",
-    output:
-        page=report(
-            "<results>/pages/strips.html",
-            caption="../report/strips.rst",
-            category="Prompts",
-            labels={"page": "what came back, token by token"},
-        ),
-    log:
-        "<logs>/strips.log",
-    benchmark:
-        "<benchmarks>/strips.tsv"
-    conda:
-        "../envs/tokinfo.yaml"
-    resources:
-        gpu=0,
-        mem_mb=1000,
-        runtime=30,
-    params:
-        settings=PLAN.labels(),
-        code=plans.code("strips"),
-    message:
-        "Writing the page of token strips"
-    script:
-        "scripts/strips.py"
-
-
-rule identifiability_figure:
-    input:
-        recovery="<results>/tables/recovery.parquet",
-    output:
-        svg=report(
-            "<results>/figures/{figure}.svg",
-            caption="../report/identifiability_figures.rst",
-            category="Identifiability",
-            labels={"figure": "{figure}", "format": "SVG"},
-        ),
-        png=report(
-            "<results>/figures/{figure}.png",
-            caption="../report/identifiability_figures.rst",
-            category="Identifiability",
-            labels={"figure": "{figure}", "format": "PNG"},
-        ),
-    log:
-        "<logs>/figures/{figure}.log",
-    benchmark:
-        "<benchmarks>/figures/{figure}.tsv"
-    wildcard_constraints:
-        figure=plans.pattern(plans.IDENTIFIABILITY),
-    conda:
-        "../envs/tokinfo.yaml"
-    resources:
-        gpu=0,
-        mem_mb=1000,
-        runtime=30,
-    params:
-        code=plans.code("identifiability_figure"),
-    message:
-        "Drawing {wildcards.figure}"
-    script:
-        "scripts/identifiability_figure.py"
 
 
 # Only along the axes on which the study has enough values for a line.
@@ -253,7 +189,7 @@ rule scaling:
     benchmark:
         "<benchmarks>/scaling/{axis}.tsv"
     wildcard_constraints:
-        axis=plans.pattern(PLAN.scaling),
+        axis=pattern(PLAN.scaling),
     conda:
         "../envs/tokinfo.yaml"
     resources:
@@ -261,55 +197,29 @@ rule scaling:
         mem_mb=1000,
         runtime=30,
     params:
-        code=plans.code("scaling"),
+        code=code("scaling"),
     message:
         "Drawing what depends on {wildcards.axis}"
     script:
         "scripts/scaling.py"
 
 
-rule noise_table:
+rule page:
     input:
-        recovery="<results>/tables/recovery.parquet",
-    output:
-        table=report(
-            "<results>/tables/noise.csv",
-            caption="../report/noise.rst",
-            category="Identifiability",
-            labels={"table": "noise that hidden tokens survive"},
-        ),
-    log:
-        "<logs>/noise_table.log",
-    benchmark:
-        "<benchmarks>/noise_table.tsv"
-    conda:
-        "../envs/tokinfo.yaml"
-    resources:
-        gpu=0,
-        mem_mb=1000,
-        runtime=30,
-    params:
-        code=plans.code("noise_table"),
-    message:
-        "Tabulating the noise that hidden tokens survive"
-    script:
-        "scripts/noise_table.py"
-
-
-rule identifiability:
-    input:
-        recovery="<results>/tables/recovery.parquet",
+        lambda w: PLAN.tables(PAGES[w.page].table),
     output:
         page=report(
-            "<results>/pages/identifiability.html",
-            caption="../report/identifiability.rst",
-            category="Identifiability",
-            labels={"page": "not found, or not there?"},
+            "<results>/pages/{page}.html",
+            caption="../report/pages.rst",
+            category=lambda w: PAGES[w.page].category,
+            labels=lambda w: {"page": PAGES[w.page].label},
         ),
     log:
-        "<logs>/identifiability.log",
+        "<logs>/pages/{page}.log",
     benchmark:
-        "<benchmarks>/identifiability.tsv"
+        "<benchmarks>/pages/{page}.tsv"
+    wildcard_constraints:
+        page=pattern(PAGES),
     conda:
         "../envs/tokinfo.yaml"
     resources:
@@ -317,9 +227,10 @@ rule identifiability:
         mem_mb=1000,
         runtime=30,
     params:
+        function=lambda w: PAGES[w.page].function,
         settings=PLAN.labels(),
-        code=plans.code("identifiability"),
+        code=lambda w: code("page", PAGES[w.page].function),
     message:
-        "Writing the page on what is identifiable"
+        "Writing the page {wildcards.page}"
     script:
-        "scripts/identifiability.py"
+        "scripts/page.py"

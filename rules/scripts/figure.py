@@ -1,4 +1,4 @@
-"""Rule `figure`: draw one figure from the summary."""
+"""Rule `figure`: draw one figure from its tables."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,11 +9,12 @@ if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job(snakemake.log[0], f"figure {snakemake.wildcards.figure}"):
-    from tokinfo.report.figures.draw import draw
+    from pkgutil import resolve_name
 
+    draw = resolve_name(snakemake.params.function)
     draw(
-        snakemake.wildcards.figure,
-        Path(snakemake.input.summary),
-        Path(snakemake.output.svg),
-        Path(snakemake.output.png),
+        *map(Path, snakemake.input),
+        svg=Path(snakemake.output.svg),
+        png=Path(snakemake.output.png),
+        **snakemake.params.settings,
     )

@@ -9,7 +9,7 @@ import pytest
 from docutils.core import publish_parts
 
 from tests import REPOSITORY
-from tokinfo.report.figures.draw import FIGURES, IDENTIFIABILITY
+from tokinfo.workflow.rules import FIGURES, PAGES
 
 REPORT = REPOSITORY / "report"
 
@@ -30,16 +30,16 @@ def render(file: str, **wildcards: str) -> str:
 def test_every_figure_has_a_caption_of_its_own(figure: str) -> None:
     body = render("figures.rst", figure=figure)
     assert "<strong>" in body
-    assert "drawn from" not in body
-    assert "95 % intervals" in body
+    assert f"<em>{figure}</em>" not in body
+    shares = FIGURES[figure].table == "summary" or FIGURES[figure].category == "Identifiability"
+    assert ("95 % interval" in body) == shares
 
 
-@pytest.mark.parametrize("figure", IDENTIFIABILITY)
-def test_every_figure_on_identifiability_has_a_caption_of_its_own(figure: str) -> None:
-    body = render("identifiability_figures.rst", figure=figure)
-    assert "<strong>" in body
-    assert "drawn from" not in body
-    assert "95 % interval" in body
+def test_every_page_has_a_caption_of_its_own() -> None:
+    bodies = {render("pages.rst", page=page) for page in PAGES}
+    assert len(bodies) == len(PAGES)
+    # The tables of the chapter's rows have the caption of their page.
+    assert render("pages.rst") == render("pages.rst", page="replication")
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in REPORT.glob("*.rst")))

@@ -14,7 +14,7 @@ from tests.synthetic_recovery import FakeModel, cell_rows, frame, swept_rows
 from tokinfo.report.figures.scaling import draw_scaling
 from tokinfo.tables.intervals import clustered_share
 from tokinfo.tables.scaling import AXES, COLUMNS, FEWEST, points, write
-from tokinfo.workflow import plan
+from tokinfo.workflow import rules
 
 Rows = list[dict[str, Any]]
 
@@ -172,5 +172,5 @@ def test_two_values_are_no_line(tmp_path: Path) -> None:
 
 
 def test_the_workflow_knows_the_axes_without_importing_them() -> None:
-    assert tuple(AXES) == plan.SCALING
-    assert FEWEST == plan.FEWEST
+    assert tuple(AXES) == rules.SCALING
+    assert FEWEST == rules.FEWEST

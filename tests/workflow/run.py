@@ -114,9 +114,6 @@ def name(rule: str, output: str) -> str:
         return f"{rule} {path.parent.name} {path.name}"
     if rule == "embedding":
         return f"embedding {path.parent.name if path.name == '0' else path.stem}"
-    if rule in (
-        *("collect", "summarise", "noise_table"),
-        *("strips", "identifiability", "training_curves", "loss_curves"),
-    ):
+    if rule in ("collect", "summarise", "noise_table"):
         return rule
     return f"{rule} {path.name.split('.')[0]}"

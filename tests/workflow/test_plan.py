@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests import REPOSITORY
 from tests.example_study import example
 from tests.workflow.run import smoke
 from tokinfo.study.study import Study
-from tokinfo.workflow import plan as workflow
-from tokinfo.workflow.plan import Plan, canonical, pattern
+from tokinfo.workflow.plan import Plan, canonical
+from tokinfo.workflow.rules import code
 
 
 def plan(**changes: Any) -> Plan:
@@ -196,69 +192,28 @@ def test_settings_do_not_depend_on_the_order_of_keys() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("names", "matching", "others"),
-    [
-        (["block.1", "a"], ["block.1", "a"], ["blockx1", "block.10", ""]),
-        (["l1+cosine"], ["l1+cosine"], ["l11cosine"]),
-        ([], [], ["", "a"]),
-    ],
-)
-def test_patterns_match_the_names_and_nothing_else(
-    names: list[str], matching: list[str], others: list[str]
-) -> None:
-    import re
-
-    compiled = re.compile(f"^(?P<name>{pattern(names)})$")
-    assert all(compiled.match(name) for name in matching)
-    assert not any(compiled.match(name) for name in others)
-
-
-def test_every_rule_with_a_script_has_its_code_digested() -> None:
-    scripts = {path.stem for path in (REPOSITORY / "rules" / "scripts").glob("*.py")}
-    assert set(workflow.CODE) == scripts
-    rules = "".join(p.read_text(encoding="utf-8") for p in (REPOSITORY / "rules").glob("*.smk"))
-    for script in scripts:
-        digest = "lambda w: PLAN.cell_code" if script == "invert" else f'plans.code("{script}")'
-        assert f"code={digest}" in rules
-        assert len(workflow.code(script)) == 64
-
-
 def test_a_cell_s_code_is_that_of_its_own_solver() -> None:
     made = plan()
     kinds = {cell.solver: smoke()["solvers"][cell.solver]["kind"] for cell in made.cells.values()}
     digests = {kinds[cell.solver]: made.cell_code(cell) for cell in made.cells.values()}
     assert set(digests) == set(kinds.values())
     assert len(set(digests.values())) == len(digests) > 2
-    assert workflow.code("invert") not in digests.values()
-
-
-def test_what_a_script_imports_is_in_its_digest() -> None:
-    """Only logs, devices and the schema may be used without counting."""
-    for rule, modules in workflow.CODE.items():
-        text = (REPOSITORY / "rules" / "scripts" / f"{rule}.py").read_text(encoding="utf-8")
-        imported = {
-            node.module
-            for node in ast.walk(ast.parse(text))
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tokinfo")
-        }
-        assert imported - {
-            "tokinfo.workflow.jobs",
-            "tokinfo.study.study",
-            "tokinfo.study.sources",
-            "tokinfo.study.cell",
-        } == set(modules)
-
-
-def test_the_figures_are_those_that_can_be_drawn() -> None:
-    from tokinfo.report.figures.draw import FIGURES, IDENTIFIABILITY
-
-    assert tuple(FIGURES) == workflow.FIGURES
-    assert tuple(IDENTIFIABILITY) == workflow.IDENTIFIABILITY
+    assert code("invert") not in digests.values()
 
 
 def test_a_title_is_given_to_the_pages_without_a_character_of_markup() -> None:
     told = {"name": "</script><b>é & co", "description": "<!--"}
-    (text,) = workflow.Plan(Study.model_validate(example() | told)).labels().values()
+    (text,) = Plan(Study.model_validate(example() | told)).labels().values()
     assert not set(text) & set("<>&")
     assert json.loads(text) == told
+
+
+def test_a_figure_is_drawn_from_its_table_and_the_training_curves_know_the_families() -> None:
+    made = plan()
+    assert made.tables("recovery") == ["<results>/tables/recovery.parquet"]
+    histories = ["<results>/training/mixer-flat.csv", "<results>/training/transformer.csv"]
+    assert made.tables("histories") == histories
+    assert made.figure_settings("training_curves") == {
+        "families": {"mixer-flat": "mixer-flat", "transformer": "llama"}
+    }
+    assert made.figure_settings("loss_curves") == {}

@@ -18,16 +18,16 @@ from tests.workflow.run import RESULTS, name, pending, smoke, snakemake
 from tokinfo.study.cell import Cell
 from tokinfo.study.study import Study
 from tokinfo.tables.schema import CELL_KEYS
-from tokinfo.workflow.plan import FIGURES, IDENTIFIABILITY
+from tokinfo.workflow.plan import Plan
+from tokinfo.workflow.rules import FIGURES
+from tokinfo.workflow.stale import outputs
 
 Change = Callable[[dict[str, Any]], None]
 
-FIGURE_JOBS = {f"figure {figure}" for figure in FIGURES}
-FIGURE_JOBS |= {f"identifiability_figure {figure}" for figure in IDENTIFIABILITY}
-PAGES = {"strips", "identifiability"}
-FIGURE_JOBS |= {"loss_curves"}
-FIGURE_JOBS |= {"scaling scaling_training"}
-AGGREGATE = {"collect", "summarise", "noise_table", *PAGES, *FIGURE_JOBS}
+FIGURE_JOBS = {f"figure {figure}" for figure in FIGURES} | {"scaling scaling_training"}
+CURVES = {"figure training_curves"}
+PAGES = {"page strips", "page identifiability"}
+AGGREGATE = {"collect", "summarise", "noise_table", *PAGES, *FIGURE_JOBS} - CURVES
 FLAT_MIXERS = {"mixer-flat", "mixer-flat-untrained"}
 
 
@@ -58,7 +58,7 @@ TRAINED_FLAT = {
     *checkpoints("mixer-flat-0", 1),
     *checkpoints("mixer-flat-30", 1),
     "train mixer-flat",
-    "training_curves",
+    *CURVES,
 }
 """What is made of that run."""
 
@@ -395,12 +395,22 @@ def test_comments_and_docstrings_rerun_nothing(changed: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
-        ("figures/style.py", FIGURE_JOBS | {"training_curves"}),
-        ("report/template.py", PAGES),
-        ("swept.py", {"identifiability", "noise_table", "training_curves", *FIGURE_JOBS}),
-        ("promptcheck.py", checks(*ALL_SOURCES)),
+        ("report/figures/style.py", FIGURE_JOBS),
+        ("report/figures/margins.py", {"figure margin_by_depth", "figure noise_threshold"}),
+        ("report/figures/training.py", CURVES),
+        ("report/pages/strips.py", {"page strips"}),
+        ("report/pages/template.py", PAGES),
         (
-            "passages.py",
+            "tables/identifiability.py",
+            {
+                *("page identifiability", "noise_table"),
+                *("figure found_vs_identifiable", "figure rank_histogram"),
+                *("figure margin_by_depth", "figure noise_threshold"),
+            },
+        ),
+        ("text/promptcheck.py", checks(*ALL_SOURCES)),
+        (
+            "text/passages.py",
             {
                 "passages drawn",
                 *cells(smoke(), lambda cell: cell.prompts == "drawn"),
@@ -408,12 +418,12 @@ def test_comments_and_docstrings_rerun_nothing(changed: Path) -> None:
                 *AGGREGATE,
             },
         ),
-        ("score.py", cells(smoke()) | AGGREGATE),
-        ("invert/adam.py", solved_by("adam", "joint") | AGGREGATE),
-        ("invert/chapter.py", solved_by("chapter") | AGGREGATE),
-        ("invert/joint.py", solved_by("joint") | AGGREGATE),
-        ("invert/sweep.py", solved_by("sweep", "joint") | AGGREGATE),
-        ("invert/run.py", cells(smoke()) | AGGREGATE),
+        ("solvers/scores.py", cells(smoke()) | AGGREGATE),
+        ("solvers/adam.py", solved_by("adam", "joint") | AGGREGATE),
+        ("solvers/chapter.py", solved_by("chapter") | AGGREGATE),
+        ("solvers/joint.py", solved_by("joint") | AGGREGATE),
+        ("solvers/sweep.py", solved_by("sweep", "joint") | AGGREGATE),
+        ("solvers/run.py", cells(smoke()) | AGGREGATE),
     ],
 )
 def test_logic_in_a_module_reruns_the_stage_that_uses_it(
@@ -424,7 +434,7 @@ def test_logic_in_a_module_reruns_the_stage_that_uses_it(
 
 
 def test_logic_of_training_reruns_trained_models_alone(changed: Path) -> None:
-    _append_logic(changed / "tokinfo" / "train.py")
+    _append_logic(changed / "tokinfo" / "models" / "train.py")
     trained = {"transformer", "transformer-int8"}
     expected = cells(smoke(), lambda cell: cell.model in trained) | AGGREGATE | TRAINED_FLAT
     expected |= {"train transformer"} | checkpoints("transformer", 1, 2)
@@ -433,8 +443,8 @@ def test_logic_of_training_reruns_trained_models_alone(changed: Path) -> None:
 
 
 def test_a_script_of_a_rule_reruns_that_rule(changed: Path) -> None:
-    _edit(changed / "rules" / "scripts" / "strips.py", r"\Z", "\nDONE = True\n")
-    assert pending(changed, smoke()) == {"strips"}
+    _edit(changed / "rules" / "scripts" / "page.py", r"\Z", "\nDONE = True\n")
+    assert pending(changed, smoke()) == PAGES
 
 
 def _append_logic(module: Path) -> None:
@@ -462,6 +472,9 @@ def _clean(directory: Path, study: dict[str, Any], *arguments: str) -> list[str]
 
 def test_nothing_of_a_finished_run_is_stale(finished: Path) -> None:
     assert _clean(finished, smoke(), "--dry-run") == []
+    # Logs and benchmarks too.
+    known = set(outputs(Plan(Study.model_validate(smoke()))))
+    assert [path for path in known if not (finished / RESULTS / path).exists()] == []
 
 
 def test_cleaning_leaves_nothing_to_do_but_the_aggregate_which_never_read_it(

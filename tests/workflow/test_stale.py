@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +13,12 @@ from typer.testing import CliRunner
 
 from tests import REPOSITORY
 from tests.example_study import example
+from tests.workflow.run import copy_repository, smoke, snakemake
 from tokinfo.cli.app import app
 from tokinfo.study.study import Study
 from tokinfo.workflow import running
 from tokinfo.workflow.plan import Plan
-from tokinfo.workflow.stale import DIRECTORIES, FILES, STAMPS, TOLD, find, outputs
+from tokinfo.workflow.stale import STAMPS, find, outputs
 
 RESULTS = Path("results")
 
@@ -96,19 +96,22 @@ def test_what_a_removed_model_leaves_goes_back_to_its_source() -> None:
     assert not [path for path in gone if "llama" in path or "bpe" in path or "bible" in path]
 
 
-def test_every_output_that_bears_a_name_of_the_study_is_known_here() -> None:
-    rules = "\n".join(path.read_text() for path in (REPOSITORY / "rules").glob("*.smk"))
+@pytest.mark.parametrize("raw", [example(), smoke()], ids=["example", "smoke"])
+def test_what_is_known_here_is_what_snakemake_plans_to_write(
+    raw: dict[str, Any], directory: Path
+) -> None:
+    copy_repository(directory)
+    Path("study.yaml").write_text(yaml.safe_dump(raw))
+    planned = snakemake(directory, "--summary", "--configfile", "study.yaml")
+    assert planned.returncode == 0, planned.stderr
+    made = {line.split("\t")[0] for line in planned.stdout.splitlines()[1:]}
+    plan = Plan(Study.model_validate(raw))
     # Figures and axes have names of the workflow's own, the same in every study.
-    told = {name for name in re.findall(r'"<logs>/(\S+)\.log"', rules) if "{" in name}
-    told = {name for name in told if "{figure}" not in name and "{axis}" not in name}
-    assert told == {name for name in TOLD if not name.startswith("cells/")}
-    found = set(re.findall(r"\boutput:(.*?)\n    log:", rules, flags=re.DOTALL))
-    made = {name for text in found for name in re.findall(r'"<results>/([^"]+)"', text)}
-    named = {name for name in made if re.search(r"\{(?!figure|axis)", name)}
-    known = {*FILES, *DIRECTORIES, "corpora/{corpus}.held-out.txt", "checkpoints/{model}/0"}
-    named.discard("{CELL_PATH}")
-    assert len(named) > 8
-    assert named <= known
+    same = tuple(f"{plan.study.results}/{folder}/" for folder in ("tables", "figures", "pages"))
+    known = {path for path in outputs(plan) if not path.startswith(("logs/", "benchmarks/"))}
+    assert {f"{plan.study.results}/{path}" for path in known} == {
+        path for path in made if not path.startswith(same)
+    }
 
 
 def test_passages_and_what_they_are_drawn_with_stay() -> None:

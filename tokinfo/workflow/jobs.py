@@ -100,6 +100,16 @@ def _redirected(log: Path) -> Iterator[TextIO]:
                 os.close(kept)
 
 
+def lend_package(directory: str) -> None:
+    """Let the jobs import the package from ``directory``, whichever environment they run in.
+
+    A conda environment of the rules holds the package's dependencies, not the package.
+    """
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if directory not in known:
+        os.environ["PYTHONPATH"] = os.pathsep.join([directory, *filter(None, known)])
+
+
 def device(asked: str, gpus: int) -> str:
     """Return the torch device of a job that was granted ``gpus`` GPUs, and make them its own.
 

@@ -14,16 +14,11 @@ cluster job.
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import json
-import os
-import re
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokinfo.io.provenance import code_digest
 from tokinfo.study.cell import CELL_PATH, Cell
 from tokinfo.study.solvers import SWEEPING
 from tokinfo.study.sources import (
@@ -35,6 +30,7 @@ from tokinfo.study.sources import (
     TransformerSource,
 )
 from tokinfo.study.study import Study
+from tokinfo.workflow.rules import FEWEST, FIGURES, SCALING, code, pattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -44,60 +40,6 @@ Settings = dict[str, Any]
 CONFIG = "config"
 """The part of a fetched model that is its configuration and tokenizer, without weights."""
 _UNFETCHED = {"note", "config", "special_tokens"}
-
-CODE: dict[str, tuple[str, ...]] = {
-    "corpus": ("tokinfo.text.corpus",),
-    "tokenizer": ("tokinfo.text.tokenizer",),
-    "tokens": ("tokinfo.text.tokenizer",),
-    "passages": ("tokinfo.text.passages",),
-    "prompts": ("tokinfo.text.promptcheck",),
-    "train": ("tokinfo.models.train",),
-    "fetch": ("tokinfo.models.fetch.fetch",),
-    "prepare": ("tokinfo.models.preparing",),
-    "embedding": ("tokinfo.models.preparing", "tokinfo.solvers.decoding"),
-    "unigram": ("tokinfo.models.unigram",),
-    "invert": ("tokinfo.cell",),
-    "collect": ("tokinfo.tables.recovery",),
-    "summarise": ("tokinfo.tables.summary",),
-    "figure": ("tokinfo.report.figures.draw",),
-    "training_curves": ("tokinfo.report.figures.training",),
-    "loss_curves": ("tokinfo.report.figures.loss",),
-    "identifiability_figure": ("tokinfo.report.figures.draw",),
-    "noise_table": ("tokinfo.tables.identifiability",),
-    "scaling": ("tokinfo.tables.scaling", "tokinfo.report.figures.scaling"),
-    "strips": ("tokinfo.report.pages.strips",),
-    "identifiability": ("tokinfo.report.pages.identifiability",),
-    "replication": ("tokinfo.tables.replication",),
-    "replication_page": ("tokinfo.report.pages.replication",),
-}
-"""The modules whose code, with all they import from this package, makes each rule's outputs."""
-
-SCRIPTS = Path(__file__).resolve().parents[2] / "rules" / "scripts"
-
-FIGURES = (
-    "recovery_by_mask",
-    "hidden_vs_visible",
-    "by_site_depth",
-    "by_metric",
-    "by_solver",
-    "descent_loss",
-)
-"""The figures drawn from the summary (the modules that draw are too heavy to import here)."""
-
-IDENTIFIABILITY = (
-    "found_vs_identifiable",
-    "rank_histogram",
-    "margin_by_depth",
-    "noise_threshold",
-)
-"""The figures drawn from the long table, position by position."""
-
-
-SCALING = ("width", "depth", "hidden", "training")
-"""What hidden-token recovery is drawn against (the module is too heavy to import here)."""
-
-FEWEST = 3
-"""Values along an axis that make a line of a figure."""
 
 
 class Plan:
@@ -234,10 +176,6 @@ class Plan:
     def cell(self, wildcards: Mapping[str, str]) -> Cell:
         """Return the cell that a file name's wildcards stand for."""
         return self.cells[CELL_PATH.format(**wildcards)]
-
-    def cells_of(self, model: str) -> list[Cell]:
-        """Return the cells of one model."""
-        return [cell for cell in self.cells.values() if cell.model == model]
 
     def wildcard_patterns(self) -> dict[str, str]:
         """Return a regular expression for each wildcard, made from the study's own names."""
@@ -400,13 +338,27 @@ class Plan:
             }
         )
 
-    def families(self) -> dict[str, str]:
-        """Return the family of every source that is trained, as the tables call it."""
-        found: dict[str, str] = {}
+    @property
+    def histories(self) -> list[str]:
+        """The training histories of every source that is trained."""
+        return [f"<results>/training/{source}.csv" for source in sorted(self.trained)]
+
+    def tables(self, table: str) -> list[str]:
+        """Return the files that a figure or page is made from, by the name of its table."""
+        return self.histories if table == "histories" else [f"<results>/tables/{table}.parquet"]
+
+    def figure_settings(self, figure: str) -> Settings:
+        """Return what drawing a figure depends on besides its tables.
+
+        For the training curves: the family of every source that is trained, as the tables call it.
+        """
+        if FIGURES[figure].table != "histories":
+            return {}
+        families: dict[str, str] = {}
         for name in self.trained:
             source = self.study.sources[name]
-            found[name] = f"mixer-{source.form}" if isinstance(source, MixerSource) else "llama"
-        return canonical(found)
+            families[name] = f"mixer-{source.form}" if isinstance(source, MixerSource) else "llama"
+        return canonical({"families": families})
 
     def labels(self) -> Settings:
         """Return what the report's pages say about the study as a whole, as JSON.
@@ -440,44 +392,3 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_canonical(item) for item in value]
     return value
-
-
-def pattern(names: Iterable[str]) -> str:
-    r"""Return a regular expression that matches exactly these names (none: nothing at all).
-
-    >>> print(pattern(["block.1", "a"]))
-    a|block\.1
-    """
-    return "|".join(re.escape(name) for name in sorted(names)) or "(?!)"
-
-
-@cache
-def code(rule: str, *more: str) -> str:
-    """Return the digest of the code that makes a rule's outputs: its script and the modules.
-
-    Args:
-        rule: name of the rule.
-        more: modules that this output depends on besides those of every output of the rule.
-
-    Comments do not count, in the script neither. This stands in for Snakemake's own `code`
-    trigger, which reruns a rule for a comment and overlooks the package.
-    """
-    script = ast.parse((SCRIPTS / f"{rule}.py").read_text(encoding="utf-8"))
-    statements = [s for s in script.body if not _is_text(s)]
-    told = "\n".join([code_digest(*CODE[rule], *more), *map(ast.dump, statements)])
-    return hashlib.sha256(told.encode()).hexdigest()
-
-
-def _is_text(statement: ast.stmt) -> bool:
-    """Return whether a statement is a string alone, as a docstring is."""
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-
-
-def lend_package(directory: str) -> None:
-    """Let the jobs import the package from ``directory``, whichever environment they run in.
-
-    A conda environment of the rules holds the package's dependencies, not the package.
-    """
-    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if directory not in known:
-        os.environ["PYTHONPATH"] = os.pathsep.join([directory, *filter(None, known)])

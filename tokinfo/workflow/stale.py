@@ -16,46 +16,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokinfo.study.cell import CELL_PATH
 from tokinfo.study.study import Study
 from tokinfo.workflow.plan import CONFIG, Plan
+from tokinfo.workflow.rules import BENCHMARKS, LOGS, OUTPUTS
 
-DIRECTORIES = (
-    "tokenizers/{tokenizer}",
-    "sources/{source}",
-    "sources/{source}/{part}",
-    "checkpoints/{model}/{blocks}",
-)
-"""Outputs that are directories, each removed as a whole."""
+PATTERNS = {
+    rule: [
+        pattern.replace("<results>/", "").replace("<", "").replace(">", "")
+        for pattern in (*OUTPUTS[rule].values(), LOGS[rule], BENCHMARKS[rule])
+    ]
+    for rule in OUTPUTS
+}
+"""What a job of each rule leaves, below the results directory."""
+_ALL = [pattern for left in PATTERNS.values() for pattern in left]
 
-FILES = (
-    "corpora/{corpus}.txt",
-    "tokens/{tokenizer}.safetensors",
-    "passages/{passages}.json",
-    "prompts/{source}.json",
-    "training/{source}.csv",
-    "decoders/{model}.safetensors",
-    "unigrams/{model}.safetensors",
-    CELL_PATH,
-)
-"""Outputs that are files."""
-
-TOLD = (
-    "corpus/{corpus}",
-    "tokenizer/{tokenizer}",
-    "tokens/{tokenizer}",
-    "passages/{passages}",
-    "prompts/{source}",
-    "train/{source}",
-    "fetch/{source}/{part}",
-    "prepare/{model}/{blocks}",
-    "embedding/{model}",
-    "unigram/{model}",
-    CELL_PATH.removesuffix(".parquet"),
-)
-"""What every job leaves below logs/ (.log) and benchmarks/ (.tsv)."""
-
-_BESIDE = {"logs": ".log", "benchmarks": ".tsv"}
 STAMPS = (".snakemake_timestamp", "config.json", "tokenizer.json")
 _KEPT = {
     ".state": "downloads and resume points of trainings, which outlive studies; remove it yourself "
@@ -101,8 +75,7 @@ def find(studies: Iterable[Study]) -> Found:
     root = Path(plans[0].study.results).resolve()
     wanted = {path for plan in plans for path in outputs(plan)}
     stale, notes = [], []
-    folders = sorted({pattern.split("/")[0] for pattern in (*DIRECTORIES, *FILES, *_BESIDE)})
-    for folder in folders:
+    for folder in sorted({pattern.split("/")[0] for pattern in _ALL}):
         top = root / folder
         if top.is_symlink():
             notes.append(f"{folder}: a link, not followed; what is behind it stays")
@@ -118,69 +91,49 @@ def find(studies: Iterable[Study]) -> Found:
 
 def outputs(plan: Plan) -> Iterator[str]:
     """Yield the paths below the results directory of all that a study's jobs write."""
-    for directory, file, told in _named(plan):
-        yield from directory
-        yield from file
-        for folder, suffix in _BESIDE.items():
-            yield from (f"{folder}/{path}{suffix}" for path in told)
+    for rule, wildcards in _jobs(plan):
+        yield from (pattern.format(**wildcards) for pattern in PATTERNS[rule])
 
 
-_Paths = tuple[list[str], list[str], list[str]]
-
-
-def _named(plan: Plan) -> Iterator[_Paths]:
-    """Yield the directories and files of each job, and the names of its log and benchmark."""
-    study = plan.study
-    for source in plan.sources:
-        yield [], [f"prompts/{source}.json"], [f"prompts/{source}"]
-        if source in plan.trained:
-            yield [f"sources/{source}"], [f"training/{source}.csv"], [f"train/{source}"]
-        if source in plan.fetched:
-            yield [f"sources/{source}/{CONFIG}"], [], [f"fetch/{source}/{CONFIG}"]
-        if (name := plan.tokenizer_of(source)) is not None:
-            yield from _tokenizer(study, name)
-            yield [], [f"tokens/{name}.safetensors"], [f"tokens/{name}"]
-    for name in {cell.prompts for cell in plan.cells.values()} & set(study.passages):
-        yield [], [f"passages/{name}.json"], [f"passages/{name}"]
-        yield _corpus(study.passages[name].corpus)
-        yield from _tokenizer(study, study.passages[name].tokenizer)
-    if study.prior is not None:
-        yield _corpus(study.prior)
+def _jobs(plan: Plan) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the rule and the wildcards of each job whose files bear a name of the study."""
+    study, cells = plan.study, plan.cells.values()
+    passages = {cell.prompts for cell in cells} & set(study.passages)
+    drawn = [study.passages[name] for name in passages]
+    encoded = {name for source in plan.sources if (name := plan.tokenizer_of(source)) is not None}
+    tokenizers = encoded | {each.tokenizer for each in drawn}
+    corpora = {study.tokenizers[name].corpus for name in tokenizers}
+    corpora |= {each.corpus for each in drawn} | ({study.prior} if study.prior else set())
+    counted = {cell.model for cell in cells if plan.prior(cell)}
+    for rule, wildcard, names in (
+        ("prompts", "source", plan.sources),
+        ("train", "source", plan.trained),
+        ("tokens", "tokenizer", encoded),
+        ("tokenizer", "tokenizer", tokenizers),
+        ("passages", "passages", passages),
+        ("corpus", "corpus", corpora),
+        ("unigram", "model", counted),
+    ):
+        yield from ((rule, {wildcard: name}) for name in names)
+    yield from (("fetch", {"source": source, "part": CONFIG}) for source in plan.fetched)
     depths = {
         tuple(path.split("/")[-2:])
-        for cell in plan.cells.values()
-        for path in (plan.checkpoint(cell), *plan.target(cell))
+        for cell in cells
+        for path in (plan.checkpoint(cell), *plan.target(cell), f"{cell.model}/0")
     }
-    for model, blocks in sorted(depths | {(model, "0") for model in plan.models}):
-        yield [f"checkpoints/{model}/{blocks}"], [], [f"prepare/{model}/{blocks}"]
+    for model, blocks in depths:
+        rule = "embedding" if blocks == "0" else "prepare"
+        yield rule, {"model": model, "blocks": blocks}
         _, kind, *origin = plan.origin(model, int(blocks)).split("/")
         if kind == "sources" and len(origin) == 2:
-            yield [f"{kind}/{'/'.join(origin)}"], [], [f"fetch/{'/'.join(origin)}"]
-    for model in plan.models:
-        yield [], [f"decoders/{model}.safetensors"], [f"embedding/{model}"]
-    for cell in plan.cells.values():
-        yield [], [cell.path], [cell.path.removesuffix(".parquet")]
-        if plan.prior(cell):
-            yield [], [f"unigrams/{cell.model}.safetensors"], [f"unigram/{cell.model}"]
-
-
-def _tokenizer(study: Study, name: str) -> Iterator[_Paths]:
-    yield [f"tokenizers/{name}"], [], [f"tokenizer/{name}"]
-    yield _corpus(study.tokenizers[name].corpus)
-
-
-def _corpus(name: str) -> _Paths:
-    return [], [f"corpora/{name}.txt", f"corpora/{name}.held-out.txt"], [f"corpus/{name}"]
+            yield "fetch", dict(zip(("source", "part"), origin, strict=True))
+    yield from (("invert", cell.wildcards) for cell in cells)
 
 
 def _unwanted(root: Path, folder: str, wanted: set[str]) -> Iterator[str]:
     """Yield what lies in a folder, fits a pattern, and is not wanted."""
-    suffix = _BESIDE.get(folder)
-    if suffix is None:
-        files = [_regex(pattern) for pattern in FILES]
-        directories = [_regex(pattern) for pattern in DIRECTORIES]
-    else:
-        files, directories = [_regex(f"{folder}/{pattern}{suffix}") for pattern in TOLD], []
+    files = [_regex(pattern) for pattern in _ALL if Path(pattern).suffix]
+    directories = [_regex(pattern) for pattern in _ALL if not Path(pattern).suffix]
 
     def below(path: str) -> Iterator[str]:
         with os.scandir(root / path) as entries:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,29 @@ def load(summary: Path) -> list[Row]:
         row["label"] = label_of(row, several_sets)
         row["place"] = place_of(row["site"], row["depth"])
         row["share_of_depth"] = row["block"] / row["depth"] if row["depth"] else 0.0
+    return _ordered(rows)
+
+
+def settings(table: pl.DataFrame, by: Sequence[str]) -> list[Row]:
+    """Return one dict per setting, in the order of the figures' models, for a line of a panel.
+
+    ``table`` holds hidden rows, and ``by`` names the columns that make a setting; each dict has its
+    facts, `label`, `place` and `control` (all of its hidden positions are controls).
+    """
+    facts = ["source", "family", "state", "quantization", "weights_note", "block", "depth"]
+    rows = (
+        table.group_by(by, maintain_order=True)
+        .agg(*(pl.col(name).first() for name in facts), pl.col("control").all())
+        .to_dicts()
+    )
+    several = table["prompts"].n_unique() > 1
+    for row in rows:
+        row["label"] = label_of(row, several)
+        row["place"] = place_of(row["site"], row["depth"])
+    return _ordered(rows)
+
+
+def _ordered(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (display_order(row), len(row["label"]), row["label"]))
 
 
@@ -120,6 +144,13 @@ def few_masks(rows: list[Row], most: int = 4) -> tuple[list[str], str]:
         return masks, ""
     kept = [masks[round(i * (len(masks) - 1) / (most - 1))] for i in range(most)]
     return kept, f"{len(masks) - most} more masks are in the tables. "
+
+
+def few_sources(rows: list[Row], most: int = 6) -> tuple[list[str], str]:
+    """Return at most ``most`` sources, a column each, and a sentence on the others."""
+    sources = distinct(rows, "source")
+    dropped = len(sources[most:])
+    return sources[:most], f"{dropped} more sources are in the tables. " if dropped else ""
 
 
 def at_few_places(rows: list[Row], most: int = 2) -> list[Row]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import polars as pl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from tokinfo.report.figures import data, panels, style
 from tokinfo.report.figures.data import Row
 from tokinfo.tables.identifiability import SETTING, best_cells, hidden_rows, share
-from tokinfo.tables.recovery import display_order
 
-NOTHING_SWEPT = "No sweep in this study: nothing says what is identifiable."
 _BAND, _EDGE = "#d9d9d9", "#5f5f5f"
 _SHAPES = {"chapter": "^", "adam": "s", "joint": "o"}
 _NAMES = {
@@ -25,25 +23,6 @@ _NAMES = {
 }
 
 
-def settings(table: pl.DataFrame) -> list[Row]:
-    """Return one dict per setting, in the order of the figures' models, for a line of a panel.
-
-    ``table`` holds hidden rows; each dict has a setting's facts, `label`, `place` and
-    `control` (all of its hidden positions are controls).
-    """
-    facts = ["source", "family", "state", "quantization", "weights_note", "block", "depth"]
-    rows = (
-        table.group_by(SETTING, maintain_order=True)
-        .agg(*(pl.col(name).first() for name in facts), pl.col("control").all())
-        .to_dicts()
-    )
-    several = table["prompts"].n_unique() > 1
-    for row in rows:
-        row["label"] = data.label_of(row, several)
-        row["place"] = data.place_of(row["site"], row["depth"])
-    return sorted(rows, key=lambda row: (display_order(row), len(row["label"]), row["label"]))
-
-
 def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
     """Draw, per model, mask and place, what each kind of search found beside what is there."""
     title = "Not found, or not there?"
@@ -51,7 +30,7 @@ def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
     swept = best_cells(table.filter(kind="sweep"), pl.col("identified") == "identifiable")
     swept = swept.filter(pl.col("identified").is_not_null())
     if swept.is_empty():
-        empty(title, NOTHING_SWEPT, svg, png)
+        style.empty(title, panels.NOTHING_SWEPT, svg, png)
         return
     # Only where a sweep says what is there can a search's share be judged.
     table = table.join(swept.select(SETTING).unique(), on=list(SETTING), how="semi")
@@ -60,7 +39,7 @@ def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
     if len(compared):
         shown = pl.concat([compared, table.filter("control")]).select(SETTING).unique()
         table = table.join(shown, on=list(SETTING), how="semi")
-    rows = data.at_few_places(settings(table))
+    rows = data.at_few_places(data.settings(table, SETTING))
     masks, unshown = data.few_masks(rows)
     rows = [row for row in rows if row["mask"] in masks]
     colours = style.family_colours(panels.families(rows))
@@ -81,7 +60,7 @@ def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
         "none of them. A mark left of the end of the grey: not FOUND. No grey: not THERE. "
         + unshown
         + panels.note_weights(rows),
-        column_title=lambda mask: _mask_title(mask, data.where(rows, mask=mask)),
+        column_title=lambda mask: _column_title(mask, data.where(rows, mask=mask)),
         axis_label="hidden tokens (%)",
         line_height=0.45,
     )
@@ -90,7 +69,7 @@ def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
         for label, at in drawn.lines.items():
             here = data.where(rows, place=place, mask=mask, label=label)
             if not here:
-                axes.text(0.0, at, " not in the study", va="center", fontsize=8, color=style.FAINT)
+                panels.absent(axes, at)
                 continue
             is_here = {name: here[0][name] for name in SETTING}
             _line(axes, at, here[0], colours[here[0]["family"]], present, swept, best, is_here)
@@ -98,9 +77,8 @@ def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
     style.save(drawn.figure, svg, png, title)
 
 
-def _mask_title(mask: str, rows: list[Row]) -> str:
-    control = " (control)" if all(row["control"] for row in rows) else ""
-    return f"mask {mask}{control}\n{style.mask_words(mask)}"
+def _column_title(mask: str, rows: list[Row]) -> str:
+    return style.mask_title(mask, " (control)" if all(row["control"] for row in rows) else "")
 
 
 def _line(
@@ -134,48 +112,20 @@ def _line(
         panels.point(axes, drawn, at + shift, colour, _SHAPES[kind], size=5.5)
 
 
-def _key(rows: list[Row], present: list[str]) -> list[Patch | Line2D]:
-    key: list[Patch | Line2D] = [
+def _key(rows: list[Row], present: list[str]) -> list[Artist]:
+    key: list[Artist] = [
         Patch(facecolor=_BAND, edgecolor=_EDGE, label="identifiable (others known)")
     ]
-    for kind in present:
-        key.append(
-            Line2D(
-                [],
-                [],
-                linestyle="none",
-                marker=_SHAPES[kind],
-                color=style.OTHER_COLOUR,
-                label=_NAMES[kind],
-            )
-        )
+    key += style.marks_key({_NAMES[kind]: _SHAPES[kind] for kind in present})
     if "joint" in present:
-        key.append(
-            Line2D(
-                [],
-                [],
-                color=style.OTHER_COLOUR,
-                linewidth=4,
-                label="recovered: found, certified and identifiable",
-            )
-        )
-    key += [
-        Line2D(
-            [],
-            [],
-            linestyle="none",
-            marker="o",
-            color=style.OTHER_COLOUR,
-            markerfacecolor=style.OTHER_COLOUR if state == "trained" else "white",
-            label=f"{'filled' if state == 'trained' else 'hollow'}: {state}",
-        )
-        for state in panels.states(rows)
+        words = "recovered: found, certified and identifiable"
+        key.append(style.entry(words, linestyle="-", linewidth=4))
+    return [
+        *key,
+        *style.states_key(panels.states(rows)),
+        *style.family_key(panels.families(rows), ()),
+        style.entry("95 % interval", color=style.INK, linestyle="-", marker="|", markersize=6),
     ]
-    key += [
-        patch for patch in style.family_key(panels.families(rows), ()) if isinstance(patch, Patch)
-    ]
-    key.append(Line2D([], [], color=style.INK, marker="|", markersize=6, label="95 % interval"))
-    return key
 
 
 # --- ranks --------------------------------------------------------------------------------
@@ -193,9 +143,9 @@ def rank_histogram(recovery: Path, svg: Path, png: Path) -> None:
     table = hidden_rows(recovery).filter(pl.col("rank").is_not_null() & ~pl.col("control"))
     kinds = [kind for kind in _AROUND if kind in set(table["kind"])]
     if not kinds:
-        empty(title, NOTHING_SWEPT, svg, png)
+        style.empty(title, panels.NOTHING_SWEPT, svg, png)
         return
-    rows = settings(table)
+    rows = data.settings(table, SETTING)
     labels = data.distinct(rows, "label")
     label_of = pl.DataFrame(rows).select(*SETTING, "label")
     table = table.join(label_of, on=list(SETTING)).with_columns(
@@ -247,11 +197,3 @@ def _cells(axes: Axes, at: float, counts: list[int]) -> None:
             )
     words = f"{total:,}" if total else "none"
     axes.text(len(counts), at, words, ha="center", va="center", fontsize=8.5, color=style.FAINT)
-
-
-def empty(title: str, reason: str, svg: Path, png: Path) -> None:
-    """Write a figure that says in words why there is nothing to draw."""
-    figure = style.new_figure(2.2)
-    style.heading(figure, title)
-    style.message(figure, reason)
-    style.save(figure, svg, png, title)

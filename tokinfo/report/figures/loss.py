@@ -6,10 +6,11 @@ from pathlib import Path
 
 import polars as pl
 import seaborn as sns
-from matplotlib.lines import Line2D
+from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
 from tokinfo.report.figures import data, panels, style
+from tokinfo.report.figures.data import Row
 from tokinfo.tables.recovery import OTHERS_KNOWN, display_order, scan
 
 _MOST_SOLVERS = 3
@@ -31,37 +32,13 @@ def loss_curves(recovery: Path, svg: Path, png: Path) -> None:
         .collect()
     )
     if table.is_empty():
-        figure = style.new_figure(2.2)
-        style.heading(figure, title)
-        style.message(figure, "Nothing descends in this study.")
-        style.save(figure, svg, png, title)
+        style.empty(title, "Nothing descends in this study.", svg, png)
         return
     metric = str(table["metric"].mode().sort()[0])
     table = table.filter(metric=metric)
-    solvers = table["solver"].value_counts(sort=True)["solver"].to_list()[:_MOST_SOLVERS]
-    points = (
-        table.filter(pl.col("solver").is_in(solvers))
-        .with_columns(
-            place=pl.struct("site", "depth").map_elements(
-                lambda cell: data.place_of(cell["site"], cell["depth"]), return_dtype=pl.String
-            ),
-            first=pl.col("curve").list.first(),
-        )
-        .explode("curve_steps", "curve")
-        .group_by(
-            "model",
-            "source",
-            "family",
-            "state",
-            "quantization",
-            "depth",
-            "solver",
-            "place",
-            "curve_steps",
-        )
-        .agg(share=(pl.col("curve") / pl.col("first")).median())
-        .sort("curve_steps")
-    )
+    counts = table["solver"].value_counts().sort("count", "solver", descending=[True, False])
+    solvers = counts["solver"].to_list()[:_MOST_SOLVERS]
+    points = _points(table.filter(pl.col("solver").is_in(solvers)))
     places = sorted(points["place"].unique().to_list())[:2]
     colours = style.family_colours(points["family"].unique().to_list())
     figure = style.new_figure(1.6 + 2.9 * len(places))
@@ -76,32 +53,51 @@ def loss_curves(recovery: Path, svg: Path, png: Path) -> None:
     for i, place in enumerate(places):
         for j, solver in enumerate(solvers):
             axes = grid[i][j]
-            here = points.filter(place=place, solver=solver).to_dicts()
-            for model in data.distinct(sorted(here, key=display_order), "model"):
-                line = data.where(here, model=model)
-                trained = line[0]["state"] == "trained"
-                sns.lineplot(
-                    x=[row["curve_steps"] for row in line],
-                    y=[max(row["share"], 1e-9) for row in line],
-                    ax=axes,
-                    color=colours[line[0]["family"]],
-                    linestyle="-" if trained else "--",
-                    linewidth=1.8,
-                )
-            axes.set_yscale("log")
-            axes.yaxis.set_minor_formatter(NullFormatter())
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(True, axis="y", color=style.GRID)
+            _panel(axes, points.filter(place=place, solver=solver).to_dicts(), colours)
             if i == 0:
                 axes.set_title(solver)
             if i + 1 == len(places):
                 axes.set_xlabel("steps")
             axes.set_ylabel(f"{place}: share of first loss" if j == 0 else "")
-    rows = points.to_dicts()
     key = [
-        *style.family_key(panels.families(rows), ()),
-        Line2D([], [], color=style.OTHER_COLOUR, linewidth=1.8, label="trained"),
-        Line2D([], [], color=style.OTHER_COLOUR, linewidth=1.8, linestyle="--", label="untrained"),
+        *style.family_key(panels.families(sorted(points.to_dicts(), key=display_order)), ()),
+        style.entry("trained", linestyle="-", linewidth=1.8),
+        style.entry("untrained", linestyle="--", linewidth=1.8),
     ]
     style.legend(figure, key, columns=6)
     style.save(figure, svg, png, title)
+
+
+def _points(table: pl.DataFrame) -> pl.DataFrame:
+    """Return the median loss, as a share of the first, by model, solver, place and step."""
+    cell = [name for name in _CELL if name not in ("site", "mask")]
+    return (
+        table.with_columns(
+            place=pl.struct("site", "depth").map_elements(
+                lambda cell: data.place_of(cell["site"], cell["depth"]), return_dtype=pl.String
+            ),
+            first=pl.col("curve").list.first(),
+        )
+        .explode("curve_steps", "curve")
+        .group_by(*cell, "place", "curve_steps")
+        .agg(share=(pl.col("curve") / pl.col("first")).median())
+        .sort("curve_steps")
+    )
+
+
+def _panel(axes: Axes, rows: list[Row], colours: dict[str, str]) -> None:
+    """Draw the curves of one solver at one place, model by model."""
+    for model in data.distinct(sorted(rows, key=display_order), "model"):
+        line = data.where(rows, model=model)
+        sns.lineplot(
+            x=[row["curve_steps"] for row in line],
+            y=[max(row["share"], 1e-9) for row in line],
+            ax=axes,
+            color=colours[line[0]["family"]],
+            linestyle="-" if line[0]["state"] == "trained" else "--",
+            linewidth=1.8,
+        )
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, axis="y", color=style.GRID)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tokinfo.report.figures import data, style
 from tokinfo.report.figures.data import Row
+from tokinfo.tables.recovery import weights_order
 
+NOTHING_HIDDEN = "No hidden positions in this study: every mask shows all tokens."
+NOTHING_SWEPT = "No sweep in this study: nothing says what is identifiable."
 _GAP = 0.45
 """Extra room between the models of two sources, in lines."""
 
@@ -115,18 +120,88 @@ def bar(axes: Axes, row: Row, at: float, colour: str, height: float = 0.68) -> N
 def point(axes: Axes, row: Row, at: float, colour: str, marker: str, size: float = 6.5) -> None:
     """Draw a share as a point (filled: trained, hollow: untrained) with its interval."""
     style.error_bar(axes, row["top1_low"], row["top1_high"], at)
-    axes.plot(
-        row["top1"],
-        at,
-        linestyle="none",
-        marker=marker,
-        markersize=size,
-        markerfacecolor=colour if row["state"] == "trained" else "white",
-        markeredgecolor=colour,
-        markeredgewidth=1.5,
-        zorder=6,
-        clip_on=False,
-    )
+    axes.plot(row["top1"], at, **mark(row, colour, marker, size), zorder=6, clip_on=False)
+
+
+def mark(row: Row, colour: str, marker: str, size: float, edge: float = 1.5) -> dict[str, Any]:
+    """Return how a model's mark looks: filled where it is trained, hollow where not."""
+    return {
+        "linestyle": "none",
+        "marker": marker,
+        "markersize": size,
+        "markerfacecolor": colour if row["state"] == "trained" else "white",
+        "markeredgecolor": colour,
+        "markeredgewidth": edge,
+    }
+
+
+def stripe(axes: Axes, at: float) -> None:
+    """Draw the ground of one line, which tells it from those above and below."""
+    axes.axhspan(at - 0.48, at + 0.48, color="#f6f6f6", zorder=0, linewidth=0)
+
+
+def absent(axes: Axes, at: float) -> None:
+    """Say on a line that the study has nothing there."""
+    axes.text(0.0, at, " not in the study", va="center", fontsize=8, color=style.FAINT)
+
+
+# --- along the depth ----------------------------------------------------------------------
+
+
+def depth_axes(
+    figure: Figure,
+    sources: Sequence[str],
+    rows: Mapping[str, str],
+    *,
+    sharey: bool | Literal["row"],
+) -> Iterator[tuple[str, str, Axes]]:
+    """Lay out one panel per row (a name, and the label of its axis) and source, by depth.
+
+    Iterates over the row's name, the source, and the panel, still empty.
+    """
+    grid = figure.subplots(len(rows), len(sources), sharex=True, sharey=sharey, squeeze=False)
+    for i, (name, label) in enumerate(rows.items()):
+        for j, source in enumerate(sources):
+            axes = grid[i][j]
+            axes.set_xlim(-0.09, 1.09)
+            axes.set_xticks([0, 0.5, 1], ["0", "50", "100"])
+            axes.spines[["top", "right"]].set_visible(False)
+            if i == 0:
+                axes.set_title(source)
+            if j == 0:
+                axes.set_ylabel(label)
+            if i == len(rows) - 1:
+                axes.set_xlabel("depth (%)")
+            yield name, source, axes
+
+
+def depth_lines(
+    rows: list[Row], colours: Mapping[str, str], weights: Mapping[str, str]
+) -> Iterator[tuple[list[float], list[Row], dict[str, Any]]]:
+    """Iterate over the models of a panel: their depths, moved apart; points; look of the line."""
+    labels = data.distinct(rows, "label")
+    for label, shift in zip(labels, offsets(len(labels), 0.1), strict=True):
+        line = sorted(data.where(rows, label=label), key=lambda row: row["share_of_depth"])
+        colour, trained = colours[line[0]["family"]], line[0]["state"] == "trained"
+        look = {
+            "color": colour,
+            "linestyle": "-" if trained else "--",
+            "linewidth": 1.6,
+            "marker": weights[line[0]["quantization"]],
+            "markersize": 6,
+            "markerfacecolor": colour if trained else "white",
+            "zorder": 6,
+        }
+        yield [row["share_of_depth"] + shift for row in line], line, look
+
+
+def depth_key(rows: list[Row], weights: Mapping[str, str]) -> list[Artist]:
+    """Return legend entries for the lines of `depth_lines`: states and, where several, weights."""
+    key: list[Artist] = []
+    for state in states(rows):
+        dashes = "-" if state == "trained" else "--"
+        key += style.states_key([state], "{state}", linestyle=dashes)
+    return key + (style.marks_key(weights) if len(weights) > 1 else [])
 
 
 def offsets(count: int, spread: float = 0.5) -> list[float]:
@@ -147,6 +222,11 @@ def note_weights(rows: Sequence[Row]) -> str:
         if row["weights_note"] and row["source"] not in notes.get(row["weights_note"], []):
             notes.setdefault(row["weights_note"], []).append(row["source"])
     return " ".join(f"{', '.join(sources)}: {note}." for note, sources in notes.items())
+
+
+def weights_marks(rows: Sequence[Row]) -> dict[str, str]:
+    """Return a marker for each precision of weights that occurs."""
+    return style.marks(sorted(data.distinct(list(rows), "quantization"), key=weights_order))
 
 
 def families(rows: Sequence[Row]) -> list[str]:

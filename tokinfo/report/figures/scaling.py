@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
 from tokinfo.report.figures import data, style
 from tokinfo.report.figures.data import Row
@@ -33,11 +33,8 @@ def draw_scaling(rows: Sequence[Row], axis: str, svg: Path, png: Path) -> None:
     """Draw the `points` of one axis: a panel for each model, a line for each search."""
     title = _TITLES[axis]
     if not rows:
-        figure = style.new_figure(2.2)
-        style.heading(figure, title)
         text = f"Nothing in this study takes {scaling.FEWEST} values along this axis."
-        style.message(figure, text)
-        style.save(figure, svg, png, title)
+        style.empty(title, text, svg, png)
         return
     panels = data.distinct(list(rows), "panel")
     unshown = panels[_MOST_PANELS:]
@@ -61,33 +58,28 @@ def draw_scaling(rows: Sequence[Row], axis: str, svg: Path, png: Path) -> None:
             axes.set_ylabel("share of tokens (%)")
         if number + across >= len(panels):
             axes.set_xlabel(_LABELS[axis])
+    style.legend(figure, _key(rows, searches, marks), columns=3)
+    style.save(figure, svg, png, title)
+
+
+def _key(rows: Sequence[Row], searches: list[str], marks: dict[str, str]) -> list[Artist]:
     kinds = {row["search"]: row["kind"] for row in rows}
-    key = [
-        Line2D(
-            [],
-            [],
-            color=style.OTHER_COLOUR,
-            linestyle="--" if kinds[name] == "sweep" else "-",
-            marker=marks[name],
-            markerfacecolor="white" if kinds[name] == "sweep" else style.OTHER_COLOUR,
-            label=f"{_WORDS.get(kinds[name], 'found by descent')} ({name})",
+    key: list[Artist] = []
+    for name in searches:
+        swept = kinds[name] == "sweep"
+        key.append(
+            style.entry(
+                f"{_WORDS.get(kinds[name], 'found by descent')} ({name})",
+                linestyle="--" if swept else "-",
+                marker=marks[name],
+                markerfacecolor="white" if swept else style.OTHER_COLOUR,
+            )
         )
-        for name in searches
-    ]
     key.append(
-        Line2D(
-            [],
-            [],
-            color=style.OTHER_COLOUR,
-            linestyle=":",
-            marker="o",
-            markersize=3.5,
-            label="visible tokens, same search",
-        )
+        style.entry("visible tokens, same search", linestyle=":", marker="o", markersize=3.5)
     )
     chances = [1 / row["vocabulary"] for row in rows]
-    style.legend(figure, [*key, style.interval_key(), style.chance_key(chances)], columns=3)
-    style.save(figure, svg, png, title)
+    return [*key, style.interval_key(), style.chance_key(chances)]
 
 
 def _panel(axes: Axes, rows: list[Row], axis: str, marks: dict[str, str], colour: str) -> None:

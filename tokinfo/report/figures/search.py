@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatterMathtext
 
 from tokinfo.report.figures import data, panels, style
 from tokinfo.report.figures.data import Row
-from tokinfo.report.figures.recovery import NOTHING_HIDDEN
 
 _LEAST_RATIO = 1e-9
 """Ratios below this (a loss of 0 among them) are drawn at it; log axes have no 0."""
@@ -45,10 +43,7 @@ def by_solver(summary: Path, svg: Path, png: Path) -> None:
 def _compare(axis: str, summary: Path, svg: Path, png: Path, *, title: str, subtitle: str) -> None:
     rows = data.load(summary)
     if not rows:
-        figure = style.new_figure(2.2)
-        style.heading(figure, title)
-        style.message(figure, "No cells in this study.")
-        style.save(figure, svg, png, title)
+        style.empty(title, "No cells in this study.", svg, png)
         return
     rows = data.matched(rows, axis)
     colours = style.family_colours(panels.families(rows))
@@ -70,10 +65,12 @@ def _compare(axis: str, summary: Path, svg: Path, png: Path, *, title: str, subt
         here = data.where(rows, visible=kind == kinds[1])
         drawn.chance(axes, here)
         if not here:
-            reason = NOTHING_HIDDEN if kind == kinds[0] else "No visible positions are scored."
+            reason = (
+                panels.NOTHING_HIDDEN if kind == kinds[0] else "No visible positions are scored."
+            )
             axes.set_title(f"{kind}: {reason}", fontweight="normal", fontsize=9)
         for label, at in drawn.lines.items():
-            axes.axhspan(at - 0.48, at + 0.48, color="#f6f6f6", zorder=0, linewidth=0)
+            panels.stripe(axes, at)
             own = [level for level in levels if data.where(rows, label=label, **{axis: level})]
             for level, shift in zip(own, panels.offsets(len(own)), strict=True):
                 cells = data.where(here, label=label, **{axis: level})
@@ -81,11 +78,8 @@ def _compare(axis: str, summary: Path, svg: Path, png: Path, *, title: str, subt
                     row = data.average(cells)
                     panels.point(axes, row, at + shift, colours[row["family"]], marker[level], 6)
     key = [
-        *(
-            Line2D([], [], color=style.OTHER_COLOUR, linestyle="none", marker=mark, label=level)
-            for level, mark in marker.items()
-        ),
-        *_states_key(rows),
+        *style.marks_key(marker),
+        *style.states_key(panels.states(rows), markersize=7),
         *style.family_key(panels.families(rows), ()),
         style.interval_key(),
         style.chance_key([row["chance_top1"] for row in rows]),
@@ -100,10 +94,7 @@ def descent_loss(summary: Path, svg: Path, png: Path) -> None:
     rows = _one_per_cell(data.load(summary))
     rows = [row for row in rows if row["descent"] is not None]
     if not rows:
-        figure = style.new_figure(2.2)
-        style.heading(figure, title)
-        style.message(figure, "No cell of this study reports a loss.")
-        style.save(figure, svg, png, title)
+        style.empty(title, "No cell of this study reports a loss.", svg, png)
         return
     colours = style.family_colours(panels.families(rows))
     solvers = sorted(data.distinct(rows, "solver"))
@@ -130,33 +121,24 @@ def descent_loss(summary: Path, svg: Path, png: Path) -> None:
         axes.set_axisbelow(True)
         axes.axvline(1, color=style.INK, linewidth=1, linestyle=style.DOTTED)
         for label, at in drawn.lines.items():
-            axes.axhspan(at - 0.48, at + 0.48, color="#f6f6f6", zorder=0, linewidth=0)
+            panels.stripe(axes, at)
             for row in data.where(rows, label=label, solver=solver):
-                colour = colours[row["family"]]
-                ratio = row["descent"]
+                shape, colour = marker[row["metric"]], colours[row["family"]]
                 axes.plot(
-                    max(ratio, _LEAST_RATIO),
+                    max(row["descent"], _LEAST_RATIO),
                     at + shifts[row["metric"]],
-                    linestyle="none",
-                    marker=marker[row["metric"]],
-                    markersize=5.5,
-                    markerfacecolor=colour if row["state"] == "trained" else "white",
-                    markeredgecolor=colour,
-                    markeredgewidth=1.2,
+                    **panels.mark(row, colour, shape, 5.5, edge=1.2),
                     alpha=0.85,
                     zorder=4,
                 )
     key = [
-        *(
-            Line2D([], [], color=style.OTHER_COLOUR, linestyle="none", marker=mark, label=name)
-            for name, mark in marker.items()
-        ),
-        *_states_key(rows),
+        *style.marks_key(marker),
+        *style.states_key(panels.states(rows), markersize=7),
         *style.family_key(panels.families(rows), ()),
-        Line2D([], [], color=style.INK, linestyle=style.DOTTED, label="no better than the start"),
+        style.entry("no better than the start", color=style.INK, linestyle=style.DOTTED),
     ]
     if any(row["descent"] <= _LEAST_RATIO for row in rows):
-        key.append(Line2D([], [], linestyle="none", label=f"{_LEAST_RATIO:g}: that or less"))
+        key.append(style.entry(f"{_LEAST_RATIO:g}: that or less"))
     style.legend(drawn.figure, key)
     style.save(drawn.figure, svg, png, title)
 
@@ -165,19 +147,3 @@ def _one_per_cell(rows: list[Row]) -> list[Row]:
     """Return one row per cell: hidden and visible rows carry the same loss."""
     same = ("label", "site", "mask", *data.SETTING)
     return list({tuple(row[name] for name in same): row for row in rows}.values())
-
-
-def _states_key(rows: list[Row]) -> list[Line2D]:
-    return [
-        Line2D(
-            [],
-            [],
-            color=style.OTHER_COLOUR,
-            linestyle="none",
-            marker="o",
-            markersize=7,
-            markerfacecolor=style.OTHER_COLOUR if state == "trained" else "white",
-            label=f"{'filled' if state == 'trained' else 'hollow'}: {state}",
-        )
-        for state in panels.states(rows)
-    ]

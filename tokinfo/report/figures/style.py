@@ -8,7 +8,7 @@ figure compares, a bar with ends is a 95 % interval, a dotted line is what guess
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullLocator, PercentFormatter
 
 from tokinfo.io.atomic import new_file
 from tokinfo.study.masks import Mask
@@ -104,6 +104,14 @@ def message(figure: Figure, text: str) -> None:
     figure.text(0.5, 0.45, text, ha="center", va="center", fontsize=12, color="#444444")
 
 
+def empty(title: str, reason: str, svg: Path, png: Path) -> None:
+    """Write a figure that says in words why there is nothing to draw."""
+    figure = new_figure(2.2)
+    heading(figure, title)
+    message(figure, reason)
+    save(figure, svg, png, title)
+
+
 def family_colours(families: Iterable[str]) -> dict[str, str]:
     """Return a colour for each family: fixed for known ones, spare ones in order of name."""
     unknown = sorted({family for family in families} - set(FAMILY_COLOURS))
@@ -126,6 +134,17 @@ def percent_axis(axes: Axes, *, along: str = "x", room: float = 0.02) -> None:
     axis.set_ticks([0, 0.25, 0.5, 0.75, 1.0])
     axis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     axes.grid(True, axis="x" if along == "x" else "y", color=GRID, linewidth=0.8, zorder=0)
+    axes.set_axisbelow(True)
+
+
+def log_axis(axes: Axes, along: str) -> None:
+    """Make an axis logarithmic, its ticks powers of ten and few."""
+    axis = axes.xaxis if along == "x" else axes.yaxis
+    (axes.set_xscale if along == "x" else axes.set_yscale)("log")
+    axis.set_major_locator(LogLocator(base=10, numticks=6))
+    axis.set_major_formatter(LogFormatterMathtext())
+    axis.set_minor_locator(NullLocator())
+    axes.grid(True, axis="x" if along == "x" else "y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
 
 
@@ -156,6 +175,27 @@ def family_key(families: Sequence[str], states: Sequence[str]) -> list[Artist]:
         key.append(
             Patch(facecolor="white", edgecolor=OTHER_COLOUR, hatch="////", label="untrained")
         )
+    return key
+
+
+def entry(label: str, **look: Any) -> Line2D:
+    """Return a legend entry in no family's colour, a mark alone unless ``look`` says more."""
+    return Line2D([], [], **({"color": OTHER_COLOUR, "linestyle": "none"} | look), label=label)
+
+
+def marks_key(marks: Mapping[str, str]) -> list[Artist]:
+    """Return legend entries for the things that a figure compares, by their marker."""
+    return [entry(name, marker=marker) for name, marker in marks.items()]
+
+
+def states_key(states: Sequence[str], words: str = "{fill}: {state}", **look: Any) -> list[Artist]:
+    """Return a legend entry for each state, in ``words``: filled marks and hollow ones."""
+    key: list[Artist] = []
+    for state in states:
+        fill = "filled" if state == "trained" else "hollow"
+        face = OTHER_COLOUR if state == "trained" else "white"
+        label = words.format(fill=fill, state=state)
+        key.append(entry(label, marker="o", markerfacecolor=face, **look))
     return key
 
 
@@ -217,6 +257,11 @@ def mask_words(mask: str) -> str:
         if not start and not stop.startswith("-"):
             return "only the first visible" if stop == "1" else f"only the first {stop} visible"
     return f"visible: {mask}"
+
+
+def mask_title(mask: str, note: str = "") -> str:
+    """Return the title of a column of panels: the mask, and what it means."""
+    return f"mask {mask}{note}\n{mask_words(mask)}"
 
 
 def mask_order(mask: str) -> tuple[int, str]:

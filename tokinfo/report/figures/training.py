@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 import seaborn as sns
-from matplotlib.lines import Line2D
+from matplotlib.axes import Axes
 
 from tokinfo.io.errors import InvalidError
 from tokinfo.report.figures import style
@@ -16,15 +16,12 @@ _COLUMNS = ("step", "tokens", "train_loss", "held_out_loss")
 
 
 def training_curves(
-    histories: Sequence[Path],
-    svg: Path,
-    png: Path,
-    families: Mapping[str, str] | None = None,
+    *histories: Path, svg: Path, png: Path, families: Mapping[str, str] | None = None
 ) -> None:
     """Draw training and held-out loss against tokens, one pair of lines per source.
 
     Args:
-        histories: CSV files that `tokinfo.models.train.train` wrote; a file's stem is its source.
+        *histories: CSV files that `tokinfo.models.train.train` wrote; a file's stem is its source.
         svg: written.
         png: written.
         families: family of each source, for its colour; by name where absent.
@@ -33,16 +30,13 @@ def training_curves(
         ValueError: a file is unreadable or lacks a column; one line that names it.
     """
     title = "Training: how good did the models get?"
-    curves = {Path(path).stem: _read(Path(path)) for path in histories}
+    curves = {path.stem: _read(path) for path in histories}
     curves = {source: curve for source, curve in curves.items() if len(curve)}
     if not curves:
-        figure = style.new_figure(2.2)
-        style.heading(figure, title)
-        style.message(figure, "No model is trained in this study.")
-        style.save(figure, svg, png, title)
+        style.empty(title, "No model is trained in this study.", svg, png)
         return
     of = {source: (families or {}).get(source) or guess_family(source) for source in curves}
-    colours = style.family_colours(of.values())
+    colours, dashes = style.family_colours(of.values()), _dashes(of)
     figure = style.new_figure(5.0)
     style.heading(
         figure,
@@ -51,27 +45,40 @@ def training_curves(
         "thin line: training batches, smoothed. A gap that grows is overfitting.",
     )
     axes = figure.subplots()
-    ends: list[tuple[float, str, str]] = []
-    dashes = _dashes(of)
-    last = max(float(curve["tokens"].max()) for curve in curves.values())  # type: ignore[arg-type]
+    ends = []
     for source, curve in curves.items():
         colour = colours[of[source]]
-        window = max(1, len(curve) // 40)
-        smooth = curve["train_loss"].rolling_mean(window, min_samples=1, center=True)
-        tokens = curve["tokens"].to_list()
-        sns.lineplot(x=tokens, y=smooth.to_list(), ax=axes, color=colour, linewidth=1, alpha=0.6)
-        held = curve.drop_nulls("held_out_loss")
-        axes.plot(
-            held["tokens"].to_list(),
-            held["held_out_loss"].to_list(),
-            color=colour,
-            linewidth=2.2,
-            linestyle=dashes[source],
-            marker="o",
-            markersize=4.5,
-        )
-        final = held["held_out_loss"] if len(held) else smooth
-        ends.append((float(final[-1]), source, colour))
+        ends.append((_curves(axes, curve, colour, dashes[source]), source, colour))
+    _finish(axes, ends, max(max(curve["tokens"]) for curve in curves.values()))
+    key = [
+        style.entry("held-out text", linestyle="-", linewidth=2.2, marker="o"),
+        style.entry("training text", linestyle="-", linewidth=1, alpha=0.6),
+    ]
+    style.legend(figure, key)
+    style.save(figure, svg, png, title)
+
+
+def _curves(axes: Axes, curve: pl.DataFrame, colour: str, dashes: str) -> float:
+    """Draw the two curves of one source; returns the loss at which they end."""
+    window = max(1, len(curve) // 40)
+    smooth = curve["train_loss"].rolling_mean(window, min_samples=1, center=True)
+    tokens = curve["tokens"].to_list()
+    sns.lineplot(x=tokens, y=smooth.to_list(), ax=axes, color=colour, linewidth=1, alpha=0.6)
+    held = curve.drop_nulls("held_out_loss")
+    axes.plot(
+        held["tokens"].to_list(),
+        held["held_out_loss"].to_list(),
+        color=colour,
+        linewidth=2.2,
+        linestyle=dashes,
+        marker="o",
+        markersize=4.5,
+    )
+    return float((held["held_out_loss"] if len(held) else smooth)[-1])
+
+
+def _finish(axes: Axes, ends: list[tuple[float, str, str]], last: float) -> None:
+    """Name each source beside its end (a loss, its name, its colour), and set the axes."""
     low, high = axes.get_ylim()
     for at, (loss, source, colour) in zip(
         _apart([e[0] for e in ends], (high - low) * 0.055), sorted(ends), strict=True
@@ -102,12 +109,6 @@ def training_curves(
     axes.xaxis.set_major_formatter(lambda value, _: _tokens(value))
     axes.set_xlabel("tokens seen in training")
     axes.set_ylabel("loss (nats per token)")
-    key = [
-        Line2D([], [], color=style.OTHER_COLOUR, linewidth=2.2, marker="o", label="held-out text"),
-        Line2D([], [], color=style.OTHER_COLOUR, linewidth=1, alpha=0.6, label="training text"),
-    ]
-    style.legend(figure, key)
-    style.save(figure, svg, png, title)
 
 
 def guess_family(source: str) -> str:

@@ -1,4 +1,4 @@
-"""Rule `strips`: the page that shows prompts above what came back."""
+"""Rule `page`: write one page of the report from its table."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,12 @@ from tokinfo.workflow.jobs import job
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
-with job(snakemake.log[0], "strips"):
-    from tokinfo.report.pages.strips import write_strips
+with job(snakemake.log[0], f"page {snakemake.wildcards.page}"):
+    from pkgutil import resolve_name
 
-    write_strips(
-        Path(snakemake.input.recovery),
+    write = resolve_name(snakemake.params.function)
+    write(
+        Path(snakemake.input[0]),
         Path(snakemake.output.page),
         **json.loads(snakemake.params.settings["labels"]),
     )
