@@ -9,9 +9,22 @@ from typing import Any
 import pytest
 
 from tests import REPOSITORY
-from tokinfo.study.architecture import architecture_of, estimate, problems, read_architecture
+from tokinfo.study.architecture import (
+    architecture_of,
+    built,
+    estimate,
+    problems,
+    read_architecture,
+)
 from tokinfo.study.load import load_study
-from tokinfo.study.sources import GgufSource, HubSource, LocalSource, WheelSource
+from tokinfo.study.sources import (
+    GgufSource,
+    HubSource,
+    LocalSource,
+    MixerSource,
+    TransformerSource,
+    WheelSource,
+)
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -66,6 +79,27 @@ def test_sizes_of_every_model_of_the_llama_study_are_exact() -> None:
         assert (found.embedding, found.block) == counted(dict(source.config)), name
         assert found.blocks == source.blocks
         assert found.stored_bytes == 2
+
+
+@pytest.mark.parametrize("form", ["flat", "expanded", "parallel"])
+def test_block_sizes_of_mixers_are_right_to_a_few_percent(form: str) -> None:
+    from tokinfo.models.build import new_model
+
+    source = MixerSource.model_validate(
+        {"form": form, "d_model": 64, "blocks": 3, "n_ctx": 48, "expansion": 2, "tokenizer": "t"}
+    )
+    model = new_model(source, 300, 0)
+    real = sum(p.numel() for p in model.base_model.parameters()) - 300 * 64
+    assert 3 * built(source, 300).block == pytest.approx(real, rel=0.05)
+
+
+def test_block_sizes_of_transformers_are_right_to_a_few_percent() -> None:
+    from tokinfo.models.build import new_model
+
+    source = TransformerSource(d_model=64, blocks=3, n_ctx=48, tokenizer="t")
+    model = new_model(source, 300, 0)
+    real = sum(p.numel() for p in model.base_model.parameters()) - 300 * 64
+    assert 3 * built(source, 300).block == pytest.approx(real, rel=0.05)
 
 
 def test_what_is_missing_from_a_config_is_named() -> None:

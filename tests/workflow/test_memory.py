@@ -6,10 +6,10 @@ import pytest
 import tokenizers
 
 from tests.workflow.run import smoke
-from tokinfo.study.sources import MixerSource, Model, TransformerSource
+from tokinfo.study.architecture import sizes_of
+from tokinfo.study.sources import Model, TransformerSource
 from tokinfo.study.study import Study
 from tokinfo.workflow.memory import (
-    block_parameters,
     cell_mb,
     checkpoint_mb,
     gpus,
@@ -17,7 +17,6 @@ from tokinfo.workflow.memory import (
     longest_prompt,
     prepare_mb,
     training_mb,
-    weights_mb,
 )
 
 
@@ -38,27 +37,6 @@ def test_passages_not_drawn_yet_are_planned_for_at_their_longest() -> None:
     assert cell_mb(study(passages={"drawn": many}), cell) > cell_mb(drawn, cell)
 
 
-@pytest.mark.parametrize("form", ["flat", "expanded", "parallel"])
-def test_block_sizes_of_mixers_are_right_to_a_few_percent(form: str) -> None:
-    from tokinfo.models.build import new_model
-
-    source = MixerSource.model_validate(
-        {"form": form, "d_model": 64, "blocks": 3, "n_ctx": 48, "expansion": 2, "tokenizer": "t"}
-    )
-    model = new_model(source, 300, 0)
-    real = sum(p.numel() for p in model.base_model.parameters()) - 300 * 64
-    assert 3 * block_parameters(source) == pytest.approx(real, rel=0.05)
-
-
-def test_block_sizes_of_transformers_are_right_to_a_few_percent() -> None:
-    from tokinfo.models.build import new_model
-
-    source = TransformerSource(d_model=64, blocks=3, n_ctx=48, tokenizer="t")
-    model = new_model(source, 300, 0)
-    real = sum(p.numel() for p in model.base_model.parameters()) - 300 * 64
-    assert 3 * block_parameters(source) == pytest.approx(real, rel=0.05)
-
-
 @pytest.mark.parametrize(
     ("held", "computed", "on_disk", "in_memory"),
     [
@@ -73,7 +51,7 @@ def test_weights_are_held_in_what_they_compute_in(
 ) -> None:
     model = {"source": "transformer", "quantization": held, "compute_dtype": computed}
     made = study(models=smoke()["models"] | {"m": model})
-    whole = weights_mb(made, "transformer", 1)
+    whole = sizes_of(made, "transformer").megabytes(1)
     assert checkpoint_mb(made, "m", 1) == pytest.approx(whole * on_disk / 4, abs=2)
     assert held_mb(made, "m", 1) == pytest.approx(whole * in_memory / 4, abs=2)
 
@@ -85,7 +63,7 @@ def test_the_embedding_of_a_packed_model_is_held_in_what_it_computes_in(
 ) -> None:
     model = {"source": "transformer", "quantization": held, "compute_dtype": computed}
     made = study(models=smoke()["models"] | {"m": model})
-    embedding = weights_mb(made, "transformer", 0)
+    embedding = sizes_of(made, "transformer").megabytes(0)
     assert held_mb(made, "m", 0) == pytest.approx(embedding * size / 4, abs=2)
     assert checkpoint_mb(made, "m", 1) == held_mb(made, "m", 1)
 
@@ -120,7 +98,8 @@ def test_the_size_of_a_checkpoint_is_that_of_its_files(
 
 def test_memory_grows_with_depth_and_attempts() -> None:
     made = study()
-    assert weights_mb(made, "transformer", 1) <= weights_mb(made, "transformer")
+    sizes = sizes_of(made, "transformer")
+    assert sizes.megabytes(1) <= sizes.megabytes(sizes.blocks)
     assert prepare_mb(made, "transformer", 1, 2) == 2 * prepare_mb(made, "transformer", 1)
     assert training_mb(made, "mixer-flat") > prepare_mb(made, "mixer-flat", 1)
     for cell in made.cells():

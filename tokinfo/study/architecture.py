@@ -1,8 +1,8 @@
-"""The sizes of a pretrained model, from the contents of its config.json alone.
+"""The sizes of every model, from the study and a config.json alone.
 
-What a study will fetch, and what its jobs will hold, is worked out before anything is fetched and
-without torch: from depth, widths, heads and vocabulary. Tests hold these sums to the models that
-transformers builds.
+What a study will fetch, what its jobs will hold and how long they take is worked out before
+anything is fetched and without torch: from depth, widths, heads and vocabulary. Tests hold these
+sums to the models that are built.
 """
 
 from __future__ import annotations
@@ -16,7 +16,16 @@ from typing import Any
 
 from tokinfo.io.errors import InvalidError
 from tokinfo.study.mistakes import MISSING, Problem
-from tokinfo.study.sources import GgufSource, HubSource, LocalSource, Pretrained, WheelSource
+from tokinfo.study.sources import (
+    GgufSource,
+    HubSource,
+    LocalSource,
+    MixerSource,
+    Pretrained,
+    TransformerSource,
+    WheelSource,
+)
+from tokinfo.study.study import Study
 
 PLAIN_MLP = {
     *("gpt2", "gpt_neo", "gpt_neox", "gptj", "gpt_bigcode", "opt", "bloom", "mpt", "codegen"),
@@ -36,7 +45,9 @@ class Architecture:
     vocabulary: int
     embedding: int  # weights outside the blocks, the output head left out
     block: int  # weights of one block
-    stored_bytes: int  # of one weight in the repository
+    stored_bytes: int = 4  # of one weight in the repository
+    mixing: int = 0  # weights of one block that each stand between two positions, as a mixer's do
+    guessed: bool = False  # from the depth alone
 
     def weights(self, blocks: int) -> int:
         """Return how many weights the embedding and ``blocks`` blocks have."""
@@ -45,6 +56,42 @@ class Architecture:
     def stored(self, blocks: int) -> int:
         """Return how many bytes are fetched for ``blocks`` blocks."""
         return self.weights(blocks) * self.stored_bytes
+
+    def megabytes(self, blocks: int) -> int:
+        """Return the size of the embedding and ``blocks`` blocks in float32, in MB."""
+        return int(self.weights(blocks) * 4 / 1e6) + 1
+
+    @property
+    def block_megabytes(self) -> int:
+        """The size of one block in float32, in MB."""
+        return self.megabytes(1) - self.megabytes(0)
+
+
+def sizes_of(study: Study, name: str) -> Architecture:
+    """Return the sizes of a source's model, estimated where nothing is known yet."""
+    source = study.sources[name]
+    if isinstance(source, MixerSource | TransformerSource):
+        return built(source, study.tokenizers[source.tokenizer].vocabulary)
+    fetched = Path(study.results) / "sources" / name / "config"
+    return architecture_of(source, fetched) or estimate(source)
+
+
+def built(source: MixerSource | TransformerSource, vocabulary: int) -> Architecture:
+    """Return the sizes of a model built here, to within its norms and biases.
+
+    >>> built(MixerSource(form="flat", d_model=4, blocks=1, n_ctx=8, tokenizer="t"), 300).block
+    192
+    """
+    width, mixing = source.d_model, 0
+    if isinstance(source, MixerSource):
+        within = 8 * width**2
+        kernels = {"flat": 1.0, "expanded": 2 * source.expansion, "parallel": source.kernels}
+        mixing = int(kernels[source.form] * source.n_ctx**2)
+    else:
+        within = 4 * width**2 + 3 * width * (source.intermediate or 4 * width)
+    return Architecture(
+        source.blocks, width, vocabulary, vocabulary * width, within + mixing, mixing=mixing
+    )
 
 
 def read_architecture(config: Mapping[str, Any]) -> Architecture:
@@ -142,11 +189,11 @@ def estimate(source: Pretrained) -> Architecture:
         size = path.stat().st_size if path is not None and path.is_file() else 100_000_000
         total = 2 * size
         embedding, width = total // 4, 1024
-        return Architecture(
-            source.blocks, width, embedding // width, embedding, total // source.blocks, 4
-        )
-    width = 128 * source.blocks
-    return Architecture(source.blocks, width, 128_000, 128_000 * width, 12 * width * width, 2)
+        vocabulary, block, stored = embedding // width, total // source.blocks, 4
+    else:
+        width, vocabulary, stored = 128 * source.blocks, 128_000, 2
+        embedding, block = vocabulary * width, 12 * width * width
+    return Architecture(source.blocks, width, vocabulary, embedding, block, stored, guessed=True)
 
 
 def problems(path: tuple[str, str], source: Pretrained) -> Iterator[Problem]:

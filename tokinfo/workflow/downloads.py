@@ -9,17 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tokinfo.io.errors import InvalidError
-from tokinfo.study.architecture import architecture_of
-from tokinfo.study.sources import (
-    HubSource,
-    MixerSource,
-    Model,
-    Source,
-    TransformerSource,
-    WheelSource,
-)
+from tokinfo.study.architecture import sizes_of
+from tokinfo.study.sources import HubSource, Model, WheelSource
 from tokinfo.study.study import Study
-from tokinfo.workflow import memory as resources
+from tokinfo.workflow import memory
 from tokinfo.workflow.plan import CONFIG, Plan
 
 DEPTHS = (0, 1, 2, 4, 8, 16, 32, 64)
@@ -39,7 +32,7 @@ class Need:
         prepare: MB of memory that the job cutting it asks for.
         cell: MB of memory that its largest cell asks for.
         gpus: GPUs that a cell asks for.
-        known: whether the sizes are known, rather than guessed from the depth.
+        guessed: whether the sizes are guessed from the depth.
     """
 
     model: str
@@ -51,7 +44,7 @@ class Need:
     prepare: int
     cell: int
     gpus: int
-    known: bool = True
+    guessed: bool = False
 
 
 def needs(study: Study) -> list[Need]:
@@ -61,27 +54,28 @@ def needs(study: Study) -> list[Need]:
     for model in plan.models:
         cells = [cell for cell in plan.cells.values() if model in cell.models]
         for blocks in sorted({cell.block for cell in cells}):
-            asked = [resources.cell_mb(study, cell) for cell in cells if cell.block == blocks]
-            source = study.source_of(model)
+            asked = [memory.cell_mb(study, cell) for cell in cells if cell.block == blocks]
+            source = study.models[model].source
             found.append(
                 Need(
                     model=model,
                     blocks=blocks,
-                    depth=source.blocks,
-                    comes=_comes(source),
+                    depth=study.sources[source].blocks,
+                    comes=_comes(plan, source),
                     fetched=_fetched(plan, model, blocks),
-                    held=resources.held_mb(study, model, blocks),
-                    prepare=resources.prepare_mb(study, model, blocks),
+                    held=memory.held_mb(study, model, blocks),
+                    prepare=memory.prepare_mb(study, model, blocks),
                     cell=max(asked),
-                    gpus=resources.gpus(study),
-                    known=_known(study, study.models[model].source),
+                    gpus=memory.gpus(study),
+                    guessed=sizes_of(study, source).guessed,
                 )
             )
     return found
 
 
-def _comes(source: Source) -> str:
-    if isinstance(source, MixerSource | TransformerSource):
+def _comes(plan: Plan, name: str) -> str:
+    source = plan.study.sources[name]
+    if plan.is_local(name):
         return "made here"
     if isinstance(source, WheelSource):
         return "from a wheel"
@@ -89,20 +83,13 @@ def _comes(source: Source) -> str:
     return "from the hub" if hub else "on this machine"
 
 
-def _known(study: Study, name: str) -> bool:
-    source = study.sources[name]
-    if isinstance(source, MixerSource | TransformerSource):
-        return True
-    return architecture_of(source, resources.config_directory(study, name)) is not None
-
-
 def _fetched(plan: Plan, model: str, blocks: int) -> int:
     """Return the bytes of weights that a model's checkpoint of ``blocks`` blocks is made from."""
     name = plan.study.models[model].source
-    hub = _comes(plan.study.sources[name]) == "from the hub"
+    hub = _comes(plan, name) == "from the hub"
     if not hub or plan.origin(model, blocks).endswith(f"/{CONFIG}"):
         return 0
-    return resources.sizes(plan.study, name).stored(blocks)
+    return sizes_of(plan.study, name).stored(blocks)
 
 
 def total(study: Study) -> int:
@@ -131,13 +118,13 @@ def table(study: Study) -> str:
         for need in found
     ]
     lines = [*_aligned([head, *rows]), f"{study.name}: {_gb(total(study))} to fetch in all"]
-    if any(not need.known for need in found):
+    if any(need.guessed for need in found):
         lines.append("~ guessed from the depth alone; `config:` in the source says it exactly")
     return "\n".join(lines)
 
 
 def _mark(need: Need) -> str:
-    return "" if need.known else "~"
+    return "~" if need.guessed else ""
 
 
 def _fetched_word(need: Need) -> str:
@@ -163,19 +150,19 @@ def depth_table(study: Study, source: str) -> str:
     Raises:
         ValueError: there is no such source, or its models are made here.
     """
-    known = study.sources.get(source)
-    if known is None or isinstance(known, MixerSource | TransformerSource):
-        fetched = [name for name in study.sources if not Plan(study).is_local(name)]
+    plan = Plan(study)
+    fetched = [name for name in study.sources if not plan.is_local(name)]
+    if source not in fetched:
         raise InvalidError(f"source {source!r}: allowed: {', '.join(fetched) or 'none here'}")
-    sizes = resources.sizes(study, source)
+    sizes, depth = sizes_of(study, source), study.sources[source].blocks
     precisions = ("int8", "nf4", "bfloat16", "float32")
     lines = [
         f"| K | fetched and kept | {' | '.join(f'held in {name}' for name in precisions)} |",
         f"|---:|---:|{'---:|' * len(precisions)}",
     ]
-    for blocks in [*(depth for depth in DEPTHS if depth < known.blocks), known.blocks]:
+    for blocks in [*(few for few in DEPTHS if few < depth), depth]:
         held = [
-            resources.held_mb(_probing(study, source, precision), "probed", blocks) / 1e3
+            memory.held_mb(_probing(study, source, precision), "probed", blocks) / 1e3
             for precision in precisions
         ]
         cells = " | ".join(f"{number:.2f} GB" for number in held)

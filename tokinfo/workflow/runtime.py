@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 
+from tokinfo.study.architecture import sizes_of
 from tokinfo.study.cell import Cell
 from tokinfo.study.solvers import (
     AdamSolver,
@@ -21,7 +22,7 @@ from tokinfo.study.solvers import (
 )
 from tokinfo.study.sources import MixerSource, TransformerSource
 from tokinfo.study.study import Study
-from tokinfo.workflow.memory import fetched_mb, gpus, held_mb, longest_prompt, sizes_of, weights_mb
+from tokinfo.workflow.memory import fetched_mb, gpus, held_mb, longest_prompt
 
 FLOOR = 30
 """Minutes that any job asks for: imports from a slow shared disk, and a node that is busy."""
@@ -40,13 +41,15 @@ BACKWARD = 3
 def cell_minutes(study: Study, cell: Cell, attempt: int = 1) -> int:
     """Return the minutes that a cell asks for."""
     model = study.models[cell.model]
+    sizes = sizes_of(study, model.source)
     blocks = max(cell.block, 1)
     steps, passes = _search(study, cell, study.solvers[cell.solver])
     # Of a pass over one position: every weight of the blocks once, multiplied and added.
-    block = 1e6 / 4 * (weights_mb(study, model.source, 1) - weights_mb(study, model.source, 0))
-    operations = passes * 2 * max(block, 1.0) * blocks * PACKED.get(model.quantization, 1)
-    decoded = passes * 2 * sizes_of(study, model.source)[0] if _decodes(study, cell) else 0.0
-    seconds = (operations + decoded * sizes_of(study, model.source)[1]) / _rate(study)
+    weights = max(1e6 / 4 * sizes.block_megabytes, 1.0)
+    operations = passes * 2 * weights * blocks * PACKED.get(model.quantization, 1)
+    if _decodes(study, cell):
+        operations += passes * 2 * sizes.vocabulary * sizes.width
+    seconds = operations / _rate(study)
     seconds += steps * blocks * STEP_SECONDS
     seconds += len(cell.models) * held_mb(study, cell.model, blocks) / READ_MB
     return _minutes(seconds, attempt)
@@ -67,7 +70,7 @@ def _search(study: Study, cell: Cell, solver: Solver) -> tuple[float, float]:
     A pass over a whole sequence counts once for each of its positions.
     """
     prompts, length = study.prompt_count(cell.prompts), longest_prompt(study, cell)
-    vocabulary = sizes_of(study, study.models[cell.model].source)[0]
+    vocabulary = sizes_of(study, study.models[cell.model].source).vocabulary
     hidden = length - cell.mask.count(length)
     match solver:
         case ChapterSolver():
@@ -121,11 +124,10 @@ def training_minutes(study: Study, source: str, attempt: int = 1) -> int:
     known = study.sources[source]
     if not isinstance(known, MixerSource | TransformerSource) or known.training is None:
         return _minutes(0, attempt)
-    training = known.training
-    vocabulary, width = sizes_of(study, source)
-    weights = 1e6 / 4 * (weights_mb(study, source) - weights_mb(study, source, 0))
+    training, sizes = known.training, sizes_of(study, source)
+    weights = 1e6 / 4 * (sizes.megabytes(known.blocks) - sizes.megabytes(0))
     # The logits' matrix is as large as the embedding, which itself is only looked up.
-    each = BACKWARD * 2 * (weights + vocabulary * width)
+    each = BACKWARD * 2 * (weights + sizes.vocabulary * sizes.width)
     # Held-out losses take a share of the steps' own time.
     steps = 2 * training.steps
     seconds = steps * training.batch * known.n_ctx * each / _rate(study)
@@ -143,8 +145,8 @@ def prepare_minutes(study: Study, model: str, blocks: int, attempt: int = 1) -> 
     An untrained model is drawn whole, whatever is kept of it.
     """
     known = study.models[model]
-    depth = None if known.state == "untrained" else blocks
-    seconds = 2 * weights_mb(study, known.source, depth) / READ_MB
+    depth = study.source_of(model).blocks if known.state == "untrained" else blocks
+    seconds = 2 * sizes_of(study, known.source).megabytes(depth) / READ_MB
     return _minutes(seconds * PACKED.get(known.quantization, 1), attempt)
 
 
