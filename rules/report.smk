@@ -114,7 +114,12 @@ rule replication:
         runtime=30,
     params:
         settings=lambda w: canonical(
-            {"answers": answers(STUDY, STUDY_FILES, beyond(config, STUDY_FILES))}
+            {
+                "answers": [
+                    row.model_dump()
+                    for row in answers(STUDY, STUDY_FILES, beyond(config, STUDY_FILES))
+                ]
+            }
         ),
         code=code("replication"),
     message:

@@ -9,11 +9,12 @@ if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job(snakemake.log[0], "replication"):
+    from tokinfo.study.claims import Comparison
     from tokinfo.tables.replication import write_replication
 
     write_replication(
         Path(snakemake.input.recovery),
-        snakemake.params.settings["answers"],
+        [Comparison.model_validate(row) for row in snakemake.params.settings["answers"]],
         {Path(path).stem: Path(path) for path in snakemake.input.histories},
         Path(snakemake.output.table),
         Path(snakemake.output.csv),

@@ -1,4 +1,4 @@
-"""What the replication table is told of each row: its cells, its cost and what it would need."""
+"""What the replication table is given of each row: its cells, its cost and what it would need."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.claims_study import claims_study
-from tokinfo.study.claims import load_claims
+from tokinfo.study.claims import Comparison, load_claims
 from tokinfo.study.files import parse
 from tokinfo.study.sites import Site
 from tokinfo.study.study import Study
@@ -18,38 +18,38 @@ from tokinfo.workflow.answers import answers, command, flop
 FILES = ["studies/mine.yaml", "more.yaml"]
 
 
-def told(study: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+def compared(study: dict[str, Any] | None = None) -> list[Comparison]:
     return answers(Study.model_validate(study or claims_study()), FILES)
 
 
-def one(row: str, **fields: Any) -> dict[str, Any]:
-    wanted = {"row": row, **fields}
-    (found,) = [a for a in told() if all(a[key] == value for key, value in wanted.items())]
+def one(row: str, **fields: Any) -> Comparison:
+    found = [a for a in compared() if a.claim.id == row]
+    (found,) = [a for a in found if all(getattr(a, key) == fields[key] for key in fields)]
     return found
 
 
 def test_every_row_is_there_its_own_model_before_stand_ins() -> None:
-    found = told()
-    assert list(dict.fromkeys(a["row"] for a in found)) == list(load_claims().rows)
+    found = compared()
+    assert list(dict.fromkeys(a.claim.id for a in found)) == list(load_claims().rows)
     assert len(found) == 55 + 3
     for before, after in itertools.pairwise(found):
-        assert before["row"] != after["row"] or not before["stand_in"]
+        assert before.claim.id != after.claim.id or not before.stand_in
 
 
 def test_a_row_that_nothing_answers_says_so() -> None:
-    assert one("llama30b-block8-after1-l1")["reason"] == "no entry answers it"
+    assert one("llama30b-block8-after1-l1").reason == "no entry answers it"
     stood_in = one("mixer-flat-d2048-untrained-block8", entry=None)
-    assert stood_in["reason"] == "only stand-ins answer it in this study"
-    assert (stood_in["runs"], stood_in["command"]) == (False, "")
+    assert stood_in.reason == "only stand-ins answer it in this study"
+    assert (stood_in.runs, stood_in.command) == (False, "")
 
 
 def test_a_row_whose_weights_are_elsewhere_says_how_much_and_what_would_run_it() -> None:
     found = one("llama7b-block1-after2")
-    assert not found["runs"]
-    assert found["reason"].startswith(
+    assert not found.runs
+    assert found.reason.startswith(
         "weights not at hand: 0.7 GB to fetch from huggyllama/llama-7b; a job asks for up to 3."
     )
-    assert found["command"] == (
+    assert found.command == (
         "snakemake --cores all --configfile studies/mine.yaml more.yaml "
         "--config 'run=[own, smaller, trained, hub]'"
     )
@@ -58,8 +58,8 @@ def test_a_row_whose_weights_are_elsewhere_says_how_much_and_what_would_run_it()
 def test_a_copy_of_the_weights_is_at_hand() -> None:
     study = claims_study()
     study["sources"]["llama"]["path"] = "/models/llama-7b"
-    (found,) = [a for a in told(study) if a["row"] == "llama7b-block1-after2"]
-    assert found["reason"] == ""
+    (found,) = [a for a in compared(study) if a.claim.id == "llama7b-block1-after2"]
+    assert found.reason == ""
 
 
 def test_without_run_the_command_needs_no_choice() -> None:
@@ -72,9 +72,9 @@ def test_without_run_the_command_needs_no_choice() -> None:
 def test_the_command_keeps_what_the_command_line_said() -> None:
     made = Study.model_validate(claims_study())
     over = {"corpora": {"harbour": {"path": "a b.txt"}}, "run": ["own"]}
-    _, *told = shlex.split(command(made, "hub", ["a.yaml"], over))
-    assert told[:5] == ["--cores", "all", "--configfile", "a.yaml", "--config"]
-    assert parse(told[5:]) == over | {"run": ["own", "smaller", "trained", "hub"]}
+    _, *words = shlex.split(command(made, "hub", ["a.yaml"], over))
+    assert words[:5] == ["--cores", "all", "--configfile", "a.yaml", "--config"]
+    assert parse(words[5:]) == over | {"run": ["own", "smaller", "trained", "hub"]}
 
 
 @pytest.mark.parametrize(("width", "blocks", "tflop"), [(512, 1, 2.42), (1024, 8, 73.0)])
@@ -100,10 +100,8 @@ def test_the_own_length_costs_less_than_padding() -> None:
 
 
 def test_sizes_are_in_words() -> None:
-    assert one("mixer-untrained-block1-full")["size"] == (
-        "flat mixer, width 32, 8 blocks, n_ctx 512"
-    )
-    assert one("llama7b-block1-full")["size"] == "llama, width 4096, 32 blocks"
+    assert one("mixer-untrained-block1-full").size == ("flat mixer, width 32, 8 blocks, n_ctx 512")
+    assert one("llama7b-block1-full").size == "llama, width 4096, 32 blocks"
 
 
 def test_passages_count_with_the_tokens_asked_for() -> None:
@@ -115,8 +113,8 @@ def test_passages_count_with_the_tokens_asked_for() -> None:
     cells = next(a for a in Study.model_validate(study).answers() if a.claim.id == row).published
     asked = [flop(Study.model_validate(study), cell) for cell in cells if cell.prompts == "drawn"]
     assert len(asked) == 1
-    (more,) = [a for a in told(study) if a["row"] == row and a["entry"]]
-    assert more["tflop"] - one(row, entry="smaller")["tflop"] == pytest.approx(asked[0] / 1e12)
+    (more,) = [a for a in compared(study) if a.claim.id == row and a.entry]
+    assert more.tflop - one(row, entry="smaller").tflop == pytest.approx(asked[0] / 1e12)
     # Two passes of 10 steps; 15 tokens in 16 d^2 products, and the square of each length in 2 d.
     products = 15 * 16 * 16**2 + 2 * 16 * (4**2 + 5**2 + 6**2)
     assert asked[0] == pytest.approx(2 * 10 * products, rel=0.02)

@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from tokinfo.io.errors import InvalidError
+from tokinfo.study.cell import Cell
 from tokinfo.study.fields import (
     Integer,
     MetricName,
@@ -108,6 +109,29 @@ class Claim(Strict):
         if self.share is not None and not 0 <= self.share[0] <= self.share[1] <= 1:
             raise ValueError(f"claim {self.id}: share {self.share}: allowed: 0 <= low <= high <= 1")
         return self
+
+
+class Comparison(Strict):
+    """A statement of the chapter, and the cells of a study that it is compared with.
+
+    What the tables read is in the fields: the digest of their code does not reach this module.
+    """
+
+    claim: Claim
+    criterion: str = Field(description="What counts as found, in words.")
+    hides: bool = Field(description="Whether the tokens in question are hidden ones.")
+    claimed: ClaimedModel
+    entry: str | None = Field(None, description="Name in the study's `claims`; null: none.")
+    stand_in: str = Field("", description="What stands in for the claim's model; empty: nothing.")
+    runs: bool = False
+    models: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    size: str = Field("", description="Size of the models, in words.")
+    published: tuple[Cell, ...] = Field((), description="Cells of the published protocol.")
+    others: tuple[Cell, ...] = Field((), description="Cells of the other solvers.")
+    tflop: float = Field(0.0, description="Arithmetic of the published protocol.")
+    reason: str = Field(description="Why it does not run; empty: nothing but time.")
+    command: str = Field("", description="The command that would run it.")
 
 
 class Claims(Strict):

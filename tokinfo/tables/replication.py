@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -28,6 +28,10 @@ from tokinfo.tables.replication_shares import (
 )
 from tokinfo.tables.schema import CELL_KEYS
 from tokinfo.tables.verdicts import VERDICTS, hollow, settled, verdict
+
+if TYPE_CHECKING:
+    from tokinfo.study.cell import Cell
+    from tokinfo.study.claims import Claim, Comparison
 
 REPLICATION_SCHEMA: dict[str, pl.DataType] = {
     **dict.fromkeys(("row", "verdict"), pl.String()),
@@ -75,25 +79,32 @@ place) over all prompts that the row was asked of, passages and its own among th
 ``prompts_identifiable``: of the swept ones. Intervals of these are over prompts."""
 
 
+_COMPARED = {"hides", "criterion", "entry", "stand_in", "size", "tflop", "reason", "command"}
+_STATED = {
+    *("state", "quantization", "residual", "causal", "mask", "metric", "parametrisation"),
+    *("prompt", "note"),
+}
+"""Fields of a comparison and of its claim that are columns as they are."""
+
 # --- the table ----------------------------------------------------------------------------
 
 
 def replication(
-    recovery: Path, answers: Sequence[Mapping[str, Any]], histories: Mapping[str, Path]
+    recovery: Path, comparisons: Sequence[Comparison], histories: Mapping[str, Path]
 ) -> pl.DataFrame:
     """Return one row for each row of the chapter and what answers it (`REPLICATION_SCHEMA`).
 
     Args:
-        recovery: the long table, with the cells of every answer that runs.
-        answers: as `tokinfo.workflow.answers.answers` returns them.
+        recovery: the long table, with the cells of every comparison that runs.
+        comparisons: as `tokinfo.workflow.answers.answers` returns them.
         histories: training histories, by the name of their source.
 
     Raises:
         TableError: the long table cannot be read or has another schema.
-        ValueError: it lacks a cell of an answer that runs, or a history cannot be read.
+        ValueError: it lacks a cell of a comparison that runs, or a history cannot be read.
     """
     table = scan(recovery).collect(engine="streaming")
-    out = [_row(table, answer, histories) for answer in answers]
+    out = [_row(table, comparison, histories) for comparison in comparisons]
     rate = max(
         (
             (row["tflop"], row["tflop"] / row["seconds"], row["row"])
@@ -102,10 +113,10 @@ def replication(
         ),
         default=None,
     )
-    for row, answer in zip(out, answers, strict=True):
+    for row, comparison in zip(out, comparisons, strict=True):
         if row["verdict"] != "not run":
             row["command"] = ""
-        elif answer["entry"] is not None and not answer["reason"]:
+        elif comparison.entry is not None and not comparison.reason:
             row["reason"], row["minutes_needed"] = _time(row["tflop"], rate)
     return pl.DataFrame(out, schema=REPLICATION_SCHEMA)
 
@@ -122,80 +133,58 @@ def _time(tflop: float, rate: tuple[float, float, str] | None) -> tuple[str, flo
 
 
 def _row(
-    table: pl.DataFrame, answer: Mapping[str, Any], histories: Mapping[str, Path]
+    table: pl.DataFrame, comparison: Comparison, histories: Mapping[str, Path]
 ) -> dict[str, Any]:
-    claim, claimed = answer["claim"], answer["claimed"]
-    stated = claim["share"]
+    claim = comparison.claim
     row: dict[str, Any] = dict.fromkeys(REPLICATION_SCHEMA) | {
-        "row": answer["row"],
-        "reason": answer["reason"],
-        "command": answer["command"],
-        "entry": answer["entry"],
-        "stand_in": answer["stand_in"],
-        "claimed_model": claim["model"],
-        "claimed_site": claim["site"],
-        "hides": answer["hides"],
-        "criterion": answer["criterion"],
-        "published": " | ".join(claim["published"]),
+        "row": claim.id,
+        "claimed_model": claim.model,
+        "claimed_site": str(claim.site),
+        "published": " | ".join(claim.published),
         "published_found": _stated(claim),
-        "models": " ".join(answer["models"]),
-        "size": answer["size"],
-        "tflop": answer["tflop"],
-        "note": claim["note"],
-        **{
-            name: claim[name]
-            for name in (
-                *("state", "quantization", "residual", "causal", "mask", "metric"),
-                *("parametrisation", "prompt"),
-            )
-        },
+        "models": " ".join(comparison.models),
+        **comparison.model_dump(include=_COMPARED),
+        **claim.model_dump(include=_STATED),
     }
     ours = None
-    if answer["runs"]:
-        published = _cells(table, answer["published"], answer)
-        others = _cells(table, answer["others"], answer)
-        found, ours = published_columns(published, answer)
+    if comparison.runs:
+        published = _cells(table, comparison.published, comparison)
+        others = _cells(table, comparison.others, comparison)
+        found, ours = published_columns(published, comparison)
         row |= found
-        row |= search_columns(others, answer)
-        row |= sweep_columns(others, answer)
-        row |= prompt_columns(published, others, answer)
-        row |= training_columns(answer, claimed, histories)
+        row |= search_columns(others, comparison)
+        row |= sweep_columns(others, comparison)
+        row |= prompt_columns(published, others, comparison)
+        row |= training_columns(comparison, histories)
         row["reason"] = ""
     row["verdict"] = verdict(
-        claim["found"],
-        None if stated is None else tuple(stated),
-        ours,
-        row["identifiable"],
-        row["joint_returned"],
+        claim.found, claim.share, ours, row["identifiable"], row["joint_returned"]
     )
     row["hollow"] = ours is not None and hollow(
-        claim["found"], claim["least"], ours, row["visible_found"]
+        claim.found, claim.least, ours, row["visible_found"]
     )
-    row["settled"] = settled(None if stated is None else tuple(stated), ours)
+    row["settled"] = settled(claim.share, ours)
     return row
 
 
-def _stated(claim: Mapping[str, Any]) -> str:
-    if claim["share"] is None:
-        return "yes" if claim["found"] else "no"
-    low, high = claim["share"]
+def _stated(claim: Claim) -> str:
+    if claim.share is None:
+        return "yes" if claim.found else "no"
+    low, high = claim.share
     return f"{low:.0%} of initialisations" if low == high else f"{low:.0%} or more of them"
 
 
-def _cells(
-    table: pl.DataFrame, cells: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]
-) -> pl.DataFrame:
+def _cells(table: pl.DataFrame, cells: Sequence[Cell], comparison: Comparison) -> pl.DataFrame:
     """Return the rows of these cells; a cell that has none was never run."""
     wanted = pl.DataFrame(
-        [{key: cell[key] for key in CELL_KEYS} for cell in cells],
-        schema={key: table.schema[key] for key in CELL_KEYS},
+        [cell.model_dump() for cell in cells], {key: table.schema[key] for key in CELL_KEYS}
     )
     found = table.join(wanted, on=list(CELL_KEYS), how="semi", maintain_order="left")
     there = found.select(CELL_KEYS).n_unique()
     if there != len(wanted):
         raise InvalidError(
-            f"row {answer['row']}: the table has {there} of the {len(wanted)} cells of "
-            f"{answer['entry']}"
+            f"row {comparison.claim.id}: the table has {there} of the {len(wanted)} cells of "
+            f"{comparison.entry}"
         )
     # In the order of the cells: the first is the one whose text is shown.
     order = wanted.with_row_index("_order")
@@ -224,15 +213,15 @@ def counts(table: pl.DataFrame) -> pl.DataFrame:
         ("stand-in", table.filter(pl.col("stand_in") != "")),
     ):
         for word in VERDICTS:
-            own = part.filter(verdict=word)
-            told = {"rows": len(own), "hollow": own["hollow"].sum()}
-            out.append({"answered_by": answered_by, "verdict": word, **told})
+            rows = part.filter(verdict=word)
+            counted = {"rows": len(rows), "hollow": rows["hollow"].sum()}
+            out.append({"answered_by": answered_by, "verdict": word, **counted})
     return pl.DataFrame(out, schema=SUMMARY_SCHEMA)
 
 
 def write_replication(
     recovery: Path,
-    answers: Sequence[Mapping[str, Any]],
+    comparisons: Sequence[Comparison],
     histories: Mapping[str, Path],
     table: Path,
     table_csv: Path,
@@ -242,7 +231,7 @@ def write_replication(
 
     Raises what `replication` raises.
     """
-    found = replication(recovery, answers, histories)
+    found = replication(recovery, comparisons, histories)
     with new_file(table) as partial:
         found.write_parquet(partial)
     with new_file(table_csv) as partial:

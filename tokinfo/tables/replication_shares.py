@@ -1,8 +1,6 @@
 """Shares of one row of the chapter, counted in the rows that its cells have in the long table.
 
-Each of the functions returns the columns of the `replication` table that it knows. An *answer* is
-what `tokinfo.workflow.answers` says of the row: which cells answer it, and how its tokens in
-question are counted.
+Each of the functions returns the columns of the `replication` table that it knows.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -20,6 +18,9 @@ from tokinfo.io.damaged import reading
 from tokinfo.tables.intervals import Share, clustered_share
 from tokinfo.tables.recovery import RECOVERED
 from tokinfo.tables.schema import CELL_KEYS
+
+if TYPE_CHECKING:
+    from tokinfo.study.claims import Claim, Comparison
 
 ENDS = ("", "_low", "_high")
 """A share is three columns: its value, and the ends of its interval."""
@@ -34,19 +35,17 @@ _SWEPT = (pl.col("around") == "true") & pl.col("identified").is_not_null()
 # --- the published protocol ---------------------------------------------------------------
 
 
-def published_columns(
-    rows: pl.DataFrame, answer: Mapping[str, Any]
-) -> tuple[dict[str, Any], Share]:
+def published_columns(rows: pl.DataFrame, comparison: Comparison) -> tuple[dict[str, Any], Share]:
     """Return what the published protocol found, and the share of runs that found it.
 
     Args:
         rows: of the cells under the published protocol.
-        answer: the row's answer.
+        comparison: of the row.
     """
-    claim = answer["claim"]
-    own = rows.filter(prompt=claim["prompt"])
+    claim = comparison.claim
+    own = rows.filter(prompt=claim.prompt)
     outcomes = [
-        (model, *_tokens(part, answer))
+        (model, *_tokens(part, comparison))
         for (model, *_), part in own.group_by("model", "seed", "prompts", maintain_order=True)
     ]
     by_model: dict[str, list[bool]] = {}
@@ -61,7 +60,7 @@ def published_columns(
     return {
         "site": " ".join(rows["site"].unique(maintain_order=True)),
         "padding": first["padding"],
-        "ours": " | ".join(_texts(one, claim["top_k"])),
+        "ours": " | ".join(_texts(one, claim.top_k)),
         "runs": len(outcomes),
         "runs_found": sum(map(sum, groups)),
         "initialisations": len(by_model),
@@ -77,28 +76,28 @@ def published_columns(
     }, share
 
 
-def _suffices(found: int, of: int, claim: Mapping[str, Any]) -> bool:
-    return found >= float(claim["least"]) * of - 1e-9
+def _suffices(found: int, of: int, claim: Claim) -> bool:
+    return found >= claim.least * of - 1e-9
 
 
-def _tokens(rows: pl.DataFrame, answer: Mapping[str, Any]) -> tuple[int, int]:
+def _tokens(rows: pl.DataFrame, comparison: Comparison) -> tuple[int, int]:
     """Return how many of the tokens in question one run found, by the row's criterion."""
-    claim = answer["claim"]
-    asked = rows.filter(_in_question(answer))
-    if not claim["unordered"]:
-        best = pl.col("top5_ids").list.head(claim["top_k"])
+    claim = comparison.claim
+    asked = rows.filter(_in_question(comparison))
+    if not claim.unordered:
+        best = pl.col("top5_ids").list.head(claim.top_k)
         return int(asked.select(best.list.contains(pl.col("true_id")).sum()).item()), len(asked)
-    if claim["top_k"] == 1:
+    if claim.top_k == 1:
         return int(asked["in_prompt"].sum()), len(asked)
     # Each of the k texts holds every position once: a token counts as often as it came out.
-    texts = Counter(rows["top5_ids"].list.head(claim["top_k"]).explode().to_list())
+    texts = Counter(rows["top5_ids"].list.head(claim.top_k).explode().to_list())
     wanted = Counter(asked["true_id"].to_list())
     return sum(min(count, texts[token]) for token, count in wanted.items()), len(asked)
 
 
-def _in_question(answer: Mapping[str, Any]) -> pl.Expr:
+def _in_question(comparison: Comparison) -> pl.Expr:
     """Hidden tokens, or all of them where the row hides none."""
-    return ~pl.col("visible") if answer["hides"] else pl.lit(value=True)
+    return ~pl.col("visible") if comparison.hides else pl.lit(value=True)
 
 
 def _texts(rows: pl.DataFrame, count: int) -> list[str]:
@@ -117,19 +116,19 @@ def _share_columns(name: str, share: Share) -> dict[str, float]:
 # --- other searches, and what is there ----------------------------------------------------
 
 
-def search_columns(rows: pl.DataFrame, answer: Mapping[str, Any]) -> dict[str, Any]:
+def search_columns(rows: pl.DataFrame, comparison: Comparison) -> dict[str, Any]:
     """Return what other searches found in the row's own prompt.
 
     Args:
         rows: of the cells of other solvers.
-        answer: the row's answer.
+        comparison: of the row.
     """
-    claim = answer["claim"]
-    own = rows.filter(prompt=claim["prompt"])
+    claim = comparison.claim
+    own = rows.filter(prompt=claim.prompt)
     out: dict[str, Any] = {}
     for kind in ("adam", "joint"):
         runs = [
-            (_suffices(*_tokens(part, answer), claim), (part["verdict"] == "certified").all())
+            (_suffices(*_tokens(part, comparison), claim), (part["verdict"] == "certified").all())
             for _, part in own.filter(kind=kind).group_by("model", "solver", maintain_order=True)
         ]
         if runs:
@@ -145,12 +144,12 @@ def search_columns(rows: pl.DataFrame, answer: Mapping[str, Any]) -> dict[str, A
     return out
 
 
-def sweep_columns(rows: pl.DataFrame, answer: Mapping[str, Any]) -> dict[str, Any]:
+def sweep_columns(rows: pl.DataFrame, comparison: Comparison) -> dict[str, Any]:
     """Return what sweeps around the row's own prompt identify; nothing where none was made.
 
     Arguments as `search_columns` takes them.
     """
-    swept = rows.filter(_SWEPT, prompt=answer["claim"]["prompt"])
+    swept = rows.filter(_SWEPT, prompt=comparison.claim.prompt)
     if swept.is_empty():
         return {}
     return {
@@ -164,16 +163,16 @@ def sweep_columns(rows: pl.DataFrame, answer: Mapping[str, Any]) -> dict[str, An
 
 
 def prompt_columns(
-    published: pl.DataFrame, others: pl.DataFrame, answer: Mapping[str, Any]
+    published: pl.DataFrame, others: pl.DataFrame, comparison: Comparison
 ) -> dict[str, Any]:
     """Return what was found of all prompts that the row was asked of, its own among them.
 
     Args:
         published: rows of the cells under the published protocol.
         others: of the cells of other solvers.
-        answer: the row's answer.
+        comparison: of the row.
     """
-    asked = _in_question(answer)
+    asked = _in_question(comparison)
     counted = {
         "found": (published.filter(asked), pl.col("correct")),
         "adam": (others.filter(asked, kind="adam"), pl.col("correct")),
@@ -220,23 +219,20 @@ def read_training(history: Path) -> TrainingEnd:
         return TrainingEnd(int(last["tokens"]), *losses)
 
 
-def training_columns(
-    answer: Mapping[str, Any], claimed: Mapping[str, Any], histories: Mapping[str, Path]
-) -> dict[str, Any]:
+def training_columns(comparison: Comparison, histories: Mapping[str, Path]) -> dict[str, Any]:
     """Return how far the row's trained model was trained; nothing of an untrained or foreign one.
 
     Args:
-        answer: the row's answer.
-        claimed: the model that the chapter names.
+        comparison: of the row.
         histories: training histories, by the name of their source.
 
     Raises DamagedError where a history cannot be read.
     """
-    known = [histories[name] for name in answer["sources"] if name in histories]
-    if answer["claim"]["state"] != "trained" or not known:
+    known = [histories[name] for name in comparison.sources if name in histories]
+    if comparison.claim.state != "trained" or not known:
         return {}
     training = read_training(known[0])
-    published = claimed["held_out_loss"]
+    published = comparison.claimed.held_out_loss
     return {
         "trained_tokens": training.tokens,
         "train_loss": training.train_loss,

@@ -12,15 +12,14 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tokinfo.study.architecture import architecture_of
+from tokinfo.study.architecture import sizes_of
 from tokinfo.study.cell import Cell
-from tokinfo.study.claims import Claim, load_claims
+from tokinfo.study.claims import Claim, Comparison, load_claims
 from tokinfo.study.files import arguments
 from tokinfo.study.solvers import ChapterSolver
-from tokinfo.study.sources import HubSource, MixerSource, Source, TransformerSource
+from tokinfo.study.sources import HubSource, MixerSource, TransformerSource
 from tokinfo.study.study import Answer, Study
-from tokinfo.workflow import downloads as plan
-from tokinfo.workflow import memory as resources
+from tokinfo.workflow import downloads
 from tokinfo.workflow.plan import Plan
 
 BYTES_A_TOKEN = 4
@@ -29,7 +28,7 @@ BYTES_A_TOKEN = 4
 
 def answers(
     study: Study, files: Iterable[str] = (), over: Mapping[str, Any] | None = None
-) -> list[dict[str, Any]]:
+) -> list[Comparison]:
     """Return every row of the chapter as the replication table is to have it.
 
     Args:
@@ -38,70 +37,54 @@ def answers(
         over: what the command line said besides, for the commands.
 
     Returns:
-        One dictionary for each row and entry that answers it, in the order of the rows, a row's
-        own model before what stands in for it: ``row``, ``claim`` (fields of the row),
-        ``criterion``, ``hides``, ``claimed`` (the chapter's model), ``entry`` (null: none),
-        ``stand_in``, ``runs``, ``models``, ``sources``, ``size``, ``published`` and ``others``
-        (cells), ``tflop`` of the published protocol, ``reason`` (why it does not run; empty:
-        nothing but time) and ``command``.
+        One for each row and entry that answers it, in the order of the rows, a row's own model
+        before what stands in for it.
     """
     known = study.answers()
     files = list(files)
     needed = {name: "" if study.runs(name) else _needs(study, name) for name in study.claims}
     commands = {name: command(study, name, files, over or {}) for name in study.claims}
     found = []
-    for row, claim in load_claims().rows.items():
-        own = [a for a in known if a.claim.id == row and not a.entry.stand_in]
-        others = [a for a in known if a.claim.id == row and a.entry.stand_in]
-        if not own:
+    for claim in load_claims().statements:
+        direct = [a for a in known if a.claim == claim and not a.entry.stand_in]
+        others = [a for a in known if a.claim == claim and a.entry.stand_in]
+        if not direct:
             found.append(_unanswered(claim, bool(others)))
-        for one in (*own, *others):
-            found.append(_answer(study, one, needed[one.name], commands[one.name]))
+        for one in (*direct, *others):
+            found.append(_answered(study, one, needed[one.name], commands[one.name]))
     return found
 
 
-def _fields(claim: Claim) -> dict[str, Any]:
-    return {
-        "row": claim.id,
-        "claim": claim.model_dump(),
-        "criterion": claim.criterion,
-        "hides": claim.hides,
-        "claimed": load_claims().models[claim.model].model_dump(),
-    }
+def _unanswered(claim: Claim, stood_in: bool) -> Comparison:
+    return Comparison(
+        claim=claim,
+        criterion=claim.criterion,
+        hides=claim.hides,
+        claimed=load_claims().models[claim.model],
+        reason="only stand-ins answer it in this study" if stood_in else "no entry answers it",
+    )
 
 
-def _unanswered(claim: Claim, stood_in: bool) -> dict[str, Any]:
-    reason = "only stand-ins answer it in this study" if stood_in else "no entry answers it"
-    nothing: dict[str, Any] = {key: [] for key in ("models", "sources", "published", "others")}
-    return {
-        **_fields(claim),
-        **nothing,
-        "entry": None,
-        "stand_in": "",
-        "runs": False,
-        "size": "",
-        "tflop": 0.0,
-        "reason": reason,
-        "command": "",
-    }
-
-
-def _answer(study: Study, answer: Answer, needs: str, would_run: str) -> dict[str, Any]:
-    sources = list(dict.fromkeys(study.models[name].source for name in answer.entry.models))
-    return {
-        **_fields(answer.claim),
-        "entry": answer.name,
-        "stand_in": answer.entry.stand_in,
-        "runs": answer.runs,
-        "models": list(answer.entry.models),
-        "sources": sources,
-        "size": "; ".join(size(study, name) for name in sources),
-        "published": [cell.model_dump() for cell in answer.published],
-        "others": [cell.model_dump() for cell in answer.others],
-        "tflop": sum(flop(study, cell) for cell in answer.published) / 1e12,
-        "reason": needs,
-        "command": would_run,
-    }
+def _answered(study: Study, answer: Answer, needs: str, would_run: str) -> Comparison:
+    claim, models = answer.claim, answer.entry.models
+    sources = tuple(dict.fromkeys(study.models[name].source for name in models))
+    return Comparison(
+        claim=claim,
+        criterion=claim.criterion,
+        hides=claim.hides,
+        claimed=load_claims().models[claim.model],
+        entry=answer.name,
+        stand_in=answer.entry.stand_in,
+        runs=answer.runs,
+        models=tuple(models),
+        sources=sources,
+        size="; ".join(size(study, name) for name in sources),
+        published=answer.published,
+        others=answer.others,
+        tflop=sum(flop(study, cell) for cell in answer.published) / 1e12,
+        reason=needs,
+        command=would_run,
+    )
 
 
 def command(study: Study, entry: str, files: Sequence[str], over: Mapping[str, Any]) -> str:
@@ -114,11 +97,11 @@ def command(study: Study, entry: str, files: Sequence[str], over: Mapping[str, A
         over: what the command line said besides; without it other cells would be run again.
     """
     names = [name for name in study.claims if study.runs(name) or name == entry]
-    asked = {**over, **({} if study.run is None else {"run": names})}
-    told = ["snakemake", "--cores", "all"]
-    told += ["--configfile", *files] if files else []
-    told += ["--config", *arguments(asked)] if asked else []
-    return shlex.join(told)
+    values = {**over, **({} if study.run is None else {"run": names})}
+    words = ["snakemake", "--cores", "all"]
+    words += ["--configfile", *files] if files else []
+    words += ["--config", *arguments(values)] if values else []
+    return shlex.join(words)
 
 
 def size(study: Study, source: str) -> str:
@@ -127,9 +110,9 @@ def size(study: Study, source: str) -> str:
     if isinstance(known, MixerSource | TransformerSource):
         kind = f"{known.form} mixer" if isinstance(known, MixerSource) else "transformer"
         return f"{kind}, width {known.d_model}, {known.blocks} blocks, n_ctx {known.n_ctx}"
+    sizes = sizes_of(study, source)
     # Not from an estimate, which is there to be rather too large.
-    known_sizes = architecture_of(known, resources.config_directory(study, source))
-    width = f"width {known_sizes.width}, " if known_sizes is not None else ""
+    width = f"width {sizes.width}, " if not sizes.guessed else ""
     return f"{source}, {width}{known.blocks} blocks"
 
 
@@ -142,13 +125,15 @@ def flop(study: Study, cell: Cell) -> float:
     """
     solver = study.solvers[cell.solver]
     assert isinstance(solver, ChapterSolver)
-    source = study.source_of(cell.model)
-    blocks = cell.block
+    n_ctx = study.source_of(cell.model).n_ctx
+    sizes = sizes_of(study, study.models[cell.model].source)
     passes = 2 * solver.steps
     total = 0.0
     for length in _lengths(study, cell.prompts):
-        positions = source.n_ctx if cell.padding == "n_ctx" else min(length, source.n_ctx)
-        total += passes * blocks * _block_flop(study, cell.model, source, positions)
+        positions = n_ctx if cell.padding == "n_ctx" else min(length, n_ctx)
+        # A weight between two positions multiplies the whole width of one of them.
+        mixing = sizes.mixing * (positions / n_ctx) ** 2 * sizes.width
+        total += passes * cell.block * 2 * (positions * (sizes.block - sizes.mixing) + mixing)
     return total
 
 
@@ -160,27 +145,13 @@ def _lengths(study: Study, prompts: str) -> Iterable[int]:
     return [max(1, round(size / BYTES_A_TOKEN)) for size in sizes]
 
 
-def _block_flop(study: Study, model: str, source: Source, positions: int) -> float:
-    if isinstance(source, MixerSource):
-        alone = source.model_copy(update={"n_ctx": 0})
-        weights = resources.block_parameters(alone)
-        mixing = resources.block_parameters(source) - weights
-        # A weight between two positions multiplies the whole width of one of them.
-        shared = (positions / source.n_ctx) ** 2
-        return 2 * positions * weights + 2 * mixing * shared * source.d_model
-    if isinstance(source, TransformerSource):
-        return 2.0 * positions * resources.block_parameters(source)
-    sizes = resources.sizes(study, study.models[model].source)
-    return 2.0 * positions * (sizes.weights(1) - sizes.weights(0))
-
-
 def _needs(study: Study, entry: str) -> str:
     """Return what an entry needs that is not on this machine, in words; empty: only time."""
     alone = study.model_copy(update={"grids": [], "run": [entry]})
     hub = _from_hub(alone)
     if not hub:
         return ""
-    needed = [need for need in plan.needs(alone) if need.comes == "from the hub"]
+    needed = [need for need in downloads.needs(alone) if need.comes == "from the hub"]
     fetched = sum({(need.model, need.blocks): need.fetched for need in needed}.values())
     memory = max(max(need.prepare, need.cell) for need in needed)
     what = f"weights not at hand: {_gb(fetched)} to fetch from"
