@@ -13,9 +13,7 @@ from pathlib import Path
 # The package beside this file is the one that runs, whatever is installed.
 sys.path.insert(0, str(workflow.basedir))
 
-from tokinfo.workflow import downloads as fetching
-from tokinfo.workflow import memory as needs
-from tokinfo.workflow import running, runtime as runtimes, submissions
+from tokinfo.workflow import downloads, memory, running, runtime, submissions
 from tokinfo.workflow.answers import answers
 from tokinfo.workflow.jobs import lend_package
 from tokinfo.workflow.plan import Plan, canonical
@@ -51,8 +49,8 @@ onstart:
 
 
 # Models are large: what will be fetched and held is said first, in a dry run above all.
-if workflow.is_main_process and fetching.total(STUDY):
-    print(fetching.table(STUDY), file=sys.stderr)
+if workflow.is_main_process and downloads.total(STUDY):
+    print(downloads.table(STUDY), file=sys.stderr)
 
 
 pathvars:

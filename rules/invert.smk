@@ -50,10 +50,10 @@ rule invert:
         "../envs/tokinfo.yaml"
     threads: STUDY.threads
     resources:
-        gpu=needs.gpus(STUDY),
+        gpu=memory.gpus(STUDY),
         cell=lambda w: submissions.turns(workflow),
-        mem_mb=lambda w, attempt: needs.cell_mb(STUDY, PLAN.cell(w), attempt),
-        runtime=lambda w, attempt: runtimes.cell_minutes(STUDY, PLAN.cell(w), attempt),
+        mem_mb=lambda w, attempt: memory.cell_mb(STUDY, PLAN.cell(w), attempt),
+        runtime=lambda w, attempt: runtime.cell_minutes(STUDY, PLAN.cell(w), attempt),
     params:
         settings=lambda w: PLAN.cell_settings(PLAN.cell(w)),
         code=lambda w: PLAN.cell_code(PLAN.cell(w)),

@@ -20,9 +20,9 @@ rule train:
         "../envs/tokinfo.yaml"
     threads: STUDY.threads
     resources:
-        gpu=needs.gpus(STUDY),
-        mem_mb=lambda w, attempt: needs.training_mb(STUDY, w.source, attempt),
-        runtime=lambda w, attempt: runtimes.training_minutes(STUDY, w.source, attempt),
+        gpu=memory.gpus(STUDY),
+        mem_mb=lambda w, attempt: memory.training_mb(STUDY, w.source, attempt),
+        runtime=lambda w, attempt: runtime.training_minutes(STUDY, w.source, attempt),
     params:
         settings=lambda w: PLAN.training_settings(w.source),
         code=code("train"),
@@ -52,9 +52,9 @@ rule fetch:
         "../envs/tokinfo.yaml"
     resources:
         gpu=0,
-        mem_mb=lambda w, attempt: needs.fetch_mb(STUDY, w.source, w.part, attempt),
-        disk_mb=lambda w: needs.fetched_mb(STUDY, w.source, w.part),
-        runtime=lambda w, attempt: runtimes.fetch_minutes(STUDY, w.source, w.part, attempt),
+        mem_mb=lambda w, attempt: memory.fetch_mb(STUDY, w.source, w.part, attempt),
+        disk_mb=lambda w: memory.fetched_mb(STUDY, w.source, w.part),
+        runtime=lambda w, attempt: runtime.fetch_minutes(STUDY, w.source, w.part, attempt),
     params:
         settings=lambda w: PLAN.fetch_settings(w.source, w.part),
         code=code("fetch"),
@@ -85,9 +85,9 @@ rule prepare:
         "../envs/tokinfo.yaml"
     resources:
         gpu=0,
-        mem_mb=lambda w, attempt: needs.prepare_mb(STUDY, w.model, int(w.blocks), attempt),
-        disk_mb=lambda w: needs.checkpoint_mb(STUDY, w.model, int(w.blocks)),
-        runtime=lambda w, attempt: runtimes.prepare_minutes(STUDY, w.model, int(w.blocks), attempt),
+        mem_mb=lambda w, attempt: memory.prepare_mb(STUDY, w.model, int(w.blocks), attempt),
+        disk_mb=lambda w: memory.checkpoint_mb(STUDY, w.model, int(w.blocks)),
+        runtime=lambda w, attempt: runtime.prepare_minutes(STUDY, w.model, int(w.blocks), attempt),
     params:
         settings=lambda w: PLAN.prepare_settings(w.model, int(w.blocks)),
         code=code("prepare"),
@@ -113,9 +113,9 @@ rule embedding:
         "../envs/tokinfo.yaml"
     resources:
         gpu=0,
-        mem_mb=lambda w, attempt: needs.prepare_mb(STUDY, w.model, 0, attempt),
-        disk_mb=lambda w: needs.checkpoint_mb(STUDY, w.model, 0),
-        runtime=lambda w, attempt: runtimes.prepare_minutes(STUDY, w.model, 0, attempt),
+        mem_mb=lambda w, attempt: memory.prepare_mb(STUDY, w.model, 0, attempt),
+        disk_mb=lambda w: memory.checkpoint_mb(STUDY, w.model, 0),
+        runtime=lambda w, attempt: runtime.prepare_minutes(STUDY, w.model, 0, attempt),
     params:
         settings=lambda w: PLAN.prepare_settings(w.model, 0),
         code=code("embedding"),
