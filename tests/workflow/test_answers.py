@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shlex
 from typing import Any
 
@@ -14,6 +15,7 @@ from tokinfo.study.files import parse
 from tokinfo.study.sites import Site
 from tokinfo.study.study import Study
 from tokinfo.workflow.answers import answers, command, flop
+from tokinfo.workflow.plan import canonical
 
 FILES = ["studies/mine.yaml", "more.yaml"]
 
@@ -34,6 +36,12 @@ def test_every_row_is_there_its_own_model_before_stand_ins() -> None:
     assert len(found) == 55 + 3
     for before, after in itertools.pairwise(found):
         assert before.claim.id != after.claim.id or not before.stand_in
+
+
+def test_rows_come_back_as_they_were_from_the_parameters_of_a_rule() -> None:
+    given = canonical({"answers": [row.model_dump() for row in compared()]})["answers"]
+    assert json.loads(json.dumps(given)) == given
+    assert [Comparison.model_validate(row) for row in given] == compared()
 
 
 def test_a_row_that_nothing_answers_says_so() -> None:
