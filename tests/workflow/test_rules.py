@@ -61,6 +61,7 @@ def test_what_a_script_imports_is_in_its_digest() -> None:
             "tokinfo.study.study",
             "tokinfo.study.sources",
             "tokinfo.study.cell",
+            "tokinfo.study.claims",
         } == set(modules)
 
 
