@@ -19,7 +19,8 @@ from tokinfo.workflow.jobs import lend_package
 from tokinfo.workflow.plan import Plan, canonical
 from tokinfo.workflow.rules import BENCHMARKS, FIGURES, LOGS, OUTPUTS, PAGES, code, pattern
 from tokinfo.study.files import beyond
-from tokinfo.study.load import StudyError, load_study
+from tokinfo.study.load import load_study
+from tokinfo.study.mistakes import StudyError
 
 # `--configfile` names a whole study. Merging it into the default one would mix their models.
 if not workflow.configfiles:

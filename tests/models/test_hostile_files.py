@@ -20,7 +20,8 @@ from tokinfo.io.errors import FetchError
 from tokinfo.models.fetch.fetch import fetch
 from tokinfo.models.fetch.hub import HubOrigin
 from tokinfo.models.weights import weights_in
-from tokinfo.study.load import StudyError, load_study
+from tokinfo.study.load import load_study
+from tokinfo.study.mistakes import StudyError
 from tokinfo.study.sources import LocalSource
 
 PACKAGE = REPOSITORY / "tokinfo"
@@ -103,7 +104,7 @@ def test_what_a_study_names_elsewhere_leads_nowhere_else(path: tuple[str, ...], 
         raw["sources"]["smol"] = {"kind": "wheel", "member": "m", "sha256": SHA, "blocks": 30}
     with pytest.raises(StudyError) as told:
         load_study(put(raw, path, name))
-    assert {problem.key for problem in told.value.problems} == {".".join(path)}
+    assert {mistake.key for mistake in told.value.mistakes} == {".".join(path)}
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "..", ".x", "a/b", "a b", "A", "a\x00", "ü", ""])

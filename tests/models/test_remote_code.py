@@ -17,7 +17,8 @@ from tokinfo.models.checkpoint import load
 from tokinfo.models.fetch.fetch import fetch
 from tokinfo.models.preparing import Cut, cut_checkpoint
 from tokinfo.models.remote_code import foreign, trusted
-from tokinfo.study.load import StudyError, load_study
+from tokinfo.study.load import load_study
+from tokinfo.study.mistakes import StudyError
 from tokinfo.study.sources import LocalSource
 from tokinfo.study.study import Study
 from tokinfo.workflow.plan import Plan
@@ -159,9 +160,9 @@ def hub(**values: Any) -> dict[str, Any]:
 def test_a_study_may_trust_a_commit_only(revision: str) -> None:
     with pytest.raises(StudyError) as told:
         load_study(hub(revision=revision, trust_remote_code=True))
-    (problem,) = told.value.problems
-    assert problem.key == "sources.smol.revision"
-    assert str(problem).endswith(
+    (mistake,) = told.value.mistakes
+    assert mistake.key == "sources.smol.revision"
+    assert str(mistake).endswith(
         "is not a commit, which trust_remote_code needs; allowed: 40 hexadecimal digits"
     )
     load_study(hub(revision=revision))

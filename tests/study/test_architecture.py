@@ -13,7 +13,7 @@ from tokinfo.study.architecture import (
     architecture_of,
     built,
     estimate,
-    problems,
+    mistakes,
     read_architecture,
 )
 from tokinfo.study.load import load_study
@@ -142,7 +142,7 @@ def counted_total(name: str) -> int:
 def test_what_a_study_says_of_sizes_is_checked(tmp_path: Path) -> None:
     def said(**fields: Any) -> list[str]:
         source = HubSource(repository="a/b", **{"blocks": 2, **fields})
-        return [str(problem) for problem in problems(("sources", "x"), source)]
+        return [str(mistake) for mistake in mistakes(("sources", "x"), source)]
 
     right = {"hidden_size": 8, "num_hidden_layers": 2, "vocab_size": 99}
     assert said() == said(config=right) == []
@@ -159,5 +159,5 @@ def test_what_a_study_says_of_sizes_is_checked(tmp_path: Path) -> None:
     (found,) = said(config=str(tmp_path / "list.json"))
     assert "is not a JSON object" in found
     gguf = GgufSource(path=str(tmp_path / "none.gguf"), blocks=2)
-    (problem,) = problems(("sources", "x"), gguf)
-    assert problem.path == ("sources", "x", "path")
+    (mistake,) = mistakes(("sources", "x"), gguf)
+    assert mistake.path == ("sources", "x", "path")

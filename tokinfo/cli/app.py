@@ -100,7 +100,7 @@ def schema(
 ) -> None:
     """Write the JSON Schema of a study, for editors that complete and check YAML."""
     from tokinfo.io.atomic import new_file
-    from tokinfo.study.load import schema_text
+    from tokinfo.study.form import schema_text
 
     text = schema_text()
     current = out.read_text(encoding="utf-8") if out.is_file() else None

@@ -32,10 +32,11 @@ Config = Annotated[
 
 
 def read_study(configfile: list[Path] | None, config: list[str] | None = None) -> Study:
-    """Return the study of the given files and values, or print all problems and exit with 1."""
+    """Return the study of the given files and values, or print all mistakes and exit with 1."""
     from tokinfo.io.errors import InvalidError
     from tokinfo.study.files import parse
-    from tokinfo.study.load import StudyError, load_study
+    from tokinfo.study.load import load_study
+    from tokinfo.study.mistakes import StudyError
 
     try:
         over = parse(config or [])
@@ -46,6 +47,6 @@ def read_study(configfile: list[Path] | None, config: list[str] | None = None) -
         return load_study(configfile or [Path("config.yaml")], over)
     except StudyError as error:
         typer.echo(str(error), err=True)
-        count = len(error.problems)
+        count = len(error.mistakes)
         typer.echo(f"{count} problem{'s' * (count != 1)}; nothing was started", err=True)
         raise typer.Exit(1) from None

@@ -15,16 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tokinfo.io.errors import InvalidError
-from tokinfo.study.mistakes import MISSING, Problem
-from tokinfo.study.sources import (
-    GgufSource,
-    HubSource,
-    LocalSource,
-    MixerSource,
-    Pretrained,
-    TransformerSource,
-    WheelSource,
-)
+from tokinfo.study.mistakes import MISSING, Mistake
+from tokinfo.study.sources import Built, Gguf, GgufSource, MixerSource, Pretrained, Saved
 from tokinfo.study.study import Study
 
 PLAIN_MLP = {
@@ -70,13 +62,13 @@ class Architecture:
 def sizes_of(study: Study, name: str) -> Architecture:
     """Return the sizes of a source's model, estimated where nothing is known yet."""
     source = study.sources[name]
-    if isinstance(source, MixerSource | TransformerSource):
+    if isinstance(source, Built):
         return built(source, study.tokenizers[source.tokenizer].vocabulary)
     fetched = Path(study.results) / "sources" / name / "config"
     return architecture_of(source, fetched) or estimate(source)
 
 
-def built(source: MixerSource | TransformerSource, vocabulary: int) -> Architecture:
+def built(source: Built, vocabulary: int) -> Architecture:
     """Return the sizes of a model built here, to within its norms and biases.
 
     >>> built(MixerSource(form="flat", d_model=4, blocks=1, n_ctx=8, tokenizer="t"), 300).block
@@ -167,7 +159,7 @@ def architecture_of(source: Pretrained, fetched: Path | None = None) -> Architec
     """
     if isinstance(source.config, dict):
         return read_architecture(source.config)  # checked with the study
-    directory = source.path if isinstance(source, LocalSource | HubSource) else None
+    directory = source.path if isinstance(source, Saved) else None
     places = [Path(source.config)] if source.config is not None else []
     places += [Path(directory).expanduser() / "config.json"] if directory else []
     places += [fetched / "config.json"] if fetched is not None else []
@@ -184,7 +176,7 @@ def estimate(source: Pretrained) -> Architecture:
     model is taken to be as wide as large ones are for their depth (about 100 to 128 a block:
     Llama 7B to 65B), with their largest vocabularies, stored in two bytes.
     """
-    if isinstance(source, GgufSource | WheelSource):
+    if isinstance(source, Gguf):
         path = Path(source.path).expanduser() if isinstance(source, GgufSource) else None
         size = path.stat().st_size if path is not None and path.is_file() else 100_000_000
         total = 2 * size
@@ -196,10 +188,10 @@ def estimate(source: Pretrained) -> Architecture:
     return Architecture(source.blocks, width, vocabulary, embedding, block, stored, guessed=True)
 
 
-def problems(path: tuple[str, str], source: Pretrained) -> Iterator[Problem]:
+def mistakes(path: tuple[str, str], source: Pretrained) -> Iterator[Mistake]:
     """Yield what is wrong with what a study says of a source's sizes, and with its GGUF file."""
     if isinstance(source, GgufSource) and not Path(source.path).expanduser().is_file():
-        yield Problem((*path, "path"), source.path, "there is no such file", "a GGUF file")
+        yield Mistake((*path, "path"), source.path, "there is no such file", "a GGUF file")
     where, said = (*path, "config"), source.config
     if said is None:
         return
@@ -207,21 +199,21 @@ def problems(path: tuple[str, str], source: Pretrained) -> Iterator[Problem]:
         try:
             said = json.loads(Path(said).read_text(encoding="utf-8"))
         except OSError:
-            yield Problem(where, said, "there is no such file", "a copy of the model's config.json")
+            yield Mistake(where, said, "there is no such file", "a copy of the model's config.json")
             return
         except ValueError:
             said = None
     if not isinstance(said, dict):
-        yield Problem(where, source.config, "is not a JSON object", "the model's config.json")
+        yield Mistake(where, source.config, "is not a JSON object", "the model's config.json")
         return
     try:
         found = read_architecture(said)
     except ValueError as error:
-        yield Problem(where, MISSING, str(error), "the model's config.json")
+        yield Mistake(where, MISSING, str(error), "the model's config.json")
         return
     if found.blocks != source.blocks:
         message = "is not the number of blocks in `config`"
-        yield Problem((*path, "blocks"), source.blocks, message, str(found.blocks))
+        yield Mistake((*path, "blocks"), source.blocks, message, str(found.blocks))
 
 
 @cache

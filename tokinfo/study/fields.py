@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 
@@ -13,6 +14,35 @@ def _number(value: Any) -> Any:
     if isinstance(value, bool):
         raise PydanticCustomError("number_type", "Input should be a number, not a boolean")
     return value
+
+
+FORM_ALONE = "form alone"
+"""Context of a validation that lets pass what is right in form and fits nothing beside it."""
+
+
+MISFIT = "misfit"
+"""Type of the error of a value that is right in form and does not fit."""
+
+
+def fits(check: Callable[..., None], *beside: str) -> AfterValidator:
+    """Return the validator of a value that has to fit the fields of its entry before it.
+
+    Args:
+        check: called with the value and those fields' values; raises a `misfit`.
+        beside: names of those fields. Where one of them is wrong, nothing is checked.
+    """
+
+    def validate(value: Any, info: ValidationInfo) -> Any:
+        if info.context != FORM_ALONE and all(name in info.data for name in beside):
+            check(value, *(info.data[name] for name in beside))
+        return value
+
+    return AfterValidator(validate)
+
+
+def misfit(message: str, allowed: str) -> PydanticCustomError:
+    """Return the error of a value that is right in form and does not fit."""
+    return PydanticCustomError(MISFIT, "{message}", {"message": message, "allowed": allowed})
 
 
 Integer = Annotated[int, BeforeValidator(_number)]

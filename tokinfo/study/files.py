@@ -12,8 +12,7 @@ from typing import Any
 import yaml
 
 from tokinfo.io.errors import InvalidError
-from tokinfo.study.mistakes import MISSING, Problem
-from tokinfo.study.mistakes import Path as KeyPath
+from tokinfo.study.mistakes import MISSING, Keys, Mistake
 
 COMMAND_LINE = "--config"
 
@@ -24,17 +23,17 @@ class Document:
 
     name: str
     content: dict[Any, Any]
-    problems: tuple[Problem, ...] = ()
+    mistakes: tuple[Mistake, ...] = ()
 
 
 def read(path: Path) -> Document:
-    """Read one YAML (or JSON) file; whatever is wrong ends up in the document's problems."""
+    """Read one YAML (or JSON) file; whatever is wrong ends up in the document's mistakes."""
     name = str(path)
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
         # Before anything is built from the nodes: building resolves `<<` in place.
-        problems = () if node is None else tuple(_duplicates(node, name))
+        mistakes = () if node is None else tuple(_duplicates(node, name))
         content = {} if node is None else loader.construct_document(node)
     except FileNotFoundError:
         return _failed(name, "there is no such file")
@@ -46,14 +45,14 @@ def read(path: Path) -> Document:
         return _failed(name, "is nested too deeply")
     if not isinstance(content, dict):
         return _failed(name, "must be a mapping of keys to values at its top level")
-    return Document(name, content, problems)
+    return Document(name, content, mistakes)
 
 
 def _failed(name: str, message: str) -> Document:
-    return Document(name, {}, (Problem((), MISSING, message, file=name),))
+    return Document(name, {}, (Mistake((), MISSING, message, file=name),))
 
 
-def _duplicates(node: yaml.Node, file: str) -> Iterator[Problem]:
+def _duplicates(node: yaml.Node, file: str) -> Iterator[Mistake]:
     """Yield every key written twice in one mapping.
 
     YAML forbids it but PyYAML keeps the last in silence. The node graph is searched, where
@@ -61,7 +60,7 @@ def _duplicates(node: yaml.Node, file: str) -> Iterator[Problem]:
     """
     seen: set[int] = set()
 
-    def visit(node: yaml.Node, path: KeyPath) -> Iterator[Problem]:
+    def visit(node: yaml.Node, path: Keys) -> Iterator[Mistake]:
         if id(node) in seen:  # an anchor used again
             return
         seen.add(id(node))
@@ -77,7 +76,7 @@ def _duplicates(node: yaml.Node, file: str) -> Iterator[Problem]:
                     first = lines.setdefault((key.tag, key.value), (line, key))
                     if first[1] is not key:
                         message = f"the key is given twice, on lines {first[0]} and {line}"
-                        yield Problem(inner, MISSING, message, "each key once", file)
+                        yield Mistake(inner, MISSING, message, "each key once", file)
                 yield from visit(value, inner)
 
     yield from visit(node, ())
@@ -178,7 +177,7 @@ def _beyond(whole: Mapping[Any, Any], part: Mapping[Any, Any]) -> dict[Any, Any]
     return found
 
 
-def value_at(content: object, path: KeyPath) -> object:
+def value_at(content: object, path: Keys) -> object:
     """Return the value a path leads to, or `MISSING`."""
     for part in path:
         try:
@@ -188,7 +187,7 @@ def value_at(content: object, path: KeyPath) -> object:
     return content
 
 
-def origin(path: KeyPath, documents: Sequence[Document]) -> str:
+def origin(path: Keys, documents: Sequence[Document]) -> str:
     """Return the name of the file that says what stands at a path.
 
     That is the last one to mention it, as later files override; for a key that none has, the

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from tokinfo.io.errors import TokinfoError
 
-Path = tuple[str | int, ...]
+Keys = tuple[str | int, ...]
+"""The keys and list indices that lead to a value."""
 
 
 class _Missing:
@@ -28,7 +29,7 @@ _SHORT.maxlevel = 2
 
 
 @dataclass(frozen=True)
-class Problem:
+class Mistake:
     """One mistake in a study.
 
     Attributes:
@@ -39,7 +40,7 @@ class Problem:
         file: the configuration file that says it, where there is one.
     """
 
-    path: Path
+    path: Keys
     value: object
     message: str
     allowed: str = ""
@@ -49,7 +50,7 @@ class Problem:
     def key(self) -> str:
         """The path as a reader writes it.
 
-        >>> Problem(("grids", 0, "masks", 2), "x", "").key
+        >>> Mistake(("grids", 0, "masks", 2), "x", "").key
         'grids[0].masks[2]'
         """
         text = ""
@@ -67,11 +68,11 @@ class Problem:
 
 
 class StudyError(TokinfoError):
-    """A study that cannot run; its text lists every problem, one a line."""
+    """A study that cannot run; its text lists every mistake, one a line."""
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("\n".join(map(str, self.problems)))
+    def __init__(self, mistakes: Iterable[Mistake]) -> None:
+        self.mistakes = tuple(mistakes)
+        super().__init__("\n".join(map(str, self.mistakes)))
 
 
 def show(value: object) -> str:

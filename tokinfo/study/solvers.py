@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tokinfo.study.fields import Integer, Real, Strict
+from tokinfo.study.fields import Integer, Real, Strict, fits, misfit
 
 
 class MetricWeights(Strict):
@@ -14,6 +14,11 @@ class MetricWeights(Strict):
 
     cosine: Real = Field(1.0, ge=0, description="Weight of 1 - |cos|.")
     l1: Real = Field(1.0, ge=0, description="Weight of the L1 sum.")
+
+
+def _not_blank(text: str | None) -> None:
+    if text is not None and not text.strip():
+        raise misfit("is blank", "a text, or null for every token")
 
 
 class DecodeSettings(Strict):
@@ -24,7 +29,7 @@ class DecodeSettings(Strict):
         description="`pseudo-inverse`: largest entry of embedding @ pinv(matrix), as published; "
         "`nearest`: smallest Euclidean distance.",
     )
-    restricted_to: str | None = Field(
+    restricted_to: Annotated[str | None, fits(_not_blank)] = Field(
         None, min_length=1, description="Only tokens of this text are candidates (null: all)."
     )
 

@@ -16,6 +16,8 @@ from tokinfo.study.fields import (
     Sha256,
     State,
     Strict,
+    fits,
+    misfit,
 )
 
 _REPOSITORY = r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$"
@@ -96,6 +98,11 @@ class Tokenizer(Strict):
     )
 
 
+def _ordered(tokens: list[int]) -> None:
+    if tokens[0] > tokens[1]:
+        raise misfit("the fewest tokens are more than the most", "[fewest, most]")
+
+
 class Passages(Strict):
     """Prompts drawn from text that no model of the study was trained on."""
 
@@ -105,7 +112,7 @@ class Passages(Strict):
         "count otherwise."
     )
     count: Integer = Field(50, ge=1, le=10_000, description="Number of passages.")
-    tokens: list[Annotated[Integer, Field(ge=1)]] = Field(
+    tokens: Annotated[list[Annotated[Integer, Field(ge=1)]], fits(_ordered)] = Field(
         [8, 32],
         min_length=2,
         max_length=2,
@@ -131,13 +138,20 @@ class Passages(Strict):
 # --- model sources ------------------------------------------------------------------------
 
 
+def _within_steps(warmup: int, steps: int) -> None:
+    if warmup > steps:
+        raise misfit(f"is more than training.steps = {steps}", f"0 to {steps}")
+
+
 class Training(Strict):
     """How a model is trained: AdamW, linear warm-up, cosine decay, next-token loss."""
 
     steps: Integer = Field(300, ge=1, description="Optimiser steps.")
     batch: Integer = Field(16, ge=1, description="Sequences of n_ctx tokens per step.")
     learning_rate: Real = Field(1e-3, gt=0, description="Peak learning rate.")
-    warmup: Integer = Field(20, ge=0, description="Steps of linear warm-up.")
+    warmup: Annotated[Integer, fits(_within_steps, "steps")] = Field(
+        20, ge=0, validate_default=True, description="Steps of linear warm-up."
+    )
     final_share: Real = Field(
         0.1, ge=0, le=1, description="Learning rate at the last step, as a share of the peak."
     )
@@ -178,13 +192,29 @@ class MixerSource(Strict):
     training: Training | None = Field(None, description="Null: exists untrained only.")
 
 
+def _rotary(heads: int, width: int) -> None:
+    """Rotary positions need heads of an even size."""
+    known = range(1, min(width // 2, 1024) + 1)
+    fitting = [str(n) for n in known if width % n == 0 and width // n % 2 == 0]
+    if str(heads) not in fitting:
+        raise misfit(
+            f"does not divide d_model = {width}"
+            if width % heads
+            else f"makes heads of {width // heads} of d_model = {width}; "
+            "rotary positions need an even size",
+            ", ".join(fitting) or "none for an odd d_model: choose an even one",
+        )
+
+
 class TransformerSource(Strict):
     """A small Llama-style transformer (`LlamaConfig`)."""
 
     kind: Literal["transformer"] = Field("transformer", description="A transformer built here.")
     d_model: Integer = Field(ge=2, description="Width of an embedding (hidden_size).")
     blocks: Integer = Field(ge=1, description="Number of blocks (num_hidden_layers).")
-    heads: Integer = Field(4, ge=1, description="Attention heads (num_attention_heads).")
+    heads: Annotated[Integer, fits(_rotary, "d_model")] = Field(
+        4, ge=1, validate_default=True, description="Attention heads (num_attention_heads)."
+    )
     intermediate: Integer | None = Field(
         None, ge=1, description="Width inside the MLP (null: 4 x d_model)."
     )
@@ -258,12 +288,27 @@ class LocalSource(PretrainedBase):
     trust_remote_code: bool = Field(False, description=_TRUST + "Read it first.")
 
 
-Pretrained = WheelSource | GgufSource | HubSource | LocalSource
+Built = MixerSource | TransformerSource
+"""Sources whose models are built here, with random weights or trained."""
 
-Source = Annotated[
-    MixerSource | TransformerSource | WheelSource | GgufSource | HubSource | LocalSource,
-    Field(discriminator="kind"),
-]
+Gguf = WheelSource | GgufSource
+"""Sources whose weights are in one GGUF file."""
+
+Saved = HubSource | LocalSource
+"""Sources whose weights are in a directory, as `save_pretrained` writes one."""
+
+Pretrained = Gguf | Saved
+"""Sources whose weights come from elsewhere."""
+
+Source = Annotated[Built | Pretrained, Field(discriminator="kind")]
+
+
+def _rounded_once(computed: str | None, held: str) -> None:
+    if computed is not None and held not in ("int8", "nf4") and computed not in (held, "float32"):
+        raise misfit(
+            f"weights in {held} would be rounded once more to compute in {computed}",
+            f"null, float32, or quantization {computed}",
+        )
 
 
 class Model(Strict):
@@ -282,7 +327,7 @@ class Model(Strict):
     quantization: Quantization = Field(
         "float32", description="Weights as the cells hold them; int8 and nf4 by bitsandbytes."
     )
-    compute_dtype: ComputeDtype | None = Field(
+    compute_dtype: Annotated[ComputeDtype | None, fits(_rounded_once, "quantization")] = Field(
         None,
         description="What activations are computed in (null: the weights' own precision; float32 "
         "for int8 and nf4, whose embedding and norms have it too). Half-precision weights may "

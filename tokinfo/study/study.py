@@ -12,15 +12,27 @@ cluster job. Modules that need a part of it import that part (`tokinfo.study.sou
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from tokinfo.study import masks, sites, targets
 from tokinfo.study.cell import Cell
 from tokinfo.study.claims import Claim, load_claims
-from tokinfo.study.fields import Integer, MetricName, Name, Padding, Parametrisation, Seed, Strict
+from tokinfo.study.fields import (
+    Integer,
+    MetricName,
+    Name,
+    Padding,
+    Parametrisation,
+    Seed,
+    Strict,
+    fits,
+    misfit,
+)
 from tokinfo.study.masks import Mask
 from tokinfo.study.sites import Site
 from tokinfo.study.solvers import MetricWeights, Solver
@@ -28,15 +40,34 @@ from tokinfo.study.sources import Corpus, Model, Passages, Source, Tokenizer
 from tokinfo.study.targets import OWN
 
 
+def _stands_for(what: str, parse: Callable[[str], object], allowed: str) -> AfterValidator:
+    """Return the validator of a text that can be read as something else, and stays a text."""
+
+    def check(text: str) -> None:
+        try:
+            parse(text)
+        except ValueError as error:
+            step = str(error).endswith("the step must be 1 or more")
+            message = "the step of a mask must be 1 or more" if step else f"is not a {what}"
+            raise misfit(message, allowed) from None
+
+    return fits(check)
+
+
+_SITE = _stands_for("site", Site.parse, sites.ALLOWED)
+_MASK = _stands_for("mask", Mask, masks.ALLOWED)
+_TARGET = _stands_for("target", targets.kind, targets.ALLOWED)
+
+
 class Grid(Strict):
     """A product of axes; every combination is a cell. `identify` adds some beside them."""
 
     models: list[Name] = Field(min_length=1, description="Names of models.")
-    sites: list[str] = Field(
+    sites: list[Annotated[str, _SITE]] = Field(
         min_length=1,
         description="`embedding`, `attention.K`, `mlp.K`, `block.K` (1-based) or `.last`.",
     )
-    masks: list[str] = Field(
+    masks: list[Annotated[str, _MASK]] = Field(
         min_length=1, description="Python slices over positions that stay visible."
     )
     metrics: list[MetricName] = Field(["l1"], min_length=1, description="Distances.")
@@ -71,7 +102,7 @@ class Grid(Strict):
         description="`none`: the prompt's own length; `n_ctx`: padded to n_ctx, pads visible "
         "where the mask says so and searched for like any position.",
     )
-    targets: list[str] = Field(
+    targets: list[Annotated[str, _TARGET]] = Field(
         [OWN],
         min_length=1,
         description="What is to be explained. `own`: the prompt's own activations. Controls, "
@@ -79,6 +110,21 @@ class Grid(Strict):
         "`of:MODEL`, another model's of the study, of the same tokenizer and width.",
     )
     seeds: list[Seed] = Field([0], min_length=1, description="Seeds of the starts.")
+
+
+def _stand_in_padding(padding: str | None, stand_in: str) -> None:
+    if padding is not None and not stand_in:
+        raise misfit(
+            "is only another one than the rows' own in a stand-in", "null, or a `stand_in:`"
+        )
+
+
+def _stand_in_depth(depth: str, stand_in: str) -> None:
+    if depth == "same" and not stand_in:
+        raise misfit(
+            "says where a stand-in is read; the rows' own model is anyway",
+            "relative, or a `stand_in:`",
+        )
 
 
 class Replication(Strict):
@@ -100,7 +146,7 @@ class Replication(Strict):
         description="What stands in for the rows' own model, and why; empty: nothing does. A "
         "stand-in is read at the same relative depth, `block.1` at its first block.",
     )
-    depth: Literal["relative", "same"] = Field(
+    depth: Annotated[Literal["relative", "same"], fits(_stand_in_depth, "stand_in")] = Field(
         "relative",
         description="`same`: a stand-in is read behind the row's own block instead, as one made of "
         "fewer such blocks should be.",
@@ -123,7 +169,7 @@ class Replication(Strict):
         description="Names of `sweep` and `joint` solvers that say what is identifiable. Sweeps "
         "of hidden positions are made for rows that hide some, of all positions for the others.",
     )
-    padding: Padding | None = Field(
+    padding: Annotated[Padding | None, fits(_stand_in_padding, "stand_in")] = Field(
         None, description="In place of the rows' own padding (null: theirs); stand-ins only."
     )
     identify_padding: Padding | None = Field(
@@ -160,12 +206,50 @@ class Answer:
 _IDENTIFY_BY: tuple[Parametrisation, ...] = ("embedding",)
 
 
+HELD_OUT = ".held-out"
+"""Ending of a corpus's second file, `corpora/{corpus}.held-out.txt`."""
+
+
+def _titled(name: str) -> None:
+    if not name.strip():
+        raise misfit("is blank", "a title for the report")
+
+
+def _below_here(results: str) -> None:
+    path = PurePosixPath(results)
+    if path.is_absolute() or ".." in path.parts or str(path) != results or not path.parts:
+        raise misfit(
+            "must be a relative path without `.`, `..` or a slash at its end",
+            "such as results or results/smoke",
+        )
+
+
+def _free_name(corpus: str) -> None:
+    if corpus.endswith(HELD_OUT):
+        raise misfit(f"names that end in `{HELD_OUT}` are taken by held-out texts", "another name")
+
+
+def _asks_something(prompts: list[str]) -> None:
+    if not prompts:
+        raise misfit("is an empty set", "at least one prompt")
+
+
+def _not_blank(prompt: Any) -> Any:
+    """Before its length is looked at, so that an empty prompt is as blank as spaces are."""
+    if isinstance(prompt, str) and not prompt.strip():
+        raise misfit("is blank: there is nothing to recover", "a text")
+    return prompt
+
+
+Prompt = Annotated[str, Field(min_length=1), BeforeValidator(_not_blank)]
+
+
 class Study(Strict):
     """One validated configuration."""
 
-    name: str = Field(min_length=1, description="Title of the report.")
+    name: Annotated[str, fits(_titled)] = Field(min_length=1, description="Title of the report.")
     description: str = Field("", description="One paragraph for the report's first page.")
-    results: str = Field(
+    results: Annotated[str, fits(_below_here)] = Field(
         "results", pattern=r"^[A-Za-z0-9._/-]+$", description="Directory of all outputs."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -178,13 +262,15 @@ class Study(Strict):
         description="Cells of one model that a cluster is handed as one submission, to be solved "
         "in turn; nothing on a workstation.",
     )
-    corpora: dict[Name, Corpus] = Field(default_factory=dict, description="Texts, by name.")
+    corpora: dict[Annotated[Name, fits(_free_name)], Corpus] = Field(
+        default_factory=dict, description="Texts, by name."
+    )
     tokenizers: dict[Name, Tokenizer] = Field(default_factory=dict, description="By name.")
     sources: dict[Name, Source] = Field(
         min_length=1, description="Where weights come from, by name."
     )
     models: dict[Name, Model] = Field(min_length=1, description="What is probed, by name.")
-    prompts: dict[Name, list[Annotated[str, Field(min_length=1)]]] = Field(
+    prompts: dict[Name, Annotated[list[Prompt], fits(_asks_something)]] = Field(
         default_factory=dict, description="Sets of prompts, by name."
     )
     passages: dict[Name, Passages] = Field(

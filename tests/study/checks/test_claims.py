@@ -6,15 +6,18 @@ from typing import Any
 
 import pytest
 
+from tests import REPOSITORY
 from tests.claims_study import SKY, claims_study
-from tests.example_study import put
+from tests.example_study import keys, mistakes, put, says
 from tokinfo.study.cell import Cell
-from tokinfo.study.load import problems
+from tokinfo.study.mistakes import Keys
 from tokinfo.study.study import Study
 
 
-def lines(study: dict[str, Any]) -> list[str]:
-    return [str(problem) for problem in problems(study)]
+@pytest.fixture(autouse=True)
+def working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The repository, where the study's text lies."""
+    monkeypatch.chdir(REPOSITORY)
 
 
 def cells(study: dict[str, Any], name: str) -> list[Cell]:
@@ -28,7 +31,7 @@ def cells(study: dict[str, Any], name: str) -> list[Cell]:
 
 def test_the_study_is_valid_and_runs_what_it_says() -> None:
     study = claims_study()
-    assert lines(study) == []
+    assert mistakes(study) == []
     made = Study.model_validate(study).cells()
     assert {cell.model for cell in made} == {
         "d32-untrained",
@@ -44,66 +47,65 @@ ENTRY = ("claims", "own")
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "expected"),
+    ("path", "value", "key", "reason"),
     [
-        (("run",), ["ownn"], "run[0] = 'ownn': unknown claims entry (did you mean"),
-        ((*ENTRY, "rows"), ["mixer"], "claims.own.rows[0] = 'mixer': unknown row"),
-        ((*ENTRY, "models"), ["d33"], "claims.own.models[0] = 'd33': unknown model"),
-        ((*ENTRY, "models"), ["tiny"], "claims.own.models[0] = 'tiny': has state trained, and"),
-        ((*ENTRY, "models"), ["tiny-untrained"], "has d_model 16, and the model of row mixer-un"),
-        ((*ENTRY, "models"), ["d32-untrained"] * 2, "repeats claims.own.models[0]"),
-        ((*ENTRY, "prompts"), ["sky"], "claims.own.prompts = ['sky']: have no prompt of row"),
-        ((*ENTRY, "prompts"), ["sea"], "claims.own.prompts[0] = 'sea': unknown prompt set"),
-        ((*ENTRY, "published"), "adam", "claims.own.published = 'adam': is of kind adam"),
-        ((*ENTRY, "published"), "chapter-llama", "has learning_rate 2; row mixer-untrained-"),
-        ((*ENTRY, "published"), "brief", "claims.own.published = 'brief': has steps 10; row"),
-        ((*ENTRY, "solvers"), ["sweep"], "claims.own.solvers[0] = 'sweep': is of kind sweep"),
-        ((*ENTRY, "identify"), ["adam"], "claims.own.identify[0] = 'adam': is of kind adam"),
-        ((*ENTRY, "padding"), "none", "claims.own.padding = 'none': is only another one than"),
-        ((*ENTRY, "depth"), "same", "claims.own.depth = 'same': says where a stand-in is read"),
-        ((*ENTRY, "paddin"), "none", "claims.own.paddin = 'none': unknown key"),
-        (
-            ("claims", "smaller", "rows"),
-            ["llama7b-untrained-two-blocks"],
-            "claims.smaller.prompts = ['mario']: have no prompt of row llama7b-untrained-two",
-        ),
-        (("solvers", "chapter", "decode"), {"restricted_to": "A sky"}, "decodes among other tok"),
-        (("prompts", "mario"), [SKY], "claims.own.prompts = ['mario']: have no prompt of row"),
-        (("corpora", "harbour", "path"), "none.txt", "corpora.harbour.path = 'none.txt': there"),
+        (("run",), ["ownn"], "run[0]", "unknown claims entry (did you mean"),
+        ((*ENTRY, "rows"), ["mixer"], "claims.own.rows[0]", "unknown row"),
+        ((*ENTRY, "models"), ["d33"], "claims.own.models[0]", "unknown model"),
+        ((*ENTRY, "models"), ["tiny"], "claims.own.models[0]", "has state trained, and"),
+        ((*ENTRY, "models"), ["tiny-untrained"], "claims.own.models[0]", "has d_model 16, and the"),
+        ((*ENTRY, "models"), ["d32-untrained"] * 2, "claims.own.models[1]",
+         "repeats claims.own.models[0]"),
+        ((*ENTRY, "prompts"), ["sky"], "claims.own.prompts", "have no prompt of row"),
+        ((*ENTRY, "prompts"), ["sea"], "claims.own.prompts[0]", "unknown prompt set"),
+        ((*ENTRY, "published"), "adam", "claims.own.published", "is of kind adam"),
+        ((*ENTRY, "published"), "chapter-llama", "claims.own.published", "has learning_rate 2;"),
+        ((*ENTRY, "published"), "brief", "claims.own.published", "has steps 10;"),
+        ((*ENTRY, "solvers"), ["sweep"], "claims.own.solvers[0]", "is of kind sweep"),
+        ((*ENTRY, "identify"), ["adam"], "claims.own.identify[0]", "is of kind adam"),
+        ((*ENTRY, "padding"), "none", "claims.own.padding", "null, or a `stand_in:`"),
+        ((*ENTRY, "depth"), "same", "claims.own.depth", "relative, or a `stand_in:`"),
+        ((*ENTRY, "paddin"), "none", "claims.own.paddin", "unknown key"),
+        (("claims", "smaller", "rows"), ["llama7b-untrained-two-blocks"], "claims.smaller.prompts",
+         "have no prompt of row llama7b-untrained-two"),
+        (("solvers", "chapter", "decode"), {"restricted_to": "A sky"}, "claims.own.published",
+         "decodes among other tokens"),
+        (("prompts", "mario"), [SKY], "claims.own.prompts", "have no prompt of row"),
+        (("corpora", "harbour", "path"), "none.txt", "corpora.harbour.path", "no such file"),
     ],
-)
-def test_a_mistake_is_named_with_its_key(
-    path: tuple[str | int, ...], value: object, expected: str
-) -> None:
-    found = lines(put(claims_study(), path, value))
-    assert any(expected in line for line in found), found
+)  # fmt: skip
+def test_a_mistake_is_named_with_its_key(path: Keys, value: object, key: str, reason: str) -> None:
+    found = mistakes(put(claims_study(), path, value))
+    assert any(mistake.key == key and says(mistake, reason) for mistake in found), found
 
 
 def test_a_row_has_one_answer_besides_stand_ins() -> None:
     study = claims_study()
     study["claims"]["again"] = study["claims"]["own"]
-    assert "is answered by claims.own already" in lines(study)[0]
+    (first, *_) = mistakes(study)
+    assert (first.key, first.value) == ("claims.again.rows[0]", study["claims"]["own"]["rows"][0])
+    assert says(first, "is answered by claims.own already")
     study["claims"]["again"] |= {"stand_in": "the same again"}
-    assert lines(study) == []
+    assert mistakes(study) == []
 
 
-def test_what_does_not_fit_a_cell_is_told_of_its_row() -> None:
+def test_what_does_not_fit_a_cell_is_said_of_its_row() -> None:
     study = put(claims_study(), ("prompts", "geralt"), ["Geralt of Rivia"])
     study["claims"]["smaller"] |= {
         "rows": ["llama7b-untrained-attention1-after1-geralt"],
         "prompts": ["geralt"],
     }
-    (found,) = lines(study)
-    assert found.startswith("claims.smaller.rows[0] = 'llama7b-untrained-attention1-after1-geralt'")
-    assert "mixers are causal by construction" in found
+    (found,) = mistakes(study)
+    assert found.key == "claims.smaller.rows[0]"
+    assert found.value == "llama7b-untrained-attention1-after1-geralt"
+    assert says(found, "mixers are causal by construction")
 
 
 def test_neither_grids_nor_claims_is_a_mistake() -> None:
     study = claims_study()
     del study["claims"], study["run"]
-    assert [line for line in lines(study) if "grids" in line] == [
-        "grids = []: is empty; allowed: grids, or `claims`"
-    ]
+    (found,) = (mistake for mistake in mistakes(study) if mistake.path[0] == "grids")
+    assert (found.key, found.allowed) == ("grids", "grids, or `claims`")
 
 
 def test_a_cell_is_what_the_row_says() -> None:
@@ -131,9 +133,9 @@ def test_a_stand_in_of_fewer_such_blocks_can_be_read_behind_the_rows_own_block()
     assert {str(cell.site) for cell in cells(claims_study(), "trained")} == {"block.1"}  # 2 of 8
     study = put(claims_study(), ("claims", "trained", "depth"), "same")
     assert {str(cell.site) for cell in cells(study, "trained")} == {"block.2"}
-    (line,) = lines(put(claims_study(), ("claims", "smaller", "depth"), "same"))
-    assert "rows[1]" in line
-    assert "'block.8' is beyond the depth of `tiny-untrained` (4 blocks)" in line
+    (found,) = mistakes(put(claims_study(), ("claims", "smaller", "depth"), "same"))
+    assert found.key == "claims.smaller.rows[1]"
+    assert says(found, "'block.8' is beyond the depth of `tiny-untrained` (4 blocks)")
 
 
 def test_seeds_are_of_the_published_protocol_alone() -> None:
@@ -151,7 +153,7 @@ def with_passages(*names: str) -> dict[str, Any]:
 def test_passages_are_asked_of_the_first_model_with_the_first_seed_by_every_solver() -> None:
     study = with_passages("drawn")
     study["claims"]["smaller"] |= {"seeds": [5, 6], "rows": ["mixer-flat-d512-untrained-after1"]}
-    assert lines(study) == []
+    assert mistakes(study) == []
     found = [cell for cell in cells(study, "smaller") if cell.prompts == "drawn"]
     assert [(cell.solver, cell.seed) for cell in found if cell.solver == "brief"] == [("brief", 5)]
     assert {cell.solver for cell in found} == {"brief", "adam", "sweep", "joint"}
@@ -160,11 +162,12 @@ def test_passages_are_asked_of_the_first_model_with_the_first_seed_by_every_solv
 
 
 def test_passages_are_named_and_fit_the_row() -> None:
-    (line,) = lines(with_passages("drown"))
-    assert line.startswith("claims.smaller.passages[0] = 'drown': unknown set of passages")
-    assert "did you mean `drawn`" in line
-    (line,) = lines(with_passages("drawn", "drawn"))
-    assert "claims.smaller.passages[1] = 'drawn': repeats claims.smaller.passages[0]" in line
+    (found,) = mistakes(with_passages("drown"))
+    assert (found.key, found.value) == ("claims.smaller.passages[0]", "drown")
+    assert says(found, "unknown set of passages (did you mean `drawn`?)")
+    (found,) = mistakes(with_passages("drawn", "drawn"))
+    assert found.key == "claims.smaller.passages[1]"
+    assert says(found, "repeats claims.smaller.passages[0]")
     study = with_passages("drawn")
     study["passages"]["drawn"]["tokens"] = [4, 80]
-    assert any("passages.drawn.tokens" in line for line in lines(study))
+    assert "passages.drawn.tokens" in keys(mistakes(study))

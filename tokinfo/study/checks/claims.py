@@ -6,17 +6,15 @@ so; the cells that follow from it are checked as those of any grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
 
+from tokinfo.study.checks.draft import Draft
+from tokinfo.study.checks.references import repeated, unknown
 from tokinfo.study.claims import Claim, ClaimedModel, Claims, load_claims
-from tokinfo.study.mistakes import MISSING, Path, Problem, listing, suggestion
+from tokinfo.study.mistakes import Keys, Mistake, listing, suggestion
 from tokinfo.study.solvers import SWEEPING, ChapterSolver
-from tokinfo.study.sources import MixerSource, Source, TransformerSource
+from tokinfo.study.sources import Built, MixerSource, Source
 from tokinfo.study.study import Grid, Replication, Study
-
-if TYPE_CHECKING:
-    from tokinfo.study.checks.draft import Draft
 
 _NAMED = (
     ("models", "models", "model"),
@@ -27,78 +25,61 @@ _NAMED = (
 )
 DESCENTS = ("adam", "chapter")
 
+Asked = tuple[Keys, str, Grid]
+"""The keys that lead to a row in an entry, its id, and a grid whose cells answer it."""
 
-def problems(draft: Draft, check_grids: Callable[[Study], Iterable[Problem]]) -> Iterator[Problem]:
-    """Yield everything about `claims` and `run` that does not fit.
 
-    Args:
-        draft: the study, as far as it could be read.
-        check_grids: the checks of a study's grids and of the files they need.
-    """
+def examine(draft: Draft) -> tuple[list[Mistake], list[Asked]]:
+    """Return what is wrong with `claims` and `run`, and the grids of the entries that are right."""
     study = draft.study
-    known = draft.names("claims")
+    found: list[Mistake] = []
     for place, name in enumerate(study.run or []):
-        if name not in known:
-            yield Problem(
-                ("run", place),
-                name,
-                f"unknown claims entry{suggestion(name, known)}",
-                listing(known, "none here"),
-            )
+        found += unknown(draft, ("run", place), name, "claims entry", "claims")
     claims = load_claims()
-    grids: list[Grid] = []
-    origins: list[tuple[str, int]] = []
+    asked: list[Asked] = []
     answered: dict[str, str] = {}
     for name, entry in study.claims.items():
-        found = [*_names(draft, name, entry, claims)]
-        found = found or [*_kinds(study, name, entry)]
-        if not found and _readable(draft, entry):
-            found = [*_rows(study, name, entry, claims, answered)]
-            if not found and study.runs(name):
+        wrong = [*_names(draft, name, entry, claims)] or [*_kinds(study, name, entry)]
+        if not wrong and _readable(draft, entry):
+            wrong = [*_rows(study, name, entry, claims, answered)]
+            if not wrong and study.runs(name):
                 for place, row in enumerate(entry.rows):
                     published, others = study.claim_grids(entry, claims.rows[row])
-                    asked = [*published, *others]
-                    grids += asked
-                    origins += [(name, place)] * len(asked)
-        yield from found
-    told = set()
-    for problem in check_grids(study.model_copy(update={"grids": grids, "claims": {}})):
-        if problem.path[0] != "grids":
-            yield problem
-        elif isinstance(index := problem.path[1], int):
-            entry_name, place = origins[index]
-            row = study.claims[entry_name].rows[place]
-            message = f"{problem.path[2]} {problem.value!r} {problem.message}"
+                    path = ("claims", name, "rows", place)
+                    asked += [(path, row, grid) for grid in (*published, *others)]
+        found += wrong
+    return found, asked
+
+
+def of_rows(asked: Sequence[Asked], mistakes: Iterable[Mistake]) -> Iterator[Mistake]:
+    """Yield mistakes of a study of these grids alone as mistakes of their rows."""
+    seen = set()
+    for mistake in mistakes:
+        if mistake.path[0] != "grids":
+            yield mistake
+        elif isinstance(index := mistake.path[1], int):
+            path, row, _ = asked[index]
+            axis = mistake.path[2]
             # Once a row, whichever of its models and solvers it is about.
-            if (entry_name, place, problem.path[2]) not in told:
-                told.add((entry_name, place, problem.path[2]))
-                path = ("claims", entry_name, "rows", place)
-                yield Problem(path, row, message, problem.allowed)
+            if (path, axis) not in seen:
+                seen.add((path, axis))
+                message = f"{axis} {mistake.value!r} {mistake.message}"
+                yield Mistake(path, row, message, mistake.allowed)
 
 
-def _names(draft: Draft, name: str, entry: Replication, claims: Claims) -> Iterator[Problem]:
+def _names(draft: Draft, name: str, entry: Replication, claims: Claims) -> Iterator[Mistake]:
     for place, row in enumerate(entry.rows):
         if row not in claims.rows:
             message = f"unknown row{suggestion(row, list(claims.rows))}"
             allowed = "an id in tokinfo/data/claims.yaml"
-            yield Problem(("claims", name, "rows", place), row, message, allowed)
-    named: list[tuple[Path, str, str, str]] = [
-        (("claims", name, axis, place), value, section, what)
-        for axis, section, what in _NAMED
-        for place, value in enumerate(getattr(entry, axis))
-    ]
-    named.append((("claims", name, "published"), entry.published, "solvers", "solver"))
-    for path, value, section, what in named:
-        known = draft.names(section)
-        if section not in draft.sections and value not in known:
-            yield Problem(path, value, f"unknown {what}{suggestion(value, known)}", listing(known))
+            yield Mistake(("claims", name, "rows", place), row, message, allowed)
+    for axis, section, what in _NAMED:
+        for place, value in enumerate(getattr(entry, axis)):
+            yield from unknown(draft, ("claims", name, axis, place), value, what, section)
+    where = ("claims", name, "published")
+    yield from unknown(draft, where, entry.published, "solver", "solvers")
     for axis in ("rows", "models", "prompts", "passages", "solvers", "identify", "seeds"):
-        values = getattr(entry, axis)
-        for place, value in enumerate(values):
-            if (first := values.index(value)) != place:
-                again = Problem(("claims", name, axis, first), MISSING, "").key
-                path = ("claims", name, axis, place)
-                yield Problem(path, value, f"repeats {again}", "each value once")
+        yield from repeated(("claims", name, axis), getattr(entry, axis))
 
 
 def _readable(draft: Draft, entry: Replication) -> bool:
@@ -117,8 +98,8 @@ def _readable(draft: Draft, entry: Replication) -> bool:
     )
 
 
-def _kinds(study: Study, name: str, entry: Replication) -> Iterator[Problem]:
-    wanted: list[tuple[Path, str, tuple[str, ...]]] = [
+def _kinds(study: Study, name: str, entry: Replication) -> Iterator[Mistake]:
+    wanted: list[tuple[Keys, str, tuple[str, ...]]] = [
         (("published",), entry.published, ("chapter",)),
         *((("solvers", place), one, DESCENTS) for place, one in enumerate(entry.solvers)),
         *((("identify", place), one, SWEEPING) for place, one in enumerate(entry.identify)),
@@ -127,7 +108,7 @@ def _kinds(study: Study, name: str, entry: Replication) -> Iterator[Problem]:
         known = study.solvers.get(solver)
         if known is not None and known.kind not in kinds:
             fitting = [n for n, other in study.solvers.items() if other.kind in kinds]
-            yield Problem(
+            yield Mistake(
                 ("claims", name, *key),
                 solver,
                 f"is of kind {known.kind}",
@@ -137,24 +118,17 @@ def _kinds(study: Study, name: str, entry: Replication) -> Iterator[Problem]:
 
 def _rows(
     study: Study, name: str, entry: Replication, claims: Claims, answered: dict[str, str]
-) -> Iterator[Problem]:
-    path: Path = ("claims", name)
+) -> Iterator[Mistake]:
+    path: Keys = ("claims", name)
     published = study.solvers[entry.published]
     assert isinstance(published, ChapterSolver)
-    if not entry.stand_in:
-        if entry.padding is not None:
-            message = "is only another one than the rows' own in a stand-in"
-            yield Problem((*path, "padding"), entry.padding, message, "null, or a `stand_in:`")
-        if entry.depth == "same":
-            message = "says where a stand-in is read; the rows' own model is anyway"
-            yield Problem((*path, "depth"), entry.depth, message, "relative, or a `stand_in:`")
     for place, row in enumerate(entry.rows):
         where, claim = (*path, "rows", place), claims.rows[row]
         if not entry.stand_in and (other := answered.setdefault(row, name)) != name:
             message = f"is answered by claims.{other} already"
-            yield Problem(where, row, message, "one entry a row, besides stand-ins")
+            yield Mistake(where, row, message, "one entry a row, besides stand-ins")
         if not any(claim.prompt in study.prompts[one] for one in entry.prompts):
-            yield Problem(
+            yield Mistake(
                 (*path, "prompts"),
                 entry.prompts,
                 f"have no prompt of row {row}",
@@ -163,16 +137,16 @@ def _rows(
         if published.decode.restricted_to != claim.restricted_to:
             message = f"decodes among other tokens than row {row}"
             allowed = f"decode.restricted_to: {claim.restricted_to!r}"
-            yield Problem((*path, "published"), entry.published, message, allowed)
+            yield Mistake((*path, "published"), entry.published, message, allowed)
         if entry.stand_in:
             continue
         own = claims.models[claim.model]
         for setting, value, right in _protocol(published, own):
             message = f"has {setting} {value:g}; row {row} had another"
-            yield Problem((*path, "published"), entry.published, message, right)
+            yield Mistake((*path, "published"), entry.published, message, right)
         for index, model in enumerate(entry.models):
             for what, has, needs in _unlike(study, model, claim, own):
-                yield Problem(
+                yield Mistake(
                     (*path, "models", index),
                     model,
                     f"has {what} {has}, and the model of row {row} {needs}",
@@ -208,19 +182,12 @@ def _unlike(
 
 
 def _facts(source: Source) -> dict[str, object]:
-    if isinstance(source, MixerSource):
+    if isinstance(source, Built):
         return {
-            "family": f"mixer-{source.form}",
+            "family": f"mixer-{source.form}" if isinstance(source, MixerSource) else "llama",
             "d_model": source.d_model,
             "blocks": source.blocks,
-            "n_ctx": source.n_ctx,
-        }
-    if isinstance(source, TransformerSource):
-        return {
-            "family": "llama",
-            "d_model": source.d_model,
-            "blocks": source.blocks,
-            "heads": source.heads,
+            "heads": getattr(source, "heads", None),
             "n_ctx": source.n_ctx,
         }
     config = source.config if isinstance(source.config, dict) else {}

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from tokinfo.study.sources import Source
 from tokinfo.study.study import Study
+
+Parsed = TypeVar("Parsed")
+
+
+def parsed(parse: Callable[[str], Parsed], text: str) -> Parsed | None:
+    """Return what a text stands for; None: it is of the wrong form, a mistake that is known."""
+    try:
+        return parse(text)
+    except ValueError:
+        return None
 
 
 @dataclass
@@ -40,3 +52,10 @@ class Draft:
         """Return the source of a model, or None where either could not be read."""
         known = self.study.models.get(model)
         return None if known is None else self.study.sources.get(known.source)
+
+    def sound_source(self, model: str) -> Source | None:
+        """Return the source of a model if all that decides its weights was read as written."""
+        if not self.sound("models", model, "state", "seed"):
+            return None
+        name = self.study.models[model].source
+        return self.source(model) if self.sound("sources", name, "n_ctx") else None

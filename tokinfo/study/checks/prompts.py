@@ -12,9 +12,10 @@ from pathlib import Path
 
 from tokinfo.io import tokenizers
 from tokinfo.study import lengths
+from tokinfo.study.checks.draft import parsed
 from tokinfo.study.masks import Mask
-from tokinfo.study.mistakes import Problem, show
-from tokinfo.study.sources import LocalSource, MixerSource, Passages, TransformerSource
+from tokinfo.study.mistakes import Keys, Mistake, show
+from tokinfo.study.sources import Built, LocalSource, Passages
 from tokinfo.study.study import Study
 
 Tokens = Mapping[str, Mapping[str, Sequence[lengths.Bounds]]]
@@ -32,7 +33,7 @@ def token_bounds(study: Study, models: Iterable[str]) -> tuple[Tokens, dict[str,
     for name in models:
         tokenizer = _tokenizer_file(study, name)
         source = study.source_of(name)
-        own = source.tokenizer if isinstance(source, MixerSource | TransformerSource) else None
+        own = source.tokenizer if isinstance(source, Built) else None
         special = getattr(source, "special_tokens", True)
         wanted = {set_ for grid in study.grids if name in grid.models for set_ in grid.prompts}
         tokens[name] = {
@@ -69,7 +70,7 @@ def _tokenizer_file(study: Study, model: str) -> Path | None:
     name = study.models[model].source
     source = study.sources[name]
     results = Path(study.results)
-    if isinstance(source, MixerSource | TransformerSource):
+    if isinstance(source, Built):
         tokenizer = study.tokenizers.get(source.tokenizer)
         path = results / "tokenizers" / source.tokenizer / "tokenizer.json"
         # A tokenizer of another size is a leftover: this study would replace it.
@@ -82,11 +83,11 @@ def _tokenizer_file(study: Study, model: str) -> Path | None:
     return next((path for path in paths if tokenizers.vocabulary(path) is not None), None)
 
 
-def problems(
+def mistakes(
     study: Study,
     tokens: Tokens,
     notes: Mapping[str, str] | None = None,
-) -> Iterator[Problem]:
+) -> Iterator[Mistake]:
     """Yield prompts that are too long and masks that suit some prompt of their grid badly.
 
     Args:
@@ -95,14 +96,12 @@ def problems(
         notes: how a model's prompts were counted, for its messages.
     """
     notes = notes or {}
-    told: set[tuple[str | int, ...]] = set()
+    seen: set[Keys] = set()
     for index, grid in enumerate(study.grids):
         places: dict[str, int] = {}
         for place, text in enumerate(grid.masks):
-            try:
-                places.setdefault(Mask(text).text, place)
-            except ValueError:
-                continue
+            if (mask := parsed(Mask, text)) is not None:
+                places.setdefault(mask.text, place)
         grouped: dict[tuple[str, str], list[str]] = {}
         for model in dict.fromkeys(grid.models):
             if model not in tokens:
@@ -111,26 +110,26 @@ def problems(
             uses = itertools.product(grid.prompts, places, grid.padding)
             for found in lengths.findings(tokens[model], uses, n_ctx):
                 note = f"{notes.get(model, '')} (model `{model}`)"
-                path: tuple[str | int, ...] = ("prompts", found.prompts, found.index)
+                path: Keys = ("prompts", found.prompts, found.index)
                 prompt: object = None
                 if found.prompts in study.passages:
                     path = ("passages", found.prompts, "tokens")
                     prompt = study.passages[found.prompts].tokens
                     note = f" (model `{model}`)"
                 elif not (prompt := study.prompts[found.prompts][found.index]).strip():
-                    continue  # a problem of its own, whatever the mask
+                    continue  # a mistake of form, whatever the mask
                 if found.mask:
-                    example = f"{Problem(path, prompt, '').key} = {show(prompt)}"
+                    example = f"{Mistake(path, prompt, '').key} = {show(prompt)}"
                     example += f" of {found.length}{note}"
                     grouped.setdefault((found.mask, found.fault), []).append(example)
-                elif (*path, model) not in told:
-                    told.add((*path, model))
+                elif (*path, model) not in seen:
+                    seen.add((*path, model))
                     message = lengths.sentence(found, n_ctx) + note
-                    yield Problem(path, prompt, message, f"1 to {n_ctx} tokens")
+                    yield Mistake(path, prompt, message, f"1 to {n_ctx} tokens")
         for (text, fault), examples in grouped.items():
             verb = "shows" if fault == "blind" else "hides"
             more = f" and {len(examples) - 1} more" if len(examples) > 1 else ""
-            yield Problem(
+            yield Mistake(
                 ("grids", index, "masks", places[text]),
                 text,
                 f"{verb} no position of {examples[0]}{more}",

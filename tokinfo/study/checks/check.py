@@ -1,0 +1,36 @@
+"""The checks of a study that need more than one of its entries.
+
+What one entry may be, the schema says (`tokinfo.study.study`); that the entries fit together is
+said here. Every check yields all it finds. A study with mistakes in its form is checked as far as
+it could be read: `Draft` says what is missing from it, so that one mistake is one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from tokinfo.study.checks import claims, entries, grids, references
+from tokinfo.study.checks.draft import Draft
+from tokinfo.study.mistakes import Mistake
+
+
+def check(draft: Draft) -> list[Mistake]:
+    """Return everything that does not fit together."""
+    found = [*references.mistakes(draft), *entries.mistakes(draft), *_needed(draft)]
+    seen = {(mistake.path, mistake.message) for mistake in found}
+    wrong, asked = claims.examine(draft)
+    answering = {"grids": [grid for _, _, grid in asked], "claims": {}}
+    study = draft.study.model_copy(update=answering)
+    wrong += claims.of_rows(asked, _needed(replace(draft, study=study)))
+    found += [mistake for mistake in wrong if (mistake.path, mistake.message) not in seen]
+    found += grids.size(draft.study)
+    if draft.complete and not found:
+        found += grids.paths(draft.study)
+    return found
+
+
+def _needed(draft: Draft) -> Iterator[Mistake]:
+    """Yield what is wrong with a study's grids and the files that they need."""
+    yield from entries.files(draft)
+    yield from grids.mistakes(draft)

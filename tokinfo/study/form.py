@@ -1,0 +1,156 @@
+"""Mistakes in the form of a study: what pydantic finds, by its keys and in words of its schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from pydantic_core import ErrorDetails
+
+from tokinfo.study.fields import MISFIT
+from tokinfo.study.files import value_at
+from tokinfo.study.mistakes import MISSING, Keys, Mistake, listing, suggestion
+from tokinfo.study.study import Study
+
+_UNSAID = {
+    "string_pattern_mismatch": "is not of the right form",
+    "string_unicode": "has characters that are not text (lone surrogates)",
+    "dict_type": "must be a mapping of keys to values",
+    "model_type": "must be a mapping of keys to values",
+    "model_attributes_type": "must be a mapping of keys to values",
+    "list_type": "must be a list",
+    "missing": "is missing",
+    "too_short": "is empty",
+    "string_too_short": "is empty",
+    "literal_error": "is not one of the choices",
+}
+
+
+def path_of(error: ErrorDetails, raw: Mapping[str, Any]) -> Keys:
+    """Return the keys that lead to an error, without what pydantic adds to them.
+
+    That is the tag of a discriminated union after the entry's name, and `[key]` for a key.
+    """
+    path = list(error["loc"])
+    if path[-1] == "[key]":
+        path.pop()
+    if len(path) > 2 and "oneOf" in _node(path[:2]):
+        entry = value_at(raw, tuple(path[:2]))
+        if isinstance(entry, Mapping) and entry.get("kind") == path[2]:
+            del path[2]
+    return tuple(path)
+
+
+def mistake(path: Keys, error: ErrorDetails) -> Mistake:
+    """Return an error as a mistake, in words that a reader of a study knows."""
+    kind, value, loc = error["type"], error["input"], error["loc"]
+    if kind.startswith("union_tag"):
+        kinds = list(_node(loc)["discriminator"]["mapping"])
+        if kind == "union_tag_not_found":
+            return Mistake((*path, "kind"), MISSING, "is missing", listing(kinds))
+        hint = suggestion(tag := error["ctx"]["tag"], kinds)
+        return Mistake((*path, "kind"), tag, f"unknown kind{hint}", listing(kinds))
+    if loc[-1] == "[key]":
+        value = MISSING
+    if kind == MISFIT:
+        return Mistake(path, value, error["msg"], error["ctx"]["allowed"])
+    if loc[-1] == "[key]":
+        return Mistake(path, value, "the name is not allowed", _NAMES)
+    if kind == "extra_forbidden":
+        known = list(_node(loc[:-1]).get("properties", {}))
+        hint = suggestion(path[-1], known)
+        return Mistake(path, value, f"unknown key{hint}", listing(known, "no key"))
+    message = _UNSAID.get(kind) or error["msg"].removeprefix("Input ")
+    if kind == "string_type" and isinstance(value, int | float):
+        message = "should be a text; write it in quotes"
+    if kind == "missing":
+        value = MISSING
+    return Mistake(path, value, message[:1].lower() + message[1:], _allowed(loc))
+
+
+_NAMES = "lower-case letters, digits, dots and hyphens, at most 64, a letter or digit first"
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return Study.model_json_schema()
+
+
+def schema_text() -> str:
+    """Return the JSON Schema of a study as it is kept in `docs/`."""
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps({**head, **_schema()}, indent=2, ensure_ascii=False) + "\n"
+
+
+def _node(loc: Iterable[str | int]) -> dict[str, Any]:
+    """Return the part of the JSON Schema that describes a location of pydantic's."""
+    node = _resolve(_schema())
+    for part in loc:
+        if "oneOf" in node:
+            reference = node.get("discriminator", {}).get("mapping", {}).get(part)
+            node = {"$ref": reference} if reference else {}
+        elif isinstance(part, int):
+            node = node.get("items", {})
+        elif part in node.get("properties", {}):
+            node = node["properties"][part]
+        else:
+            named = node.get("patternProperties", {}) or {"": node.get("additionalProperties")}
+            found = next(iter(named.values()))
+            node = found if isinstance(found, dict) else {}
+        node = _resolve(node)
+    return node
+
+
+def _resolve(node: dict[str, Any]) -> dict[str, Any]:
+    """Follow a reference, and the part of a nullable value that is not null."""
+    described = node.get("description")
+    while True:
+        if "$ref" in node:
+            node = _schema()["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+        elif "anyOf" in node:
+            node = next(part for part in node["anyOf"] if part.get("type") != "null")
+        else:
+            break
+    return {**node, "description": described} if described else node
+
+
+def _allowed(loc: Iterable[str | int]) -> str:
+    """Return in words what the schema allows at a location of pydantic's."""
+    node = _node(loc)
+    said = _values(node)
+    about = str(node.get("description", "")).split(". ")[0].rstrip(".")
+    if said and about:
+        return f"{said} ({about})"
+    return said or about
+
+
+def _values(node: Mapping[str, Any]) -> str:
+    if "enum" in node or "const" in node:
+        return listing(map(str, node.get("enum", [node.get("const")])))
+    if "oneOf" in node:
+        return f"a mapping with a kind: {listing(node['discriminator']['mapping'])}"
+    words = {
+        "integer": "a whole number",
+        "number": "a number",
+        "string": "a text",
+        "boolean": "true or false",
+        "array": "a list",
+        "object": "a mapping",
+    }
+    said = [words.get(str(node.get("type")), "")]
+    for key, text in (
+        ("minimum", "at least {}"),
+        ("exclusiveMinimum", "above {}"),
+        ("maximum", "at most {}"),
+        ("exclusiveMaximum", "below {}"),
+        ("minLength", "of {} or more characters"),
+        ("maxLength", "of at most {} characters"),
+        ("minItems", "of {} or more"),
+        ("minProperties", "of {} or more"),
+        ("pattern", "matching {}"),
+    ):
+        if key in node:
+            said.append(text.format(node[key]))
+    return " ".join(filter(None, said))
