@@ -16,7 +16,7 @@ from tokinfo.models import train
 from tokinfo.models.build import new_model
 from tokinfo.models.checkpoint import FACTS, load
 from tokinfo.models.preparing import Cut, cut_checkpoint
-from tokinfo.study.sources import MixerSource, Training, TransformerSource
+from tokinfo.study.sources import Built, MixerSource, Training, TransformerSource
 from tokinfo.study.study import Study
 from tokinfo.text.tokenizer import train_tokenizer
 from tokinfo.workflow.plan import Plan
@@ -49,7 +49,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def run(
-    source: MixerSource | TransformerSource,
+    source: Built,
     training: Training,
     inputs: tuple[Path, Path],
     root: Path,
@@ -70,7 +70,7 @@ def same(one: Weights, other: Weights) -> bool:
 
 @each_family
 def test_snapshots_are_the_runs_own_weights_and_leave_the_run_as_it_was(
-    source: MixerSource | TransformerSource,
+    source: Built,
     inputs: tuple[Path, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -99,7 +99,7 @@ def test_snapshots_are_the_runs_own_weights_and_leave_the_run_as_it_was(
 
 @each_family
 def test_before_the_first_step_a_model_is_its_untrained_twin_of_that_seed(
-    source: MixerSource | TransformerSource, inputs: tuple[Path, Path], tmp_path: Path
+    source: Built, inputs: tuple[Path, Path], tmp_path: Path
 ) -> None:
     training = KEEPING.model_copy(update={"seed": 5})
     run(source, training, inputs, tmp_path)
@@ -125,7 +125,7 @@ def test_a_snapshot_says_how_far_its_training_was(
 
 @each_family
 def test_an_interrupted_run_ends_with_the_same_snapshots(
-    source: MixerSource | TransformerSource,
+    source: Built,
     inputs: tuple[Path, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tokinfo.models import train
 from tokinfo.models.train import batch_at, learning_rate, new_optimizer
-from tokinfo.study.sources import MixerSource, Training, TransformerSource
+from tokinfo.study.sources import Built, MixerSource, Training, TransformerSource
 
 SETTINGS = Training(
     steps=12, batch=4, learning_rate=3e-3, warmup=2, evaluate_every=5, checkpoint_every=4
@@ -42,7 +42,7 @@ def inputs(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def run(
-    source: MixerSource | TransformerSource, inputs: tuple[Path, Path], root: Path
+    source: Built, inputs: tuple[Path, Path], root: Path
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, str]]]:
     train.train(source, *inputs, root / "out", root / "history.csv", root / "resume", "cpu")
     with (root / "history.csv").open() as stream:
@@ -51,7 +51,7 @@ def run(
 
 def killed_at_ten(
     monkeypatch: pytest.MonkeyPatch,
-    source: MixerSource | TransformerSource,
+    source: Built,
     inputs: tuple[Path, Path],
     root: Path,
 ) -> None:
@@ -71,7 +71,7 @@ def killed_at_ten(
 
 @pytest.mark.parametrize("source", [MIXER, LLAMA], ids=["mixer", "transformer"])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    source: MixerSource | TransformerSource,
+    source: Built,
     inputs: tuple[Path, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -12,12 +12,10 @@ from transformers.modeling_utils import PreTrainedModel
 
 from tokinfo.models import remote_code
 from tokinfo.models.modeling_mixer import MixerConfig, MixerForCausalLM
-from tokinfo.study.sources import MixerSource, TransformerSource
+from tokinfo.study.sources import Built, MixerSource
 
 
-def new_model(
-    source: MixerSource | TransformerSource, vocabulary: int, seed: int
-) -> PreTrainedModel:
+def new_model(source: Built, vocabulary: int, seed: int) -> PreTrainedModel:
     """Build a causal language model in float32 with random weights.
 
     The weights depend on ``source``, ``vocabulary`` and ``seed`` only, and the global random

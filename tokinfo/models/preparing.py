@@ -23,7 +23,7 @@ from tokinfo.models.snapshots import read_facts
 from tokinfo.models.streaming import write_decoder
 from tokinfo.models.weights import weights_in, weights_of
 from tokinfo.study.fields import Strict
-from tokinfo.study.sources import MixerSource, Model, Source, TransformerSource
+from tokinfo.study.sources import Built, Model, Source
 from tokinfo.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def cut_checkpoint(cut: Cut, origin: Path, out: Path) -> None:
     """
     # A run's snapshots lie in the directory of the model that it ended with.
     origin = origin / cut.snapshot
-    built = cut.source if isinstance(cut.source, MixerSource | TransformerSource) else None
+    built = cut.source if isinstance(cut.source, Built) else None
     with trusted(getattr(cut.source, "trust_remote_code", False)):
         prepare(
             built if built is not None and cut.built else origin,
@@ -67,7 +67,7 @@ def cut_checkpoint(cut: Cut, origin: Path, out: Path) -> None:
 
 
 def prepare(
-    origin: Path | MixerSource | TransformerSource,
+    origin: Path | Built,
     model: Model,
     blocks: int,
     out: Path,
@@ -171,7 +171,7 @@ def pad_id(directory: Path, tokenizer: tokenizers.Tokenizer, config: PretrainedC
 
 
 def _random(
-    origin: Path | MixerSource | TransformerSource,
+    origin: Path | Built,
     config: PretrainedConfig | None,
     vocabulary: int,
     seed: int,

@@ -38,7 +38,7 @@ from tokinfo.io.provenance import code_digest
 from tokinfo.models.build import new_model
 from tokinfo.models.checkpoint import save_model
 from tokinfo.models.snapshots import Snapshots, write_facts
-from tokinfo.study.sources import MixerSource, Training, TransformerSource
+from tokinfo.study.sources import Built, Training
 from tokinfo.text.tokenizer import load_tokenizer
 
 COLUMNS = ("step", "tokens", "seconds", "learning_rate", "train_loss", "held_out_loss")
@@ -56,7 +56,7 @@ class Progress:
 
 
 def train(
-    source: MixerSource | TransformerSource,
+    source: Built,
     tokenizer: Path,
     tokens: Path,
     out: Path,
@@ -231,9 +231,7 @@ def new_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer
 # --- resume points ------------------------------------------------------------------------
 
 
-def run_digest(
-    source: MixerSource | TransformerSource, vocabulary: int, data: dict[str, Tensor]
-) -> str:
+def run_digest(source: Built, vocabulary: int, data: dict[str, Tensor]) -> str:
     """Return a digest of all that decides a run; a resume point of another run is not used."""
     code = f"{code_digest('tokinfo.models.train')} {torch.__version__}"
     digest = hashlib.sha256(f"{source.model_dump_json()} {vocabulary} {code}".encode())

@@ -17,7 +17,7 @@ from tokinfo.study.cell import Cell
 from tokinfo.study.claims import Claim, Comparison, load_claims
 from tokinfo.study.files import arguments
 from tokinfo.study.solvers import ChapterSolver
-from tokinfo.study.sources import HubSource, MixerSource, TransformerSource
+from tokinfo.study.sources import Built, HubSource, MixerSource
 from tokinfo.study.study import Answer, Study
 from tokinfo.workflow import downloads
 from tokinfo.workflow.plan import Plan
@@ -107,7 +107,7 @@ def command(study: Study, entry: str, files: Sequence[str], over: Mapping[str, A
 def size(study: Study, source: str) -> str:
     """Return the size of a source's models in words."""
     known = study.sources[source]
-    if isinstance(known, MixerSource | TransformerSource):
+    if isinstance(known, Built):
         kind = f"{known.form} mixer" if isinstance(known, MixerSource) else "transformer"
         return f"{kind}, width {known.d_model}, {known.blocks} blocks, n_ctx {known.n_ctx}"
     sizes = sizes_of(study, source)

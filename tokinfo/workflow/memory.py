@@ -11,7 +11,7 @@ from __future__ import annotations
 from tokinfo.study.architecture import sizes_of
 from tokinfo.study.cell import Cell
 from tokinfo.study.solvers import COMPONENTS, AdamSolver, JointSolver, SequentialSolver
-from tokinfo.study.sources import GgufSource, MixerSource, TransformerSource, WheelSource
+from tokinfo.study.sources import Built, Gguf
 from tokinfo.study.study import Study
 from tokinfo.workflow.devices import visible
 
@@ -49,7 +49,7 @@ def fetched_mb(study: Study, source: str, part: str) -> int:
     if part == "config":
         return 10  # a tokenizer
     sizes = sizes_of(study, source)
-    packed = isinstance(study.sources[source], WheelSource | GgufSource)
+    packed = isinstance(study.sources[source], Gguf)
     return int(sizes.weights(int(part)) * (4 if packed else sizes.stored_bytes) / 1e6) + 10
 
 
@@ -62,7 +62,7 @@ def fetch_mb(study: Study, source: str, part: str, attempt: int = 1) -> int:
     sizes = sizes_of(study, source)
     if part == "config":
         held = 0
-    elif isinstance(study.sources[source], WheelSource | GgufSource):
+    elif isinstance(study.sources[source], Gguf):
         held = 2 * 4 * sizes.weights(int(part))
     else:
         held = sizes.stored_bytes * max(sizes.embedding, sizes.block)
@@ -103,7 +103,7 @@ def training_mb(study: Study, source: str, attempt: int = 1) -> int:
     """
     known, sizes = study.sources[source], sizes_of(study, source)
     activations = 0.0
-    if isinstance(known, MixerSource | TransformerSource) and known.training is not None:
+    if isinstance(known, Built) and known.training is not None:
         tokens = known.training.batch * known.n_ctx
         width = 16 * sizes.width * known.blocks + 3 * sizes.vocabulary
         activations = tokens * width * 4 / 1e6

@@ -21,14 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokinfo.study.cell import CELL_PATH, Cell
 from tokinfo.study.solvers import SWEEPING
-from tokinfo.study.sources import (
-    GgufSource,
-    HubSource,
-    LocalSource,
-    MixerSource,
-    Source,
-    TransformerSource,
-)
+from tokinfo.study.sources import Built, GgufSource, MixerSource, Saved, Source
 from tokinfo.study.study import Study
 from tokinfo.workflow.rules import FEWEST, FIGURES, SCALING, code, pattern
 
@@ -89,7 +82,7 @@ class Plan:
             model, source = self.study.models[cell.model], self.study.source_of(cell.model)
             task = tuple(cell.model_dump(exclude={"model", "site", "mask"}).values())
             kind = getattr(source, "form", source.kind), model.state, model.quantization, model.at
-            width = source.d_model if isinstance(source, MixerSource | TransformerSource) else None
+            width = source.d_model if isinstance(source, Built) else None
             for axis, line, value in (
                 ("width", (task, cell.site, cell.mask, kind), width),
                 ("depth", (task, cell.model, cell.mask), cell.block or None),
@@ -117,7 +110,7 @@ class Plan:
 
     def is_local(self, source: str) -> bool:
         """Return whether a source's models are built (and perhaps trained) by this workflow."""
-        return isinstance(self.study.sources[source], MixerSource | TransformerSource)
+        return isinstance(self.study.sources[source], Built)
 
     def needs_weights(self, model: str) -> bool:
         """Return whether a model's checkpoint is cut from a trained or fetched model.
@@ -132,7 +125,7 @@ class Plan:
     def tokenizer_of(self, source: str) -> str | None:
         """Return the name of a source's tokenizer; None: it comes with the fetched model."""
         known = self.study.sources[source]
-        return known.tokenizer if isinstance(known, MixerSource | TransformerSource) else None
+        return known.tokenizer if isinstance(known, Built) else None
 
     def tokenizer_path(self, source: str) -> str:
         """Return the directory that holds a source's tokenizer."""
@@ -235,7 +228,7 @@ class Plan:
         themselves are the inputs.
         """
         known = self.study.sources[source]
-        if not isinstance(known, LocalSource | HubSource | GgufSource) or known.path is None:
+        if not isinstance(known, Saved | GgufSource) or known.path is None:
             return []
         path = Path(known.path).expanduser()
         if isinstance(known, GgufSource):
@@ -254,7 +247,7 @@ class Plan:
         """
         known = self.study.models[model]
         source = self.study.sources[known.source]
-        built = isinstance(source, MixerSource | TransformerSource)
+        built = isinstance(source, Built)
         unused = {"training"} if built else _UNFETCHED
         facts = {"model": model, "source": known.source, "n_ctx": source.n_ctx}
         settings: Settings = {
@@ -264,7 +257,7 @@ class Plan:
             "source": source.model_dump(exclude=unused),
             "facts": facts | _prompt_facts(source),
         }
-        training = source.training if isinstance(source, MixerSource | TransformerSource) else None
+        training = source.training if isinstance(source, Built) else None
         if training is not None and known.at < 1:
             settings["snapshot"] = f"at-{training.step_at(known.at)}"
         return canonical(settings)

@@ -20,7 +20,7 @@ from tokinfo.study.solvers import (
     Solver,
     SweepSolver,
 )
-from tokinfo.study.sources import MixerSource, TransformerSource
+from tokinfo.study.sources import Built
 from tokinfo.study.study import Study
 from tokinfo.workflow.memory import fetched_mb, gpus, held_mb, longest_prompt
 
@@ -122,7 +122,7 @@ def _joint(solver: JointSolver, length: int, hidden: int, vocabulary: int) -> tu
 def training_minutes(study: Study, source: str, attempt: int = 1) -> int:
     """Return the minutes that a training job asks for."""
     known = study.sources[source]
-    if not isinstance(known, MixerSource | TransformerSource) or known.training is None:
+    if not isinstance(known, Built) or known.training is None:
         return _minutes(0, attempt)
     training, sizes = known.training, sizes_of(study, source)
     weights = 1e6 / 4 * (sizes.megabytes(known.blocks) - sizes.megabytes(0))
