@@ -35,7 +35,7 @@ DATA = Path(__file__).parents[1] / "data" / "claims.yaml"
 
 
 class ClaimedModel(Strict):
-    """A model of the chapter, as far as another one can be told from it."""
+    """A model of the chapter, as far as it differs from others."""
 
     family: str = Field(description="llama, mistral, mixer-flat, mixer-expanded, mixer-parallel.")
     d_model: Integer = Field(ge=1, description="Width of an embedding.")

@@ -108,14 +108,14 @@ def parse(entries: Iterable[str]) -> dict[str, Any]:
     Raises:
         ValueError: one is not of that form, or its value is not valid YAML.
     """
-    told: dict[str, Any] = {}
+    said: dict[str, Any] = {}
     for entry in entries:
         key, equals, text = entry.partition("=")
         text = text.strip("'\"")
         if not equals or not re.fullmatch(r"[a-zA-Z_][\w-]*\w", key):
             raise InvalidError(f"--config {entry}: not of the form KEY=VALUE")
-        told = merge(told, {key: _value(entry, text)})
-    return told
+        said = merge(said, {key: _value(entry, text)})
+    return said
 
 
 def _value(entry: str, text: str) -> Any:

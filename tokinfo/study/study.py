@@ -153,11 +153,11 @@ class Replication(Strict):
     )
     prompts: list[Name] = Field(
         min_length=1,
-        description="Names of prompt sets; a row is asked of those that have its prompt.",
+        description="Names of prompt sets; a row is run on those that have its prompt.",
     )
     passages: list[Name] = Field(
         [],
-        description="Names of sets of `passages` that every row is asked of besides, in the first "
+        description="Names of sets of `passages` that every row is run on as well, in the first "
         "model and with the first seed: how much of a row's outcome is its own prompt's?",
     )
     published: Name = Field(
@@ -356,8 +356,8 @@ class Study(Strict):
             "residual": [claim.residual],
             "causal": [claim.causal],
         }
-        own = [name for name in entry.prompts if claim.prompt in self.prompts[name]]
-        wanted = [(model, own, entry.seeds) for model in entry.models]
+        suiting = [name for name in entry.prompts if claim.prompt in self.prompts[name]]
+        wanted = [(model, suiting, entry.seeds) for model in entry.models]
         if entry.passages:
             # They are about prompts, not about weights or starts: one of each is enough.
             wanted.append((entry.models[0], entry.passages, entry.seeds[:1]))
@@ -368,11 +368,11 @@ class Study(Strict):
             here |= {"prompts": prompts}
             descent = here | {"parametrisations": [claim.parametrisation], "padding": [padding]}
             identify = [name for name in entry.identify if self._has_a_say(name, claim)]
-            shown = [entry.identify_padding or padding]
+            pads = [entry.identify_padding or padding]
             first = {"solvers": [entry.published], "seeds": seeds}
             published.append(Grid.model_validate(descent | first))
             others.append(Grid.model_validate(descent | {"solvers": entry.solvers}))
-            others.append(Grid.model_validate(here | {"identify": identify, "padding": shown}))
+            others.append(Grid.model_validate(here | {"identify": identify, "padding": pads}))
         return published, [grid for grid in others if grid.solvers or grid.identify]
 
     def _has_a_say(self, solver: str, claim: Claim) -> bool:

@@ -140,12 +140,12 @@ def _rows(
             yield Mistake((*path, "published"), entry.published, message, allowed)
         if entry.stand_in:
             continue
-        own = claims.models[claim.model]
-        for setting, value, right in _protocol(published, own):
+        claimed = claims.models[claim.model]
+        for setting, value, right in _protocol(published, claimed):
             message = f"has {setting} {value:g}; row {row} had another"
             yield Mistake((*path, "published"), entry.published, message, right)
         for index, model in enumerate(entry.models):
-            for what, has, needs in _unlike(study, model, claim, own):
+            for what, has, needs in _unlike(study, model, claim, claimed):
                 yield Mistake(
                     (*path, "models", index),
                     model,
@@ -154,11 +154,11 @@ def _rows(
                 )
 
 
-def _protocol(solver: ChapterSolver, own: ClaimedModel) -> Iterator[tuple[str, float, str]]:
+def _protocol(solver: ChapterSolver, claimed: ClaimedModel) -> Iterator[tuple[str, float, str]]:
     """Yield what a solver has otherwise than the published protocol."""
     plain = ChapterSolver()
-    if solver.learning_rate != own.learning_rate:
-        yield "learning_rate", solver.learning_rate, f"{own.learning_rate:g}"
+    if solver.learning_rate != claimed.learning_rate:
+        yield "learning_rate", solver.learning_rate, f"{claimed.learning_rate:g}"
     if not 500 <= solver.steps <= 2000:
         yield "steps", solver.steps, "500 (up to 2000 for Llama)"
     for what in ("final_share", "start_scale"):
@@ -167,14 +167,14 @@ def _protocol(solver: ChapterSolver, own: ClaimedModel) -> Iterator[tuple[str, f
 
 
 def _unlike(
-    study: Study, name: str, claim: Claim, own: ClaimedModel
+    study: Study, name: str, claim: Claim, claimed: ClaimedModel
 ) -> Iterator[tuple[str, object, object]]:
     """Yield what a model has otherwise than the one that a row is about, as far as is known."""
     model, source = study.models[name], study.source_of(name)
     known = {
         "state": (model.state, claim.state),
         "quantization": (model.quantization, claim.quantization),
-        **{what: (has, getattr(own, what)) for what, has in _facts(source).items()},
+        **{what: (has, getattr(claimed, what)) for what, has in _facts(source).items()},
     }
     for what, (has, needs) in known.items():
         if has is not None and needs is not None and has != needs:

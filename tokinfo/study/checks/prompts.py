@@ -33,15 +33,15 @@ def token_bounds(study: Study, models: Iterable[str]) -> tuple[Tokens, dict[str,
     for name in models:
         tokenizer = _tokenizer_file(study, name)
         source = study.source_of(name)
-        own = source.tokenizer if isinstance(source, Built) else None
+        built = source.tokenizer if isinstance(source, Built) else None
         special = getattr(source, "special_tokens", True)
         wanted = {set_ for grid in study.grids if name in grid.models for set_ in grid.prompts}
         tokens[name] = {
-            set_: _bounds(prompts, tokenizer, own is None, special)
+            set_: _bounds(prompts, tokenizer, built is None, special)
             for set_, prompts in study.prompts.items()
             if set_ in wanted
         } | {
-            set_: _drawn(passages, own)
+            set_: _drawn(passages, built)
             for set_, passages in study.passages.items()
             if set_ in wanted
         }
@@ -61,8 +61,8 @@ def _bounds(
 
 def _drawn(passages: Passages, tokenizer: str | None) -> list[lengths.Bounds]:
     """Return the lengths of passages: known before they are drawn, to whom they are counted for."""
-    own = passages.tokenizer == tokenizer
-    return [(count, count) if own else lengths.UNREAD for count in passages.lengths]
+    same = passages.tokenizer == tokenizer
+    return [(count, count) if same else lengths.UNREAD for count in passages.lengths]
 
 
 def _tokenizer_file(study: Study, model: str) -> Path | None:
