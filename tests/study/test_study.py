@@ -12,10 +12,11 @@ from pydantic import BaseModel, ValidationError
 from tests.example_study import example, put
 from tokinfo.study.cell import CELL_PATH, Cell, CellSettings
 from tokinfo.study.fields import Strict
+from tokinfo.study.grid import Grid
 from tokinfo.study.masks import Mask
 from tokinfo.study.sites import Site
 from tokinfo.study.sources import MixerSource
-from tokinfo.study.study import Grid, Study
+from tokinfo.study.study import Study
 
 
 def subclasses(base: type[BaseModel]) -> Iterator[type[BaseModel]]:

@@ -57,7 +57,10 @@ def mistake(path: Keys, error: ErrorDetails) -> Mistake:
     if kind == MISFIT:
         return Mistake(path, value, error["msg"], error["ctx"]["allowed"])
     if loc[-1] == "[key]":
-        return Mistake(path, value, "the name is not allowed", _NAMES)
+        allowed = (
+            "lower-case letters, digits, dots and hyphens, at most 64, a letter or digit first"
+        )
+        return Mistake(path, value, "the name is not allowed", allowed)
     if kind == "extra_forbidden":
         known = list(_node(loc[:-1]).get("properties", {}))
         hint = suggestion(path[-1], known)
@@ -68,9 +71,6 @@ def mistake(path: Keys, error: ErrorDetails) -> Mistake:
     if kind == "missing":
         value = MISSING
     return Mistake(path, value, message[:1].lower() + message[1:], _allowed(loc))
-
-
-_NAMES = "lower-case letters, digits, dots and hyphens, at most 64, a letter or digit first"
 
 
 @cache

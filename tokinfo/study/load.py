@@ -81,8 +81,7 @@ def _examine(raw: Mapping[str, Any]) -> tuple[Study | None, list[Mistake]]:
     found = [form.mistake(path, error) for path, error in wrong]
     places = {path for path, _ in wrong}
     for mistake in sense:
-        through = (mistake.path[:length] for length in range(1, len(mistake.path) + 1))
-        if places.isdisjoint(through):
+        if places.isdisjoint(mistake.path[:end] for end in range(1, len(mistake.path) + 1)):
             found.append(mistake)
     return None, found
 

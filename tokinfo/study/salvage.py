@@ -12,8 +12,9 @@ from pydantic_core import ErrorDetails
 from tokinfo.study.checks.draft import Draft
 from tokinfo.study.fields import FORM_ALONE
 from tokinfo.study.files import value_at
+from tokinfo.study.grid import Grid
 from tokinfo.study.mistakes import Keys
-from tokinfo.study.study import Grid, Study
+from tokinfo.study.study import Study
 
 Errors = Sequence[tuple[Keys, ErrorDetails]]
 """Errors of form, each with the keys that lead to it."""

@@ -12,27 +12,17 @@ cluster job. Modules that need a part of it import that part (`tokinfo.study.sou
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
-from tokinfo.study import masks, sites, targets
 from tokinfo.study.cell import Cell
 from tokinfo.study.claims import Claim, load_claims
-from tokinfo.study.fields import (
-    Integer,
-    MetricName,
-    Name,
-    Padding,
-    Parametrisation,
-    Seed,
-    Strict,
-    fits,
-    misfit,
-)
+from tokinfo.study.fields import Integer, Name, Padding, Parametrisation, Seed, Strict, fits, misfit
+from tokinfo.study.grid import Grid
 from tokinfo.study.masks import Mask
 from tokinfo.study.sites import Site
 from tokinfo.study.solvers import MetricWeights, Solver
@@ -40,91 +30,16 @@ from tokinfo.study.sources import Corpus, Model, Passages, Source, Tokenizer
 from tokinfo.study.targets import OWN
 
 
-def _stands_for(what: str, parse: Callable[[str], object], allowed: str) -> AfterValidator:
-    """Return the validator of a text that can be read as something else, and stays a text."""
-
-    def check(text: str) -> None:
-        try:
-            parse(text)
-        except ValueError as error:
-            step = str(error).endswith("the step must be 1 or more")
-            message = "the step of a mask must be 1 or more" if step else f"is not a {what}"
-            raise misfit(message, allowed) from None
-
-    return fits(check)
-
-
-_SITE = _stands_for("site", Site.parse, sites.ALLOWED)
-_MASK = _stands_for("mask", Mask, masks.ALLOWED)
-_TARGET = _stands_for("target", targets.kind, targets.ALLOWED)
-
-
-class Grid(Strict):
-    """A product of axes; every combination is a cell. `identify` adds some beside them."""
-
-    models: list[Name] = Field(min_length=1, description="Names of models.")
-    sites: list[Annotated[str, _SITE]] = Field(
-        min_length=1,
-        description="`embedding`, `attention.K`, `mlp.K`, `block.K` (1-based) or `.last`.",
-    )
-    masks: list[Annotated[str, _MASK]] = Field(
-        min_length=1, description="Python slices over positions that stay visible."
-    )
-    metrics: list[MetricName] = Field(["l1"], min_length=1, description="Distances.")
-    parametrisations: list[Parametrisation] = Field(
-        ["embedding"], min_length=1, description="What descends."
-    )
-    solvers: list[Name] = Field(
-        [],
-        description="Names of solvers; may be empty where `identify` names one, in a grid that "
-        "only asks what is there.",
-    )
-    identify: list[Name] = Field(
-        [],
-        description="Names of solvers of kind `sweep` or `joint` that say what the activations "
-        "identify in the settings of this grid (models, sites, masks, prompts, residual, causal, "
-        "padding): one cell by each in every setting, under the first metric and seed, with "
-        "parametrisation `embedding` and target `own`. Which positions: the solver's own "
-        "`positions` and `first`.",
-    )
-    prompts: list[Name] = Field(
-        min_length=1, description="Names of prompt sets, of `prompts` or of `passages`."
-    )
-    residual: list[bool] = Field(
-        [True], min_length=1, description="False: without the residual around self-attention."
-    )
-    causal: list[bool] = Field(
-        [True], min_length=1, description="False: attention without a causal mask."
-    )
-    padding: list[Padding] = Field(
-        ["none"],
-        min_length=1,
-        description="`none`: the prompt's own length; `n_ctx`: padded to n_ctx, pads visible "
-        "where the mask says so and searched for like any position.",
-    )
-    targets: list[Annotated[str, _TARGET]] = Field(
-        [OWN],
-        min_length=1,
-        description="What is to be explained. `own`: the prompt's own activations. Controls, "
-        "which no prompt explains: `shuffled`, the same with their positions permuted; "
-        "`of:MODEL`, another model's of the study, of the same tokenizer and width.",
-    )
-    seeds: list[Seed] = Field([0], min_length=1, description="Seeds of the starts.")
-
-
 def _stand_in_padding(padding: str | None, stand_in: str) -> None:
     if padding is not None and not stand_in:
-        raise misfit(
-            "is only another one than the rows' own in a stand-in", "null, or a `stand_in:`"
-        )
+        message = "is only another one than the rows' own in a stand-in"
+        raise misfit(message, "null, or a `stand_in:`")
 
 
 def _stand_in_depth(depth: str, stand_in: str) -> None:
     if depth == "same" and not stand_in:
-        raise misfit(
-            "says where a stand-in is read; the rows' own model is anyway",
-            "relative, or a `stand_in:`",
-        )
+        message = "says where a stand-in is read; the rows' own model is anyway"
+        raise misfit(message, "relative, or a `stand_in:`")
 
 
 class Replication(Strict):

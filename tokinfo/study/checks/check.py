@@ -20,9 +20,8 @@ def check(draft: Draft) -> list[Mistake]:
     found = [*references.mistakes(draft), *entries.mistakes(draft), *_needed(draft)]
     seen = {(mistake.path, mistake.message) for mistake in found}
     wrong, asked = claims.examine(draft)
-    answering = {"grids": [grid for _, _, grid in asked], "claims": {}}
-    study = draft.study.model_copy(update=answering)
-    wrong += claims.of_rows(asked, _needed(replace(draft, study=study)))
+    answering = draft.study.model_copy(update={"grids": [grid for *_, grid in asked], "claims": {}})
+    wrong += claims.of_rows(asked, _needed(replace(draft, study=answering)))
     found += [mistake for mistake in wrong if (mistake.path, mistake.message) not in seen]
     found += grids.size(draft.study)
     if draft.complete and not found:

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from tokinfo.study.checks.draft import Draft
 from tokinfo.study.checks.references import repeated, unknown
 from tokinfo.study.claims import Claim, ClaimedModel, Claims, load_claims
+from tokinfo.study.grid import Grid
 from tokinfo.study.mistakes import Keys, Mistake, listing, suggestion
 from tokinfo.study.solvers import SWEEPING, ChapterSolver
 from tokinfo.study.sources import Built, MixerSource, Source
-from tokinfo.study.study import Grid, Replication, Study
+from tokinfo.study.study import Replication, Study
 
 _NAMED = (
     ("models", "models", "model"),

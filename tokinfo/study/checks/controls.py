@@ -10,11 +10,12 @@ from collections.abc import Iterator
 
 from tokinfo.study import targets
 from tokinfo.study.checks.draft import Draft, parsed
+from tokinfo.study.grid import Grid
 from tokinfo.study.masks import Mask
 from tokinfo.study.mistakes import Keys, Mistake
 from tokinfo.study.sites import Site
 from tokinfo.study.sources import Built, MixerSource, Model
-from tokinfo.study.study import Grid, Study
+from tokinfo.study.study import Study
 
 _FAR = 1 << 12
 """A length beyond any prompt's."""

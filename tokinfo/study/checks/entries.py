@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tokinfo.study import architecture, targets
 from tokinfo.study.checks.draft import Draft
+from tokinfo.study.grid import Grid
 from tokinfo.study.mistakes import MISSING, Mistake, listing
 from tokinfo.study.solvers import SWEEPING
 from tokinfo.study.sources import (
@@ -21,7 +22,7 @@ from tokinfo.study.sources import (
     Source,
     Training,
 )
-from tokinfo.study.study import Grid, Study
+from tokinfo.study.study import Study
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -76,9 +77,8 @@ def _snapshots(path: tuple[str, ...], training: Training) -> Iterator[Mistake]:
         step = training.step_at(share)
         if share > 0 and step == 0:
             message = f"is less than half a step of {training.steps}"
-            yield Mistake(
-                (*path, place), share, message, f"0, or more than {0.5 / training.steps:g}"
-            )
+            allowed = f"0, or more than {0.5 / training.steps:g}"
+            yield Mistake((*path, place), share, message, allowed)
         elif step in firsts:
             message = f"is step {step} of {training.steps}, as {firsts[step]:g} is"
             yield Mistake((*path, place), share, message, "each step once")
@@ -137,8 +137,7 @@ def files(draft: Draft) -> Iterator[Mistake]:
     if any(study.solvers[name].kind in SWEEPING for name in solvers if name in study.solvers):
         corpora += [] if study.prior is None else [study.prior]
     for name in dict.fromkeys(corpora):
-        corpus = study.corpora.get(name)
-        path = None if corpus is None else corpus.path
+        path = getattr(study.corpora.get(name), "path", None)
         if path is not None and not Path(path).expanduser().is_file():
             yield Mistake(("corpora", name, "path"), path, "there is no such file")
     for name in sources:

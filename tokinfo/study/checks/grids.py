@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from tokinfo.study import targets
 from tokinfo.study.checks import controls, prompts
 from tokinfo.study.checks.draft import Draft, parsed
+from tokinfo.study.grid import Grid
 from tokinfo.study.mistakes import MISSING, Mistake, listing
 from tokinfo.study.sites import Site
 from tokinfo.study.solvers import SWEEPING, SolverBase
 from tokinfo.study.sources import Built, MixerSource, Pretrained, Source
-from tokinfo.study.study import Grid, Study
+from tokinfo.study.study import Study
 
 MOST_CELLS = 1_000_000
 
@@ -97,9 +98,7 @@ def _decoding(
 ) -> Iterator[Mistake]:
     """A square embedding matrix has a pseudo-inverse that nothing can be read with."""
     known = draft.study.solvers
-    descents = [
-        solver for name in grid.solvers if isinstance(solver := known.get(name), SolverBase)
-    ]
+    descents = [one for name in grid.solvers if isinstance(one := known.get(name), SolverBase)]
     if all(solver.decode.method != "pseudo-inverse" for solver in descents):
         return
     for place, name in enumerate(grid.models):
@@ -120,11 +119,8 @@ def _lengths(draft: Draft) -> Iterator[Mistake]:
     probed = dict.fromkeys(model for grid in draft.study.grids for model in grid.models)
     # With a default in place of a wrong n_ctx nothing can be said about what is too long.
     models = draft.study.models
-    known = [
-        name
-        for name in probed
-        if name in models and draft.sound("sources", models[name].source, "n_ctx")
-    ]
+    sources = {name: models[name].source for name in probed if name in models}
+    known = [name for name, source in sources.items() if draft.sound("sources", source, "n_ctx")]
     yield from prompts.mistakes(draft.study, *prompts.token_bounds(draft.study, known))
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from tokinfo.study import targets
 from tokinfo.study.checks.draft import Draft, parsed
+from tokinfo.study.grid import Grid
 from tokinfo.study.masks import Mask
 from tokinfo.study.mistakes import MISSING, Keys, Mistake, listing, suggestion
-from tokinfo.study.study import Grid, Study
+from tokinfo.study.study import Study
 
 _OF_ENTRIES = (
     ("tokenizers", "corpus", "corpus", "corpora"),
