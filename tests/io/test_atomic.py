@@ -23,7 +23,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("new", [new_file, new_directory])
-def test_whatever_a_library_says_of_a_full_disk_it_is_called_so(
+def test_whatever_a_library_raises_for_a_full_disk_the_error_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: object
 ) -> None:
     assert callable(new)
@@ -31,8 +31,8 @@ def test_whatever_a_library_says_of_a_full_disk_it_is_called_so(
         raise RuntimeError("Invalid thrift")
     full = SimpleNamespace(f_bavail=0, f_frsize=4096)
     monkeypatch.setattr(os, "statvfs", lambda path: full)
-    with pytest.raises(OSError, match="No space left") as told, new(tmp_path / "a"):
+    with pytest.raises(OSError, match="No space left") as caught, new(tmp_path / "a"):
         raise RuntimeError("Invalid thrift")
-    assert told.value.errno == errno.ENOSPC
-    assert str(tmp_path / "a") in str(told.value)
+    assert caught.value.errno == errno.ENOSPC
+    assert str(tmp_path / "a") in str(caught.value)
     assert list(tmp_path.iterdir()) == []

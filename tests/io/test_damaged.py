@@ -17,29 +17,29 @@ def cut_file(path: Path) -> Path:
     return path
 
 
-def said_of(path: Path) -> str:
-    with pytest.raises(DamagedError) as told, reading(path):
+def message_of(path: Path) -> str:
+    with pytest.raises(DamagedError) as caught, reading(path):
         load_file(path)
-    return str(told.value)
+    return str(caught.value)
 
 
 def test_a_cut_output_is_named_with_the_command_that_heals_it(tmp_path: Path) -> None:
     path = cut_file(tmp_path / "decoders" / "a.safetensors")
-    said = said_of(path)
-    assert said.startswith(f"{path}: damaged or cut short (")
-    assert said.endswith(f"; to have it made again: `rm {path}`, then the same command")
+    message = message_of(path)
+    assert message.startswith(f"{path}: damaged or cut short (")
+    assert message.endswith(f"; to have it made again: `rm {path}`, then the same command")
 
 
 def test_a_cut_file_of_a_directory_takes_the_directory_with_it(tmp_path: Path) -> None:
     path = cut_file(tmp_path / "a model" / "block-0001.safetensors")
     (path.parent / STAMP).touch()
-    assert f"`rm -r '{path.parent}'`" in said_of(path)
+    assert f"`rm -r '{path.parent}'`" in message_of(path)
 
 
-def test_nobody_is_told_to_remove_a_model_of_their_own(tmp_path: Path) -> None:
+def test_a_model_that_no_rule_made_has_no_cure(tmp_path: Path) -> None:
     path = cut_file(tmp_path / "mine" / "model.safetensors")
     (path.parent / "config.json").touch()
-    assert "rm" not in said_of(path).split("(")[-1].split(")")[-1]
+    assert "rm" not in message_of(path).split("(")[-1].split(")")[-1]
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("gone"), MemoryError()])

@@ -1,4 +1,4 @@
-"""Taking turns: one job at a time, whatever the file system has for locks."""
+"""Locks: one job at a time, whatever the file system has for locks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_one_job_is_inside_at_a_time(
     assert most == [1] * 8
 
 
-def test_a_job_that_fails_gives_its_turn_back(tmp_path: Path) -> None:
+def test_a_job_that_fails_releases_its_lock(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mine"), exclusive(tmp_path / "file"):
         raise ValueError("mine")
     with exclusive(tmp_path / "file"):
@@ -53,16 +53,16 @@ def test_a_job_that_fails_gives_its_turn_back(tmp_path: Path) -> None:
 
 
 @SOFT
-def test_whoever_waits_for_long_says_for_what(
+def test_a_job_that_waits_for_long_names_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the system's locks, one of a job that died on another machine stays for ever."""
     lock = tmp_path / ".file.lock"
     lock.write_text(f"1\n{socket.gethostname()}-2\n")
-    said: list[str] = []
+    lines: list[str] = []
 
     def obeyed(message: str, **_: object) -> None:
-        said.append(message)
+        lines.append(message)
         lock.unlink()
 
     monkeypatch.setattr(fcntl, "flock", no_flock)
@@ -70,5 +70,5 @@ def test_whoever_waits_for_long_says_for_what(
     monkeypatch.setattr(locks, "print", obeyed, raising=False)
     with exclusive(tmp_path / "file"):
         pass
-    (message,) = said
+    (message,) = lines
     assert f"if no job is at work: `rm {lock}`" in message

@@ -98,9 +98,9 @@ def test_a_change_in_a_package_reaches_every_module_inside(package: Path, digest
 @pytest.mark.parametrize(
     ("name", "reached"),
     [
-        ("page.html", {"sub.page", "shows"}),
-        ("_layout.html", {"sub.page", "sub.other", "shows"}),
-        ("nobody.html", set()),
+        ("page.html", {"sub.page", "viewer"}),
+        ("_layout.html", {"sub.page", "sub.other", "viewer"}),
+        ("unused.html", set()),
     ],
 )
 def test_a_template_counts_to_the_page_that_it_is_of(
@@ -112,8 +112,8 @@ def test_a_template_counts_to_the_page_that_it_is_of(
         (package / "sub" / f"{page}.py").write_text(text)
         (package / "sub" / "templates" / f"{page}.html").write_text(page)
     (package / "sub" / "templates" / "_layout.html").write_text("layout")
-    (package / "shows.py").write_text("from pack.sub.page import NAME\n")
-    modules = {"sub.page", "sub.other", "shows", "sub.near", "top", "alone"}
+    (package / "viewer.py").write_text("from pack.sub.page import NAME\n")
+    modules = {"sub.page", "sub.other", "viewer", "sub.near", "top", "alone"}
     before = {module: digest(f"pack.{module}") for module in modules}
     (package / "sub" / "templates" / name).write_text("another")
     assert {m for m in modules if digest(f"pack.{m}") != before[m]} == reached
@@ -146,7 +146,7 @@ def test_what_does_not_run_changes_nothing(package: Path, digest: Digest, text: 
     ],
     ids=["exception", "exception with a cause", "description", "log"],
 )
-def test_rewording_what_a_reader_is_told_changes_nothing(
+def test_rewording_a_text_for_readers_changes_nothing(
     package: Path, digest: Digest, text: str, reworded: str
 ) -> None:
     (package / "leaf.py").write_text(f"def f(x):\n    {text}\n")
@@ -210,7 +210,7 @@ def test_digests_of_this_package_are_quick_and_import_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     read, loaded = done.stdout.split("\n")[:2]
     assert loaded == ""
-    # Every module is read once, whoever reaches it.
+    # Every module is read once, however many reach it.
     misses, modules = map(int, read.split())
     assert misses == modules
 

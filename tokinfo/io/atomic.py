@@ -27,10 +27,10 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def _told_of_a_full_disk(path: Path) -> Iterator[None]:
-    """Say that the disk is full where a library, whose writing failed for it, says anything else.
+def _naming_a_full_disk(path: Path) -> Iterator[None]:
+    """Raise the system's error for a full disk where a library raises another one for it.
 
-    A write that finds no room fills what is left first, so that nothing is left afterwards.
+    A write that fails for lack of room fills the disk first, so that no room is left afterwards.
     """
     try:
         yield
@@ -47,14 +47,14 @@ def _told_of_a_full_disk(path: Path) -> Iterator[None]:
 def new_file(path: Path) -> Iterator[Path]:
     """Yield a name to write to; it becomes ``path`` when the block ends without an error.
 
-    The name is in the same directory, so the change is one rename. What an earlier, killed
-    attempt left under it is overwritten.
+    The name is in the same directory, so the change is one rename. What a killed attempt left
+    under it is overwritten.
     """
     partial = _partial(path)
     partial.write_bytes(b"")
     mode = partial.stat().st_mode
     try:
-        with _told_of_a_full_disk(path):
+        with _naming_a_full_disk(path):
             yield partial
         # Some writers (safetensors) make files that only their owner may read.
         partial.chmod(mode)
@@ -74,7 +74,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        with _told_of_a_full_disk(path):
+        with _naming_a_full_disk(path):
             yield partial
         for file in partial.rglob("*"):
             if file.is_file():

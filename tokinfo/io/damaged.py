@@ -1,4 +1,4 @@
-"""Files that cannot be read: which one, and what has it made again.
+"""Damaged files: one line that names the file and the command that makes it again.
 
 Outputs get their names when they are complete (`tokinfo.io.atomic`), so a damaged one was cut or
 changed afterwards: by a full disk under a copy, a transfer that broke off, a file system.
@@ -14,12 +14,12 @@ from pathlib import Path
 from tokinfo.io.errors import DamagedError, first_line
 
 STAMP = ".snakemake_timestamp"
-"""What Snakemake leaves in a directory that is an output of its."""
+"""The file that Snakemake leaves in a directory that is one of its outputs."""
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what a library says of a file that it cannot read into one line with the cure.
+    """Turn a library's error about a file that it cannot read into one line with the cure.
 
     Raises:
         DamagedError: for any error of the block, save those of the operating system (which name
@@ -30,15 +30,15 @@ def reading(path: Path) -> Iterator[None]:
     except (OSError, MemoryError, DamagedError):
         raise
     except Exception as error:
-        said = f"damaged or cut short ({first_line(error)})"
-        raise DamagedError(f"{path}: {said}{cure(path)}") from None
+        reason = f"damaged or cut short ({first_line(error)})"
+        raise DamagedError(f"{path}: {reason}{cure(path)}") from None
 
 
 def cure(path: Path) -> str:
     """Return what to type so that the next run makes a damaged file again.
 
-    That is said of the workflow's own outputs: a single file, or a directory that bears
-    Snakemake's stamp. Nobody is told to remove a model of their own.
+    Only outputs of the workflow have such a cure: single files, and directories that bear
+    Snakemake's stamp. A user's model has none: the text is empty.
 
     >>> cure(Path("results/cells/a b.parquet"))
     "; to have it made again: `rm 'results/cells/a b.parquet'`, then the same command"

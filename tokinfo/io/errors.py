@@ -1,7 +1,7 @@
 """Failures that were foreseen: one base class, one line of text each.
 
-Whoever starts a job or a command shows the line of a `TokinfoError` and nothing else; any other
-error is a defect and keeps its traceback.
+A job or a command prints the line of a `TokinfoError` and nothing else. Any other error is a
+defect and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -24,5 +24,5 @@ class DamagedError(InvalidError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its name where it says nothing."""
+    """Return the first line of an error's message, or the error's name without one."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

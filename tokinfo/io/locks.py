@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 PATIENCE = 10.0
-"""Seconds that a job waits for its turn before it says so."""
+"""Seconds that a job waits for a lock before it prints a line."""
 
 
 @contextlib.contextmanager
@@ -20,8 +20,8 @@ def exclusive(path: Path) -> Iterator[None]:
     """Keep other jobs from making the same file while the block runs.
 
     The lock is the operating system's and ends with its process. On file systems without such
-    locks it is a file that says who made it: one of a job that died on another machine stays, so
-    a job that waits for long says for what.
+    locks it is a file that names its process. The lock of a job that died on another machine
+    stays, so a job that waits for long prints what it waits for.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     held = _acquired(path.with_name(f".{path.name}.lock"))
@@ -33,7 +33,7 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 def _acquired(name: Path) -> BaseFileLock:
-    # Imported here: most jobs take turns with nobody.
+    # Imported here: most jobs take no lock.
     from filelock import FileLock, Timeout
 
     lock = FileLock(name, mode=0o664)  # of a group that shares downloads

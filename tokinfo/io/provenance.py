@@ -2,8 +2,8 @@
 
 Digests decide what the workflow runs again, so they are taken over what a change must alter:
 of code its syntax tree, without comments, layout and words for readers; of settings their
-canonical JSON. Nothing here imports the code it looks at, and nothing but the standard library: the
-Snakefile calls it in every cluster job.
+canonical JSON. This module does not import the code that it digests, and imports the standard
+library alone: the Snakefile calls it in every cluster job.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _file(package: Path, module: str) -> Path | None:
 
 @cache
 def _read(package: Path, module: str) -> tuple[str, tuple[str, ...]]:
-    """Return the digest of one module's own code, and the package's modules that it imports."""
+    """Return the digest of one module's code, and the package's modules that it imports."""
     file = _file(package, module)
     assert file is not None, module
     tree = _Bare().visit(ast.parse(file.read_text(encoding="utf-8"), filename=str(file)))
@@ -109,8 +109,8 @@ def _read(package: Path, module: str) -> tuple[str, tuple[str, ...]]:
 class _Bare(ast.NodeTransformer):
     """Takes out what no result depends on.
 
-    That is what does not run (strings that stand alone, type-checking branches) and what only a
-    reader sees (what an exception says, a field's description, what is logged).
+    That is what does not run (strings that stand alone, type-checking branches) and what is there
+    for a reader only (an exception's text, a field's description, a line of the log).
     """
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
@@ -223,11 +223,11 @@ def versions() -> dict[str, str | None]:
 @cache
 def git_commit() -> str | None:
     """Return the commit this code is at (`-dirty` with changes), or None outside its repository."""
-    own = Path(__file__).resolve()
-    git = ["git", "-C", str(own.parent)]
+    file = Path(__file__).resolve()
+    git = ["git", "-C", str(file.parent)]
     try:
         # Installed into an environment that lies in some other repository, it is not in that.
-        subprocess.run([*git, "ls-files", "--error-unmatch", own.name], check=True, **_QUIET)
+        subprocess.run([*git, "ls-files", "--error-unmatch", file.name], check=True, **_QUIET)
         done = subprocess.run(
             [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
             check=True,

@@ -1,4 +1,4 @@
-"""Reading a ``tokenizer.json``: the library is imported where one is read, and not before."""
+"""Reading a ``tokenizer.json``; the library is imported only where one is read."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def count_tokens(
     Args:
         tokenizer: a ``tokenizer.json``.
         prompts: texts.
-        special_tokens: add those that the tokenizer adds of its own.
+        special_tokens: add the tokenizer's special tokens.
     """
     loaded = read_tokenizer(tokenizer)
     encoded = loaded.encode_batch(list(prompts), add_special_tokens=special_tokens)
