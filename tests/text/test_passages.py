@@ -1,4 +1,4 @@
-"""Passages: drawn from the text alone, of the lengths that were asked for, the same every time."""
+"""Passages: drawn from the text alone, of the lengths wanted, the same every time."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
-def test_passages_are_whole_words_of_the_text_of_exactly_the_lengths_asked(
+def test_passages_are_whole_words_of_the_text_of_exactly_the_lengths_wanted(
     tokenizer: Path, seed: int
 ) -> None:
-    asked = Passages(corpus="c", tokenizer="t", count=20, tokens=[8, 16], seed=seed)
+    wanted = Passages(corpus="c", tokenizer="t", count=20, tokens=[8, 16], seed=seed)
     loaded = read_tokenizer(tokenizer)
-    found = draw(DOCUMENTS, loaded, asked.lengths, seed)
-    assert [passage.tokens for passage in found] == list(asked.lengths)
+    found = draw(DOCUMENTS, loaded, wanted.lengths, seed)
+    assert [passage.tokens for passage in found] == list(wanted.lengths)
     for passage in found:
         assert len(loaded.encode(passage.text).ids) == passage.tokens
         around = f" {DOCUMENTS[passage.document]} "
@@ -68,8 +68,8 @@ def test_every_part_of_the_text_is_drawn_from(tokenizer: Path) -> None:
 )
 def test_lengths_are_spread_from_the_fewest_to_the_most(count: int, ends: tuple[int, int]) -> None:
     fewest, most = ends[0], ends[0] + ends[1]
-    asked = Passages(corpus="c", tokenizer="t", count=count, tokens=[fewest, most])
-    lengths = asked.lengths
+    wanted = Passages(corpus="c", tokenizer="t", count=count, tokens=[fewest, most])
+    lengths = wanted.lengths
     assert len(lengths) == count
     assert list(lengths) == sorted(lengths)
     assert all(fewest <= length <= most for length in lengths)
@@ -82,23 +82,25 @@ def test_lengths_are_spread_from_the_fewest_to_the_most(count: int, ends: tuple[
 def test_the_file_says_where_each_passage_was_found(tokenizer: Path, tmp_path: Path) -> None:
     held_out = tmp_path / "c.held-out.txt"
     held_out.write_text(SEPARATOR.join(["one\ntwo  three", *DOCUMENTS]), encoding="utf-8")
-    asked = Passages(corpus="c", tokenizer="t", count=3, tokens=[8, 9])
-    write_passages(asked, held_out, tokenizer, tmp_path / "p.json")
-    told = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
-    assert told["settings"] == asked.model_dump()
+    wanted = Passages(corpus="c", tokenizer="t", count=3, tokens=[8, 9])
+    write_passages(wanted, held_out, tokenizer, tmp_path / "p.json")
+    record = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
+    assert record["settings"] == wanted.model_dump()
     texts = read_passages(tmp_path / "p.json")
-    assert texts == [passage["text"] for passage in told["passages"]]
-    for passage in told["passages"]:
+    assert texts == [passage["text"] for passage in record["passages"]]
+    for passage in record["passages"]:
         document = DOCUMENTS[passage["document"] - 1]
         assert document[passage["start"] :].startswith(passage["text"])
 
 
 @pytest.mark.parametrize("text", ["", "one two three", "word " * 200])
-def test_too_little_text_is_said_in_one_line(tokenizer: Path, tmp_path: Path, text: str) -> None:
+def test_too_little_text_is_an_error_of_one_line(
+    tokenizer: Path, tmp_path: Path, text: str
+) -> None:
     (tmp_path / "c.held-out.txt").write_text(text, encoding="utf-8")
-    asked = Passages(corpus="bible", tokenizer="t", count=3, tokens=[8, 9])
+    wanted = Passages(corpus="bible", tokenizer="t", count=3, tokens=[8, 9])
     with pytest.raises(ValueError, match=r"only \d of 3 passages of 8 to 9 .*corpus bible: hold"):
-        write_passages(asked, tmp_path / "c.held-out.txt", tokenizer, tmp_path / "p.json")
+        write_passages(wanted, tmp_path / "c.held-out.txt", tokenizer, tmp_path / "p.json")
     assert not (tmp_path / "p.json").exists()
 
 

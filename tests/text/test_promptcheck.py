@@ -33,14 +33,14 @@ def test_passages_are_counted_and_checked_like_other_prompts(
 ) -> None:
     file = tmp_path / "drawn.json"
     file.write_text(json.dumps({"passages": [{"text": "abcd"}, {"text": "ab"}]}), encoding="utf-8")
-    asked = settings(["abc"], (":", "none"))
-    asked["uses"].append(["drawn", "1:", "none"])
-    check_prompts(asked, tokenizer, tmp_path / "p.json", [file])
+    arguments = settings(["abc"], (":", "none"))
+    arguments["uses"].append(["drawn", "1:", "none"])
+    check_prompts(arguments, tokenizer, tmp_path / "p.json", [file])
     counts = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
     assert counts == {"p": [3], "drawn": [4, 2]}
-    asked["uses"].append(["drawn", "3:", "none"])
+    arguments["uses"].append(["drawn", "3:", "none"])
     with pytest.raises(PromptError, match=r"mask '3:' shows no position of passages\.drawn\[1\]"):
-        check_prompts(asked, tokenizer, tmp_path / "p.json", [file])
+        check_prompts(arguments, tokenizer, tmp_path / "p.json", [file])
 
 
 def test_counts_are_written_when_all_is_well(tokenizer: Path, tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_counts_are_written_when_all_is_well(tokenizer: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("arguments", "message"),
     [
         (settings(["abcdefghi"], (":", "none")), "9 tokens, more than n_ctx = 8"),
         (settings(["ab"], ("2:", "none")), "mask '2:' shows no position of prompts.p[0] = 'ab'"),
@@ -58,17 +58,17 @@ def test_counts_are_written_when_all_is_well(tokenizer: Path, tmp_path: Path) ->
     ],
 )
 def test_what_is_wrong_is_named(
-    tokenizer: Path, tmp_path: Path, asked: dict[str, Any], message: str
+    tokenizer: Path, tmp_path: Path, arguments: dict[str, Any], message: str
 ) -> None:
     out = tmp_path / "p.json"
     with pytest.raises(PromptError) as failed:
-        check_prompts(asked, tokenizer, out)
+        check_prompts(arguments, tokenizer, out)
     assert message in str(failed.value)
     assert not out.exists()
 
 
-def test_all_problems_are_told(tokenizer: Path, tmp_path: Path) -> None:
-    asked = settings(["abcdefghi", "ab"], (":", "none"), ("2:", "none"))
+def test_one_message_names_all_mistakes(tokenizer: Path, tmp_path: Path) -> None:
+    arguments = settings(["abcdefghi", "ab"], (":", "none"), ("2:", "none"))
     with pytest.raises(PromptError) as failed:
-        check_prompts(asked, tokenizer, tmp_path / "p.json")
+        check_prompts(arguments, tokenizer, tmp_path / "p.json")
     assert str(failed.value).count(";") == 1

@@ -25,7 +25,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "out"
 
 
-def test_the_vocabulary_has_the_size_asked_for_and_the_special_tokens_first(
+def test_the_vocabulary_has_the_size_wanted_and_the_special_tokens_first(
     directory: Path,
 ) -> None:
     tokenizer = load_tokenizer(directory)

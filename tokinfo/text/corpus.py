@@ -23,7 +23,7 @@ def write_corpus(corpus: Corpus, train: Path, held_out: Path, cache: Path) -> No
 
     The held-out part is the trailing ``corpus.held_out`` share, cut at a document's start
     (inside the text where there is a single document). ``cache`` holds downloads.
-    Raises FetchError or ValueError with the corpus's own name for the text.
+    Raises FetchError or ValueError; both name the corpus.
     """
     text = read_text(corpus, cache)
     if corpus.max_bytes is not None:
@@ -66,7 +66,7 @@ def describe(corpus: Corpus) -> str:
 def split(parts: list[str], share: float) -> tuple[list[str], list[str]]:
     """Split documents so that the last ones hold about ``share`` of the characters.
 
-    A single document is cut at the first space after the point itself.
+    A single document is cut at the first space after that share begins.
     """
     if len(parts) == 1:
         (text,) = parts

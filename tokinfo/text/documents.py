@@ -1,4 +1,4 @@
-"""Files of documents and of passages: how they are laid out, and reading them."""
+"""Files of documents and of passages: their layout, and reading them."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ def read_documents(path: Path) -> Iterator[str]:
 def read_passages(path: Path) -> list[str]:
     """Return the texts of passages that `tokinfo.text.passages.write_passages` wrote."""
     with reading(path):
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return [str(passage["text"]) for passage in told["passages"]]
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return [str(passage["text"]) for passage in record["passages"]]

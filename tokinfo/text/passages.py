@@ -1,8 +1,8 @@
 """Passages: prompts drawn from the part of a text that no model is trained on.
 
 A headline that rests on one sentence says as much about the sentence as about the model. These
-prompts are many, of real text, of known lengths, and nobody chose them: the text, the tokenizer
-and a seed decide, on any machine.
+prompts are many, of real text and of exact lengths. The text, the tokenizer and a seed choose
+them, the same ones on any machine.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def write_passages(settings: Passages, held_out: Path, tokenizer: Path, out: Pat
             f"{error} in the held-out part of corpus {settings.corpus}: hold out more of it, or "
             "ask for fewer or shorter ones"
         ) from None
-    told = {
+    record = {
         "settings": settings.model_dump(),
         "passages": [passage._asdict() for passage in found],
     }
     with new_file(out) as partial:
-        text = json.dumps(told, indent=2, ensure_ascii=False)
+        text = json.dumps(record, indent=2, ensure_ascii=False)
         partial.write_text(text + "\n", encoding="utf-8")
 
 
@@ -75,10 +75,10 @@ def draw(
 
     The first passage that a pseudo-random sequence of places gives is taken, each character of
     the text being as likely a place as any other; it starts at the next word and must have exactly
-    as many tokens when it is read on its own, as a prompt is. Same input, same passages.
+    as many tokens when it is encoded alone, as a prompt is. Same input, same passages.
 
     Raises:
-        ValueError: some length is not to be found.
+        ValueError: there is no passage of some length.
     """
     ends = list(accumulate(len(text) for text in documents))
     taken: dict[int, list[tuple[int, int]]] = {}
@@ -92,13 +92,13 @@ def draw(
             if found is None:
                 continue
             start, stop = found
-            own = taken.setdefault(document, [])
+            spans = taken.setdefault(document, [])
             words = text[start:stop]
-            if any(start < end and begin < stop for begin, end in own):
+            if any(start < end and begin < stop for begin, end in spans):
                 continue
             if words in {passage.text for passage in passages}:
                 continue
-            own.append(found)
+            spans.append(found)
             passages.append(Passage(words, length, document, start))
             break
         else:

@@ -28,13 +28,13 @@ def check_prompts(
     Args:
         settings: ``prompts`` (texts by the name of their set), ``uses`` ([set, mask, padding]
             of every combination that is probed), ``n_ctx`` and, where prompts do not get the
-            tokenizer's own special tokens, ``special_tokens`` (false).
+            tokenizer's special tokens, ``special_tokens`` (false).
         tokenizer: directory with a ``tokenizer.json``.
         out: JSON file to write: number of tokens of each prompt, by set.
         passages: files of sets that are drawn from a text, each named for its set.
 
     Raises:
-        PromptError: a prompt is too long, or a mask shows or hides nothing of one.
+        PromptError: a prompt is too long, or a mask leaves no position of one visible or hidden.
     """
     drawn = {path.stem: read_passages(path) for path in passages}
     sets = {**settings["prompts"], **drawn}
@@ -61,7 +61,7 @@ def check_prompts(
 def _line(found: Finding, section: str, sets: Mapping[str, Sequence[str]], n_ctx: int) -> str:
     where = f"{section}.{found.prompts}[{found.index}]"
     text = sets[found.prompts][found.index]
-    said = sentence(found, n_ctx)
+    reason = sentence(found, n_ctx)
     if found.mask:
-        return f"mask {found.mask!r} {said} of {where} = {text!r} ({found.length})"
-    return f"{where} = {text!r} {said}"
+        return f"mask {found.mask!r} {reason} of {where} = {text!r} ({found.length})"
+    return f"{where} = {text!r} {reason}"

@@ -1,6 +1,6 @@
 """Byte-level BPE tokenizers: trained here, or read from any model's tokenizer.json.
 
-Every byte is a token of its own, so any string comes back unchanged from its tokens.
+Every byte is a token, so any string comes back unchanged from its tokens.
 """
 
 from __future__ import annotations
