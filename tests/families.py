@@ -27,7 +27,7 @@ class Family:
         attention: path of attention in a block.
         after: what attention's output goes through before it is added.
         branch: what the residual stream goes through in the MLP's branch, in order.
-        mlp: which of these returns the MLP's own output.
+        mlp: which of these returns the output of the MLP alone.
         parallel: whether attention and MLP run side by side.
         window: the sliding window of some of its blocks.
     """

@@ -149,7 +149,7 @@ def test_what_the_study_does_not_have_is_one_line(what: str) -> None:
         (["block.3", "1:", PROMPT], "the checkpoint holds 2 of 4 blocks"),
         (["block.1", "a:", PROMPT], "mask 'a:'"),
         (["block.1", ":", PROMPT], "there is nothing to sweep"),
-        (["block.1", "99:", PROMPT], "shows none of"),
+        (["block.1", "99:", PROMPT], "leaves none of"),
         (["block.1", "1:", PROMPT * 9], "tokens, the model holds 16"),
         (["block.1", "1:", PROMPT, "--metric", "l3"], "metric 'l3'"),
     ],

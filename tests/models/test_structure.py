@@ -14,7 +14,7 @@ from tokinfo.models.structure import Block, StructureError, find_block, find_blo
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_parts_of_every_family_are_its_own(family: str) -> None:
+def test_the_parts_of_every_family_are_found(family: str) -> None:
     model, shape = tiny(family), FAMILIES[family]
     for decoder in (model, model.base_model):
         blocks = find_blocks(decoder)
@@ -105,5 +105,5 @@ def test_missing_and_ambiguous_lists_are_named() -> None:
     two: dict[str, Any] = {name: nn.ModuleList([module(attn=line())]) for name in ("a", "b")}
     with pytest.raises(StructureError, match=r"2 lists look like its 1 .*it has: a \(1\), b \(1\)"):
         find_blocks(module(**two))
-    with pytest.raises(StructureError, match="block 3 asked for, 2 held"):
+    with pytest.raises(StructureError, match="block 3 requested, 2 held"):
         find_block(tiny_mixer(), 3)

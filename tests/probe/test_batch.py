@@ -1,4 +1,4 @@
-"""Prompts become batches whose masks mean what they say."""
+"""Prompts become batches, and masks choose positions of the prompt or of the padded sequence."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_padding_to_n_ctx_makes_trailing_pads_visible_but_never_scored() -> None
     [
         ([[]], ":", None, "0 tokens"),
         ([[1, 2, 3]], ":", 2, "3 tokens, allowed: 1 to 2"),
-        ([[1, 2]], "5:", None, "shows none of 2"),
+        ([[1, 2]], "5:", None, "leaves none of 2"),
     ],
 )
 def test_what_cannot_be_posed_is_refused(

@@ -202,10 +202,10 @@ def verdict(decoder: nn.Module, site: str, **options: Any) -> str:
 
 
 @each_family
-def test_the_document_says_what_runs(family: str) -> None:
+def test_the_document_lists_what_runs(family: str) -> None:
     lines = [line.split(" | ") for line in DOCUMENT.read_text().splitlines() if line[:2] == "| "]
-    told = {line[0].removeprefix("| "): line[1:-1] for line in lines}
-    assert list(told)[1:] == list(FAMILIES)
+    rows = {line[0].removeprefix("| "): line[1:-1] for line in lines}
+    assert list(rows)[1:] == list(FAMILIES)
     decoder = tiny(family).base_model
     blocks = find_block(decoder, 1).module
     found = [
@@ -216,7 +216,7 @@ def test_the_document_says_what_runs(family: str) -> None:
         verdict(decoder, "block.1", causal=False),
     ]
     assert blocks is find_blocks(decoder)[0]
-    assert told[family] == found
+    assert rows[family] == found
 
 
 def test_a_model_of_several_parts_is_refused_by_name(tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ def test_distance_is_its_definition_over_visible_positions(
         MetricWeights(cosine=2.0, l1=0.5),
     )
     for row in range(SHAPE[0]):
-        shown = visible[row]
-        expected = by_definition(a[row, shown], b[row, shown], metric)
+        mask = visible[row]
+        expected = by_definition(a[row, mask], b[row, mask], metric)
         assert float(found[row]) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 

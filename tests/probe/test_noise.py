@@ -34,8 +34,8 @@ def test_the_true_prompt_stays_within_twice_the_floor_in_every_sweep(
         one = problem.rows(torch.tensor([row]))
         around = one.decoder.embedding[torch.tensor(prompt)]
         for position, token in enumerate(prompt):
-            own = Substitution(one, around, position).residuals(everything)[token]
-            assert float(own) <= 2 * float(one.floor[0])
+            true = Substitution(one, around, position).residuals(everything)[token]
+            assert float(true) <= 2 * float(one.floor[0])
 
 
 def test_the_floor_is_never_zero_and_in_the_metrics_units() -> None:

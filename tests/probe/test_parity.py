@@ -147,7 +147,7 @@ def test_a_prompt_is_no_longer_than_the_model(tmp_path: Path) -> None:
     assert "2 prompts of 8 random tokens" in result.stdout
 
 
-def test_a_difference_is_told_and_the_command_fails(
+def test_a_difference_is_printed_and_the_command_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_model(tiny("GPT-2"), tmp_path / "model")

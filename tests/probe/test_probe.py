@@ -82,7 +82,7 @@ def test_mixer_sites_equal_the_block_computed_by_hand(form: str) -> None:
     assert relative(Probe(mixer, Site("block", 1), residual=False)(embeddings), expected) <= 1e-5
 
 
-def test_a_causal_probe_hides_later_tokens_and_an_acausal_one_shows_them() -> None:
+def test_positions_see_later_tokens_without_a_causal_mask_alone() -> None:
     model = tiny_llama()
     matrix = model.get_input_embeddings().weight
     changed = IDS.clone()
@@ -149,7 +149,7 @@ def test_the_embedding_site_is_the_input_itself() -> None:
 def test_an_unknown_structure_is_named() -> None:
     with pytest.raises(StructureError, match="no list of decoder blocks"):
         Probe(nn.Linear(2, 2), Site("block", 1))
-    with pytest.raises(StructureError, match="block 3 asked for, 2 held"):
+    with pytest.raises(StructureError, match="block 3 requested, 2 held"):
         Probe(tiny_mixer(), Site("block", 3))
 
 

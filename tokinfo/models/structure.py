@@ -1,7 +1,7 @@
 """Where things are inside a decoder: its blocks, and attention and MLP inside a block.
 
-Found from the module tree itself, not from a table of family names, so that a family nobody
-thought of works when it is built like the others, and is refused by name when it is not.
+Found from the module tree itself, not from a table of family names. So a new family works when
+it is built like the others, and is refused by name when it is not.
 `docs/families.md` lists the families that are tested.
 """
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from tokinfo.io.errors import TokinfoError
 
-# Self-attention is known by what its attribute or class is called; these cover self_attn,
+# Self-attention is found by the name of its attribute or class; these cover self_attn,
 # self_attention, attention, attn and the mixers' mixing.
 _ATTENTION = ("attn", "attention", "mixing")
 # The MLP is whatever else holds weights; where several do, the one called like this.
@@ -28,8 +28,8 @@ class StructureError(TokinfoError):
 class Block:
     """One decoder block.
 
-    Its sub-layers are looked for when they are asked for: what a block hands on can be read
-    whatever is inside.
+    Its sub-layers are looked up when they are needed: the output of a block can be read whatever
+    is inside.
     """
 
     module: nn.Module
@@ -102,8 +102,8 @@ def find_blocks(decoder: nn.Module) -> nn.ModuleList:
     """Return the decoder's list of blocks.
 
     It is the list that lies in no other (experts and the parts of one block do) and is as long
-    as the configuration says the model is deep; without a configuration, the longest. Of
-    several that fit, the one whose modules hold an attention.
+    as the model is deep by its configuration; without a configuration, the longest. Of several
+    that fit, it is the one whose modules hold an attention.
 
     Raises:
         StructureError: no such list exists, or more than one.
@@ -150,6 +150,6 @@ def find_block(decoder: nn.Module, number: int) -> Block:
     blocks = find_blocks(decoder)
     if not 1 <= number <= len(blocks):
         raise StructureError(
-            f"{type(decoder).__name__}: block {number} asked for, {len(blocks)} held"
+            f"{type(decoder).__name__}: block {number} requested, {len(blocks)} held"
         )
     return Block(blocks[number - 1])

@@ -1,4 +1,4 @@
-"""Attention without its causal mask: what a decoder is called with, and whether that works."""
+"""Attention without its causal mask: the arguments for a decoder, and whether they work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 def arguments(decoder: nn.Module, embeddings: Tensor, lengths: Tensor | None) -> dict[str, Any]:
-    """Return the arguments with which each position sees later ones as it sees earlier ones.
+    """Return the arguments that let each position attend to later ones as to earlier ones.
 
     Args:
         decoder: a decoder of attention blocks.
@@ -65,7 +65,7 @@ def _mask(embeddings: Tensor, lengths: Tensor | None, window: int | None) -> Ten
 
 
 def check(decoder: nn.Module, probe: Callable[[Tensor], Tensor]) -> None:
-    """Try it: of two positions, the first must see the second.
+    """Run it on two positions: the first must see the second.
 
     Args:
         decoder: what is probed.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a batch of prompts is without its tokens.
+    """A batch of prompts without its tokens.
 
     Attributes:
         lengths: int64 [prompt], tokens of the prompt itself.
@@ -61,7 +61,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of prompts, padded on the right to one length, for those who know the tokens.
+    """A batch of prompts with its tokens, padded on the right to one length.
 
     Attributes:
         ids: int64 [prompt, position].
@@ -88,16 +88,16 @@ def encode(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
 def make_batch(
     token_ids: Sequence[Sequence[int]], mask: Mask, *, pad_id: int, pad_to: int | None = None
 ) -> Batch:
-    """Pad prompts to one length and say what is visible.
+    """Pad prompts to one length and mark what is visible.
 
     Without ``pad_to`` the mask applies to each prompt's own positions and padding is an
     artefact of batching: never visible, never scored. With ``pad_to`` (the published
     arrangement) the prompt is a sequence of that length, pads included: the mask applies to
-    all of it, so trailing pads are visible where it says so; only the prompt's own positions
-    are scored.
+    all of it, so trailing pads are visible where it includes them; only the prompt's own
+    positions are scored.
 
     Raises:
-        ValueError: a prompt is empty, longer than ``pad_to``, or shows no position.
+        ValueError: a prompt is empty, longer than ``pad_to``, or has no visible position.
     """
     lengths = [len(ids) for ids in token_ids]
     width = pad_to if pad_to is not None else max(lengths)
@@ -107,10 +107,12 @@ def make_batch(
         if not 0 < length <= width:
             raise InvalidError(f"prompt {row}: {length} tokens, allowed: 1 to {width}")
         ids[row, :length] = torch.tensor(tokens)
-        shown = mask.visible(width if pad_to is not None else length)
-        if not shown:
-            raise InvalidError(f"prompt {row}: mask {mask.text!r} shows none of {length} positions")
-        visible[row, shown] = True
+        positions = mask.visible(width if pad_to is not None else length)
+        if not positions:
+            raise InvalidError(
+                f"prompt {row}: mask {mask.text!r} leaves none of {length} positions visible"
+            )
+        visible[row, positions] = True
     count = torch.tensor(lengths)
     layout = Layout(
         lengths=count,

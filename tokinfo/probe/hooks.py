@@ -1,7 +1,7 @@
 """Hooks on one block: read what attention makes of the residual stream, or take a residual away.
 
 Which way a block adds its attention, one after the other (Llama, GPT-2, Gemma) or beside the MLP
-(GPT-J, GPT-NeoX, Falcon), is seen from the tensors its sub-modules are given while it runs.
+(GPT-J, GPT-NeoX, Falcon), is read from the inputs of its sub-modules while it runs.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def stop_at(module: nn.Module, hooks: ExitStack) -> None:
 
 
 def stop_at_mlp(module: nn.Module, hooks: ExitStack) -> None:
-    """Leave the forward with the MLP's own output.
+    """Leave the forward with the output of the MLP alone.
 
-    Some (Bloom, MPT) are given the residual stream too and return the sum: those are refused.
+    Some (Bloom, MPT) take the residual stream too and return the sum: those are refused.
     """
 
     def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
@@ -75,15 +75,15 @@ def stop_at_mlp(module: nn.Module, hooks: ExitStack) -> None:
 def stop_after_attention(block: Block, hooks: ExitStack) -> None:
     """Leave the forward with the residual stream after a block's attention has been added.
 
-    A norm or dropout that takes attention's output itself (the norm behind attention of
-    Gemma 2) still belongs to attention. What the next sub-module is given then is the stream as
-    the block has added it up, unless it is something from before attention: then the MLP runs
-    beside attention, the block nowhere holds the sum of its input and attention alone, and it
-    is formed here. An attention that is given the residual too (Bloom) returns the sum.
+    A norm or dropout of attention's output (the norm behind attention of Gemma 2) still belongs
+    to attention. The input of the next sub-module is the stream as the block has added it up,
+    unless it is a tensor from before attention. Then the MLP runs beside attention, the block
+    nowhere holds the sum of its input and attention alone, and the sum is formed here. An
+    attention that takes the residual too (Bloom) returns the sum.
     """
     attention = block.attention
     before: list[Tensor] = []  # the block's input, and what sub-modules returned before attention
-    added: list[Tensor] = []  # attention's output, as far as it has come
+    added: list[Tensor] = []  # attention's output, behind its norm or dropout
 
     def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
         before[:] = [given(args, kwargs)]
@@ -118,7 +118,7 @@ def stop_after_attention(block: Block, hooks: ExitStack) -> None:
         if child is attention:
             add(hooks, child.register_forward_hook(attended, with_kwargs=True))
         else:
-            # In front of what `drop_residual` puts there: it must see what the block handed on.
+            # In front of the hook of `drop_residual`, which replaces the block's tensor.
             add(
                 hooks,
                 child.register_forward_pre_hook(entering, with_kwargs=True, prepend=True),
@@ -129,10 +129,10 @@ def stop_after_attention(block: Block, hooks: ExitStack) -> None:
 def drop_residual(block: Block, hooks: ExitStack) -> None:
     """Make a block compute ``attn(norm(x))`` where it computes ``x + attn(norm(x))``.
 
-    The block is handed zeros, and each sub-module that would be given the block's input (the
-    norm before attention) the real one: the residual then adds exactly nothing, and no rounding
-    is introduced as it would be by subtracting x afterwards. Where attention and MLP run side by
-    side they share one residual, and it is that one which goes: ``attn(norm(x)) + mlp(norm(x))``.
+    The block gets zeros, and each sub-module that would get the block's input (the norm before
+    attention) gets the real one. The residual then adds exactly nothing; to subtract x afterwards
+    would round. Where attention and MLP run side by side they share one residual, and that one is
+    removed: ``attn(norm(x)) + mlp(norm(x))``.
     """
     real: list[Tensor] = []
     zeros: list[Tensor] = []
@@ -170,7 +170,7 @@ def _takes_residual(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same memory, seen in one shape or another."""
+    """Whether two tensors are the same memory, in one shape or another."""
     return a is b or (a.data_ptr() == b.data_ptr() and a.numel() == b.numel())
 
 

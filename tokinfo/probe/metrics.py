@@ -38,10 +38,10 @@ def distance(
         ValueError: unknown metric.
     """
     wide = torch.promote_types(found.dtype, torch.float32)
-    shown = visible[..., None]
+    mask = visible[..., None]
     # where(), not multiplication: a non-finite activation at a hidden position must not leak.
-    a = torch.where(shown, found.to(wide), 0)
-    b = torch.where(shown, target.to(wide), 0)
+    a = torch.where(mask, found.to(wide), 0)
+    b = torch.where(mask, target.to(wide), 0)
     if metric == "l1":
         return _l1(a, b)
     if metric == "l2":

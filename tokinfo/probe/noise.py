@@ -1,4 +1,4 @@
-"""The noise floor: how far a prompt's own activations are from themselves.
+"""The noise floor: how far a prompt's activations are from themselves in another batch.
 
 The same prompt gives slightly different activations in another batch: kernels and their
 blocking change with the shape, and LLM.int8 picks its outlier columns over the whole batch,
@@ -18,10 +18,10 @@ from tokinfo.study.solvers import MetricWeights
 
 
 def alone(probe: Probe, embedding: Tensor, ids: Tensor, seen: Tensor) -> Tensor:
-    """Return activations [row, position, width], each row computed in a batch of its own.
+    """Return activations [row, position, width], each row computed in a batch of one.
 
     One composition for every verification: whatever the kernels do with a batch, a row
-    computed alone is always computed the same way. Positions beyond a row's own are zero.
+    computed alone is always computed the same way. Positions beyond a row's length are zero.
 
     Args:
         probe: from embeddings to activations.
@@ -119,8 +119,8 @@ def _swept(
             prefix = probe.prefix(embedding[ids[:, :split]])
             after = ids[:, split:].repeat(rows, 1)
             after[1:, 0] = torch.arange(rows - 1, device=ids.device)
-            own = probe(embedding[after], prefix=prefix)[:1]
-        found = torch.cat([prefix.activations, own], dim=1)
+            rest = probe(embedding[after], prefix=prefix)[:1]
+        found = torch.cat([prefix.activations, rest], dim=1)
         end = found.shape[1]
         visible = batch.layout.visible[:, :end]
         away = distance(found, target[:, :end], visible, metric, weights)

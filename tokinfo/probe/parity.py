@@ -110,7 +110,7 @@ def _rows(decoder: nn.Module, embeddings: Tensor, reference: Reference) -> Itera
 
 @dataclass(eq=False)
 class _Call:
-    """One call of a module: what it was given and returned, and a copy of the latter.
+    """One call of a module: its input and output, and a copy of the output.
 
     A copy, because a block may add to what a sub-layer returned in place (Falcon). The tensors
     themselves are kept to follow one from module to module.
@@ -157,7 +157,7 @@ def _run(
 ) -> tuple[list[_Call], tuple[Tensor, ...]]:
     """Run the whole decoder on token ids; return the calls it made, in order, and its states.
 
-    Recorded are the blocks, their own sub-modules, and all that is outside them.
+    Recorded are the blocks, their direct sub-modules, and all that is outside them.
     """
     calls: list[_Call] = []
 
@@ -188,9 +188,9 @@ def _one(calls: list[_Call], module: nn.Module) -> _Call:
 
 
 def _behind(calls: list[_Call], last: Tensor, block: _Call) -> str:
-    """Say what lies between the last block's output and `transformers`' last hidden state.
+    """Name what lies between the last block's output and `transformers`' last hidden state.
 
-    That state is behind the final norm (and OPT's projection), so the block's own output is
+    That state is behind the final norm (and OPT's projection), so the block's output is
     recorded; followed back through the modules that made it, the state must lead there.
     """
     names: list[str] = []
@@ -212,11 +212,11 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def _sub_layers(
     block: Block, number: int, calls: list[_Call], given: Tensor, out: Tensor
 ) -> list[Reference]:
-    """Return what should be found behind attention and at the MLP of one block.
+    """Return the reference behind attention and that at the MLP of one block.
 
     A block hands on the sum of its input and of what attention and MLP add, so the stream after
     attention is its output less what the MLP adds. Where the block is no such sum (a norm behind
-    the sum in OPT-350m), it is what the first sub-module after attention is given.
+    the sum in OPT-350m), it is what the first sub-module after attention gets.
     """
     attention, mlp = _one(calls, block.attention), _one(calls, block.mlp)
     by_attention, by_mlp = (_followed(call, calls).copy for call in (attention, mlp))
@@ -225,8 +225,8 @@ def _sub_layers(
     if float(rest.abs().max()) <= 1e-4 * float(out.abs().max()):
         what, after = "output of the block less what its MLP adds", (out.double() - by_mlp).float()
     else:
-        own = calls.index(_followed(attention, calls))
-        later = next((call for call in calls[own + 1 :] if call.given is not None), None)
+        last = calls.index(_followed(attention, calls))
+        later = next((call for call in calls[last + 1 :] if call.given is not None), None)
         if later is None or later.given is None:
             raise StructureError(
                 f"{type(block.module).__name__}: is not the sum of its input, attention and MLP, "

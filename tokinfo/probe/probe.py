@@ -35,14 +35,14 @@ class Prefix:
 
 
 def _new_cache(decoder: nn.Module) -> Any:
-    """Return an empty cache: the decoder's own kind, or that of `transformers`.
+    """Return an empty cache: of the decoder's kind where it has one, else of `transformers`'.
 
     The latter without a configuration, which would make the blocks with a sliding window forget
     the positions outside it, and with them how many there were; the mask hides those anyway.
     """
-    own = getattr(decoder, "new_cache", None)
-    if own is not None:
-        return own()
+    new_cache = getattr(decoder, "new_cache", None)
+    if new_cache is not None:
+        return new_cache()
     from transformers import DynamicCache
 
     return DynamicCache()
@@ -54,10 +54,10 @@ class Probe:
     Sites:
         ``embedding``: the input itself.
         ``attention.K``: the residual stream of block K once attention has been added to it: the
-            block's input plus attention's output, the latter behind its own norm where a family
-            has one there (Gemma 2 and 3). Before a norm of the sum (OPT-350m). Where attention
-            and MLP run side by side (GPT-J, GPT-NeoX, Falcon) it is the same sum, without the
-            MLP. Without the residual, what attention adds.
+            block's input plus attention's output. That output is taken behind its norm where a
+            family has one there (Gemma 2 and 3); the sum is taken before a norm of it (OPT-350m).
+            Where attention and MLP run side by side (GPT-J, GPT-NeoX, Falcon) it is the same sum,
+            without the MLP. Without the residual, what attention adds.
         ``mlp.K``: the output of block K's MLP or mixture of experts itself, before a norm behind
             it and before it is added.
         ``block.K``: the output of block K, before any final normalisation.
@@ -67,8 +67,8 @@ class Probe:
             use_cache=False)``, in evaluation mode.
         site: a resolved site (no ``last``).
         residual: False removes the residual connection around the self-attention of the
-            site's own block; its normalisation still sees the block's real input. A block that
-            runs attention and MLP side by side has one residual around both: that one goes.
+            site's block; its normalisation still sees the block's real input. A block that
+            runs attention and MLP side by side has one residual around both: that one is removed.
         causal: False lets every position attend to later ones as to earlier ones: to all, or
             within a sliding window to those less than the window away.
         dtype: what the decoder computes in; embeddings of any dtype are cast to it.
@@ -96,7 +96,7 @@ class Probe:
         if site.place == "embedding":
             return
         block = self._block = find_block(decoder, site.block)
-        # Asked for now: what is not recognised is refused before anything runs.
+        # Looked up now: a sub-layer that is not recognised is refused before anything runs.
         if site.place == "mlp":
             _ = block.mlp
         if site.place == "attention" or not residual:
@@ -115,7 +115,7 @@ class Probe:
 
         Args:
             embeddings: [batch, position, d_model]; rows shorter than the batch are padded
-                on the right, where a causal model cannot see them.
+                on the right, where a causal model cannot see the padding.
             lengths: [batch] tokens of each row; needed without a causal mask, where padding
                 would otherwise be seen.
             prefix: what stands before ``embeddings`` in every row, computed once by
@@ -175,11 +175,11 @@ class Probe:
         raise StructureError(f"the forward of {type(self.decoder).__name__} never met {self.site}")
 
     def expected(self, embeddings: Tensor, outputs: Tensor) -> Tensor:
-        """Return what the decoder expects behind prompts, as far as its embedding can say.
+        """Return scores of the next token behind prompts, read out through ``outputs``.
 
         With tied embeddings, and all of its blocks there, these are the model's logits. Elsewhere
-        they are those of the `logit lens` (nostalgebraist, 2020): better than nothing near the
-        last block, noise behind the first ones, or where the output head is another matrix.
+        they are those of the `logit lens` (nostalgebraist, 2020): of some use near the last
+        block, noise behind the first ones or where the output head is another matrix.
 
         Args:
             embeddings: [row, position, d_model]; at least one position.
