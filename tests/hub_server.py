@@ -41,9 +41,9 @@ class Hub:
         commits: commit that each repository is at.
         ranges: whether parts of files are sent.
         token: without it, every repository is refused; None: all are public.
-        gated: the refusal says that a licence must be accepted.
+        gated: the refusal is for want of an accepted licence.
         faults: queued failures by the last part of a path (a file's name, `revision`).
-        requests: what was asked for: method, path, range and token.
+        requests: method, path, range and token of each.
         sent: bytes of bodies sent, by file.
     """
 
@@ -171,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         return True
 
-    def _known(self, repository: str, revision: str) -> bool:
+    def _has_revision(self, repository: str, revision: str) -> bool:
         if revision in ("main", self._commit(repository)):
             return True
         self._say(404, {"X-Error-Code": "RevisionNotFound"})
@@ -185,20 +185,20 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({})  # as something else than a hub might
         elif fault.status:
             self._say(fault.status, fault.headers)
-        elif self._known(repository, revision):
+        elif self._has_revision(repository, revision):
             files = sorted(p for p in self.hub.repositories[repository].iterdir() if p.is_file())
             siblings = [{"rfilename": path.name, **_entry(path)} for path in files]
-            told = {"id": repository, "sha": self._commit(repository), "siblings": siblings}
-            self._json(told)
+            listing = {"id": repository, "sha": self._commit(repository), "siblings": siblings}
+            self._json(listing)
 
     def _tree(self, repository: str, revision: str) -> None:
-        if self._known(repository, revision):
+        if self._has_revision(repository, revision):
             files = sorted(p for p in self.hub.repositories[repository].iterdir() if p.is_file())
             self._json([_node(path) for path in files])
 
     def _resolve(self, repository: str, revision: str, file: str) -> None:
         path = self.hub.repositories[repository] / file
-        if not self._known(repository, revision):
+        if not self._has_revision(repository, revision):
             return
         if not path.is_file():
             self._say(404, {"X-Error-Code": "EntryNotFound"})
@@ -225,10 +225,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault.flip is not None:
             content[fault.flip] ^= 1
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         size = len(content)
-        if asked and self.hub.ranges:
-            start, end = int(asked[1]), min(int(asked[2]) + 1, size)
+        if wanted and self.hub.ranges:
+            start, end = int(wanted[1]), min(int(wanted[2]) + 1, size)
             headers = headers | {"Content-Range": f"bytes {start}-{end - 1}/{size}"}
             self._head(206, headers, end - start)
         else:
@@ -246,7 +246,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self.wfile.write(body)
             self.wfile.flush()
-        except OSError:  # the client has seen enough
+        except OSError:  # the client has enough
             self.close_connection = True
 
     def _json(self, value: object) -> None:

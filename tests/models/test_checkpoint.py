@@ -1,4 +1,4 @@
-"""Checkpoints: cut, cast, quantised; the same weights, gradients and face for every family."""
+"""Checkpoints: cut, cast, quantised; the same weights, gradients and form for every family."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def hidden(decoder: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return out.detach(), gradient
 
 
-def test_prompts_get_the_tokenizers_own_special_tokens_or_not(
+def test_prompts_get_the_tokenizers_special_tokens_or_not(
     full: dict[str, Path], tmp_path: Path
 ) -> None:
     """Llama's tokenizer puts one in front, which mask `1:` would then hide in place of a word."""
@@ -170,7 +170,7 @@ def test_no_block_at_all_keeps_the_embedding(
 
 def test_impossible_combinations_are_named(full: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(ValueError, match="out: 4 blocks asked for, the model has 3"):
+    with pytest.raises(ValueError, match="out: 4 blocks requested, the model has 3"):
         prepare(full["mixer"], Model(source="s"), 4, out)
     with pytest.raises(ValueError, match="needs the tokenizer's directory"):
         prepare(MIXER, Model(source="s", state="untrained"), 1, out)

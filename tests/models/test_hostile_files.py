@@ -65,15 +65,15 @@ def test_files_of_torch_are_read_as_plain_data_only() -> None:
 
 
 def test_no_call_that_could_run_a_models_code_leaves_it_open_whether_to() -> None:
-    asked = re.compile(r"Auto(Config|Model\w*|Tokenizer)\.(from_pretrained|from_config)$")
-    found = [(path, name, words) for path, name, words in calls() if asked.match(name)]
+    loading = re.compile(r"Auto(Config|Model\w*|Tokenizer)\.(from_pretrained|from_config)$")
+    found = [(path, name, words) for path, name, words in calls() if loading.match(name)]
     assert len(found) >= 7
     # A GGUF file holds no code.
-    told = ("trust_remote_code", "gguf_file")
+    decisive = ("trust_remote_code", "gguf_file")
     assert [
         (path.name, name)
         for path, name, words in found
-        if path.name != "gguf.py" and not any(word in words for word in told)
+        if path.name != "gguf.py" and not any(word in words for word in decisive)
     ] == []
 
 
@@ -102,9 +102,9 @@ def test_what_a_study_names_elsewhere_leads_nowhere_else(path: tuple[str, ...], 
     if path[2] == "requirement":
         name = f"{name}==1.0"  # `--index-url==1.0` would be an option of pip's
         raw["sources"]["smol"] = {"kind": "wheel", "member": "m", "sha256": SHA, "blocks": 30}
-    with pytest.raises(StudyError) as told:
+    with pytest.raises(StudyError) as caught:
         load_study(put(raw, path, name))
-    assert {mistake.key for mistake in told.value.mistakes} == {".".join(path)}
+    assert {mistake.key for mistake in caught.value.mistakes} == {".".join(path)}
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "..", ".x", "a/b", "a b", "A", "a\x00", "ü", ""])
@@ -118,10 +118,10 @@ def test_no_name_of_a_study_is_more_than_one_plain_part_of_a_path(section: str, 
 
 def indexed(directory: Path, where: Any) -> None:
     index = directory / "model.safetensors.index.json"
-    told = json.loads(index.read_text())
-    first = sorted(told["weight_map"])[0]
-    told["weight_map"][first] = where
-    index.write_text(json.dumps(told))
+    contents = json.loads(index.read_text())
+    first = sorted(contents["weight_map"])[0]
+    contents["weight_map"][first] = where
+    index.write_text(json.dumps(contents))
 
 
 @pytest.mark.parametrize("where", ["../secret.safetensors", "/etc/passwd", 7, None, ["a"], ".."])
@@ -133,9 +133,9 @@ def test_an_index_names_files_beside_itself_only(tmp_path: Path, where: Any) -> 
     )
     indexed(directory, where)
     source = LocalSource(path=str(directory), blocks=BLOCKS, n_ctx=32)
-    with pytest.raises(FetchError, match=r"which is missing|not an index") as told:
+    with pytest.raises(FetchError, match=r"which is missing|not an index") as caught:
         fetch(source, 1, tmp_path / "out", tmp_path / "state")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"no file beside it|is missing|not an index"):
         weights_in(directory, LlamaConfig.from_pretrained(directory), 1)
 
@@ -145,20 +145,20 @@ def test_files_that_a_hub_lists_elsewhere_are_not_looked_at(
 ) -> None:
     names = ["../../x.safetensors", "/etc/passwd", "a/model.safetensors", "config.json"]
 
-    class Answer:
+    class Reply:
         status_code = 200
 
         def json(self) -> dict[str, Any]:
             listed = [{"rfilename": name, "size": 1, "blobId": "0" * 40} for name in names]
             return {"sha": "../../" + "0" * 34, "siblings": listed}
 
-    monkeypatch.setattr("tokinfo.models.fetch.hub.http_backoff", lambda *a, **k: Answer())
-    monkeypatch.setattr("tokinfo.models.fetch.hub.hf_raise_for_status", lambda answer: None)
+    monkeypatch.setattr("tokinfo.models.fetch.hub.http_backoff", lambda *a, **k: Reply())
+    monkeypatch.setattr("tokinfo.models.fetch.hub.hf_raise_for_status", lambda reply: None)
     origin = HubOrigin("a/b", "refs/../../main", tmp_path)
     # A commit that is no number names no directory.
     with pytest.raises(FetchError, match="does not answer as a hub does"):
         origin.listing  # noqa: B018
-    Answer.json = lambda self: {  # type: ignore[method-assign]
+    Reply.json = lambda self: {  # type: ignore[method-assign]
         "sha": "0" * 40,
         "siblings": [{"rfilename": n, "size": 1, "blobId": "0" * 40} for n in names],
     }

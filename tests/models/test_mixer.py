@@ -56,7 +56,7 @@ def test_information_does_flow_from_earlier_positions(form: dict[str, Any]) -> N
     # Not by a constant: the norm in front of the convolution takes that away.
     changed[:, 0] = torch.randn(D)
     before, after = stack(inputs_embeds=x), stack(inputs_embeds=changed)
-    # With fewer inner positions than positions, each still reads those up to its own.
+    # With fewer inner positions than positions, each still reads those up to its position.
     moved = (before.last_hidden_state - after.last_hidden_state).abs().amax(-1)[0]
     assert (moved > 1e-5).all()
 

@@ -97,7 +97,7 @@ def test_nothing_that_the_decoder_does_not_have_is_taken(family: str, tmp_path: 
     assert not [name for name in held if "lm_head" in name]
 
 
-def test_names_without_the_models_own_prefix_are_found(tmp_path: Path) -> None:
+def test_names_without_the_models_prefix_are_found(tmp_path: Path) -> None:
     state = save("gpt2", tmp_path / "model")
     rename(tmp_path / "model", lambda name: name.removeprefix("transformer."))
     assert_cut(tmp_path / "model", tmp_path / "out", state, 1)

@@ -57,7 +57,7 @@ def test_what_fits_on_one_gpu_stays_there() -> None:
     assert place(1, [4] * 3, [12.9, 100]) == [0, 0, 1]
 
 
-def test_a_refusal_says_what_is_needed_what_is_there_and_what_to_do() -> None:
+def test_a_refusal_states_what_is_needed_what_is_there_and_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"^3\.60 GB of weights") as caught:
         place(1_100_000_000, [500_000_000] * 5, [1_700_000_000, 900_000_000])
     assert str(caught.value) == (

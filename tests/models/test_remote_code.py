@@ -1,4 +1,4 @@
-"""Models that bring code of their own: never run, unless the study says so for that source."""
+"""Models that bring code of their own: never run, unless the study allows it for that source."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that the model's code writes to whenever it is run; nobody is ever asked."""
+    """A file that the model's code writes to whenever it is run; no library asks for input."""
 
-    def asked(*_: object) -> str:
-        raise AssertionError("asked")
+    def question(*_: object) -> str:
+        raise AssertionError("a question at the terminal")
 
-    monkeypatch.setattr("builtins.input", asked)
+    monkeypatch.setattr("builtins.input", question)
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
     return tmp_path / "trace"
 
@@ -96,7 +96,7 @@ def test_its_code_is_not_run_by_default(mine: Path, trace: Path, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
-def test_it_is_run_for_a_source_that_says_so_and_nowhere_else(
+def test_it_is_run_for_a_source_that_allows_it_and_nowhere_else(
     mine: Path, trace: Path, tmp_path: Path
 ) -> None:
     raw = example()
@@ -117,10 +117,10 @@ def test_it_is_run_for_a_source_that_says_so_and_nowhere_else(
         found = load(checkpoint)
     inputs = torch.zeros(1, 4, 64)
     with torch.no_grad():
-        own = found.decoder(inputs_embeds=inputs + 1, use_cache=False).last_hidden_state
+        output = found.decoder(inputs_embeds=inputs + 1, use_cache=False).last_hidden_state
     assert type(found.decoder).__name__ == "MineModel"
-    # Its own forward doubles what the norm at the end made of size 1.
-    assert own.square().mean().sqrt().item() == pytest.approx(2, rel=0.05)
+    # The forward of its code doubles what the norm at the end made of size 1.
+    assert output.square().mean().sqrt().item() == pytest.approx(2, rel=0.05)
     settings = [plan.cell_settings(cell) for cell in plan.cells.values()]
     assert all(each["trust_remote_code"] is True for each in settings)
 
@@ -158,9 +158,9 @@ def hub(**values: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("revision", ["main", "v1.0", COMMIT[:12], COMMIT.upper(), f"{COMMIT}0"])
 def test_a_study_may_trust_a_commit_only(revision: str) -> None:
-    with pytest.raises(StudyError) as told:
+    with pytest.raises(StudyError) as caught:
         load_study(hub(revision=revision, trust_remote_code=True))
-    (mistake,) = told.value.mistakes
+    (mistake,) = caught.value.mistakes
     assert mistake.key == "sources.smol.revision"
     assert str(mistake).endswith(
         "is not a commit, which trust_remote_code needs; allowed: 40 hexadecimal digits"

@@ -54,8 +54,8 @@ def run(
     inputs: tuple[Path, Path],
     root: Path,
 ) -> list[dict[str, str]]:
-    asked = source.model_copy(update={"training": training})
-    train.train(asked, *inputs, root / "out", root / "history.csv", root / "resume", "cpu")
+    changed = source.model_copy(update={"training": training})
+    train.train(changed, *inputs, root / "out", root / "history.csv", root / "resume", "cpu")
     with (root / "history.csv").open() as stream:
         return [{**row, "seconds": ""} for row in csv.DictReader(stream)]
 
@@ -69,7 +69,7 @@ def same(one: Weights, other: Weights) -> bool:
 
 
 @each_family
-def test_snapshots_are_the_runs_own_weights_and_leave_the_run_as_it_was(
+def test_snapshots_are_the_runs_weights_and_leave_the_run_as_it_was(
     source: Built,
     inputs: tuple[Path, Path],
     tmp_path: Path,
@@ -107,20 +107,20 @@ def test_before_the_first_step_a_model_is_its_untrained_twin_of_that_seed(
     assert same(weights(tmp_path / "out" / "at-0"), twin)
 
 
-def test_a_snapshot_says_how_far_its_training_was(
+def test_a_snapshot_records_how_far_its_training_was(
     inputs: tuple[Path, Path], tmp_path: Path
 ) -> None:
     rows = run(MIXER, KEEPING, inputs, tmp_path)
-    told = {
+    records = {
         name: json.loads((tmp_path / "out" / name / "training.json").read_text())
         for name in ("at-0", "at-3", "at-6", ".")
     }
-    assert [facts["training_share"] for facts in told.values()] == [0, 0.3, 0.6, 1]
-    assert [facts["training_tokens"] for facts in told.values()] == [0, 96, 192, 320]
+    assert [facts["training_share"] for facts in records.values()] == [0, 0.3, 0.6, 1]
+    assert [facts["training_tokens"] for facts in records.values()] == [0, 96, 192, 320]
     losses = {int(row["step"]): row["held_out_loss"] for row in rows}
     for name, step in (("at-3", 3), ("at-6", 6), (".", 10)):
-        assert told[name]["held_out_loss"] == float(losses[step])
-    assert told["."]["held_out_loss"] < told["at-0"]["held_out_loss"]
+        assert records[name]["held_out_loss"] == float(losses[step])
+    assert records["."]["held_out_loss"] < records["at-0"]["held_out_loss"]
 
 
 @each_family
@@ -210,8 +210,8 @@ def test_a_model_along_the_training_is_cut_from_its_snapshot_with_its_facts(
     facts = json.loads((tmp_path / "cut" / FACTS).read_text())
     assert facts["training_share"] == share
     assert facts["state"] == "trained"
-    own = weights(tmp_path / "out" / place)
-    (table,) = (value for name, value in own.items() if "embed" in name)
+    snapshot = weights(tmp_path / "out" / place)
+    (table,) = (value for name, value in snapshot.items() if "embed" in name)
     assert torch.equal(load(tmp_path / "cut").embedding, table)
     twin = Cut.model_validate(Plan(study).prepare_settings("u", 1))
     cut_checkpoint(twin, inputs[0], tmp_path / "twin")

@@ -31,7 +31,7 @@ from tokinfo.study.sources import LocalSource, Model
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "nf4")
 # bitsandbytes' packing needs matrices of 64 and more.
 WIDER = {"hidden_size": 64}
-# Each has something of its own: experts stored one by one, tied or scaled embeddings, Conv1D,
+# Each has something special: experts stored one by one, tied or scaled embeddings, Conv1D,
 # linear layers outside the blocks, and a fused projection.
 SHAPES = {
     "Llama 2": {},
@@ -163,12 +163,12 @@ def test_one_block_at_a_time_is_in_memory(
 def test_half_precision_weights_may_compute_in_float32(
     full: dict[str, Path], tmp_path: Path
 ) -> None:
-    own = model_of("bfloat16")
+    plain = model_of("bfloat16")
     wide = model_of("bfloat16", compute_dtype="float32")
-    prepare(full["Llama 2"], own, 1, tmp_path / "own")
+    prepare(full["Llama 2"], plain, 1, tmp_path / "plain")
     prepare(full["Llama 2"], wide, 1, tmp_path / "wide")
-    assert state(tmp_path / "own").keys() == state(tmp_path / "wide").keys()
-    narrow, checkpoint = load(tmp_path / "own"), load(tmp_path / "wide")
+    assert state(tmp_path / "plain").keys() == state(tmp_path / "wide").keys()
+    narrow, checkpoint = load(tmp_path / "plain"), load(tmp_path / "wide")
     assert (narrow.dtype, checkpoint.dtype) == (torch.bfloat16, torch.float32)
     for name, parameter in checkpoint.decoder.named_parameters():
         assert parameter.dtype == torch.float32
@@ -181,13 +181,13 @@ def test_half_precision_weights_may_compute_in_float32(
 def test_packed_weights_are_the_same_whatever_is_computed_in(
     precision: str, computed: str, full: dict[str, Path], tmp_path: Path
 ) -> None:
-    prepare(full["OPT-350m"], model_of(precision), 1, tmp_path / "own")
+    prepare(full["OPT-350m"], model_of(precision), 1, tmp_path / "plain")
     prepare(full["OPT-350m"], model_of(precision, compute_dtype=computed), 1, tmp_path / "out")
-    found, own = state(tmp_path / "out"), state(tmp_path / "own")
-    parameters = {name for name, _ in load(tmp_path / "own").decoder.named_parameters()}
+    found, plain = state(tmp_path / "out"), state(tmp_path / "plain")
+    parameters = {name for name, _ in load(tmp_path / "plain").decoder.named_parameters()}
     for name, tensor in found.items():
-        rounded = name in parameters and own[name].is_floating_point()
-        expected = own[name].to(DTYPES[computed]) if rounded else own[name]
+        rounded = name in parameters and plain[name].is_floating_point()
+        expected = plain[name].to(DTYPES[computed]) if rounded else plain[name]
         assert tensor.dtype == expected.dtype, name
         assert torch.equal(tensor, expected), name
     checkpoint = load(tmp_path / "out")
@@ -237,7 +237,7 @@ def test_experts_that_are_one_tensor_stay_in_float32_and_are_named(
 
 
 def test_a_model_of_which_nothing_would_be_quantised_is_refused(tmp_path: Path) -> None:
-    """Falcon's linear layers are of a class of their own, which bitsandbytes does not replace."""
+    """Falcon's linear layers are of a class that bitsandbytes does not replace."""
     save_model(tiny("Falcon"), tmp_path / "full")
     words = tokenizers.models.WordLevel({"w0": 0}, unk_token="w0")
     tokenizers.Tokenizer(words).save(str(tmp_path / "full" / "tokenizer.json"))

@@ -1,4 +1,4 @@
-"""bitsandbytes, made to compute the same on every machine and to leave alone what it is given."""
+"""bitsandbytes, made to compute the same on every machine and to leave its inputs unchanged."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def import_bitsandbytes() -> None:
     def plain(function: Any = None, **_: Any) -> Any:
         return function if function is not None else plain
 
-    # It says at every int8 product that inputs are cast to float16 (see `quantize`), and at its
-    # import that an optional kernel is not there.
+    # It logs at every int8 product that inputs are cast to float16 (see `quantize`), and at its
+    # import that an optional kernel is missing.
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     compiler = torch.compile
     torch.compile = plain  # type: ignore[assignment]
@@ -32,10 +32,10 @@ def import_bitsandbytes() -> None:
 
 
 def mend_bitsandbytes(decoder: nn.Module) -> None:
-    """Keep bitsandbytes' layers from changing what they are given: weights, or inputs.
+    """Keep bitsandbytes' layers from changing their weights or inputs.
 
     On CPUs with AVX512-BF16 it repacks 4-bit weights for good at the first pass without
-    gradients: from then on it multiplies in bfloat16, whatever the compute dtype says, and no
+    gradients: from then on it multiplies in bfloat16, whatever the compute dtype, and no
     gradient passes through the linear layers, with no error. LLM.int8 blanks the outliers of a
     float16 input in place while it rounds the rest, which autograd refuses.
     """

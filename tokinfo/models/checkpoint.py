@@ -1,7 +1,7 @@
 """Checkpoints: what a cell loads, and no more: the embedding and the blocks the study reads.
 
 `tokinfo.models.preparing` makes them from full models, whose directories are read here too.
-`load` gives every model the same face; no code after it asks which family a model is of.
+`load` gives every model the same form; no code after it depends on a model's family.
 """
 
 # mypy: allow-untyped-calls
@@ -44,7 +44,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class Facts(BaseModel):
-    """What tokinfo.json says of a checkpoint, beside its weights."""
+    """The contents of tokinfo.json, beside a checkpoint's weights."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -64,7 +64,7 @@ class Facts(BaseModel):
     digest: str = Field(description="SHA-256 of the weights and config.json.")
     model: str | None = Field(None, description="Its name in the study.")
     source: str | None = Field(None, description="Name of its source in the study.")
-    special_tokens: bool = Field(True, description="Whether prompts get the tokenizer's own.")
+    special_tokens: bool = Field(True, description="Whether prompts get the tokenizer's.")
     training_share: float | None = Field(None, description="Of models trained here.")
     training_tokens: int | None = None
     held_out_loss: float | None = None
@@ -77,7 +77,7 @@ class Checkpoint:
     # Called as decoder(inputs_embeds=[batch, positions, d], attention_mask=..., use_cache=False);
     # in eval mode, no parameter requires a gradient.
     decoder: nn.Module
-    embedding: Tensor  # [vocabulary, d], float32 copy (or view) of the decoder's own
+    embedding: Tensor  # [vocabulary, d], float32 copy (or view) of the decoder's
     tokenizer: tokenizers.Tokenizer
     pad_id: int
     facts: Facts
@@ -109,7 +109,7 @@ def read_config(directory: Path) -> PretrainedConfig:
     if config.get_text_config(decoder=True) is not config:
         raise InvalidError(
             f"{directory / 'config.json'}: a {config.model_type} holds its decoder beside other "
-            "parts (text_config); save the decoder on its own"
+            "parts (text_config); save the decoder alone"
         )
     return config
 
@@ -118,9 +118,9 @@ def shorter(config: PretrainedConfig, blocks: int) -> PretrainedConfig:
     """Return a copy of a configuration with its first ``blocks`` blocks only."""
     copy = type(config).from_dict(config.to_dict())
     depth = config.num_hidden_layers
-    # Under the families' own names, such as n_layer, it is the same attribute.
+    # Under the families' names for it, such as n_layer, it is the same attribute.
     copy.num_hidden_layers = blocks
-    # Where a model's own code lies.
+    # Where the model's code lies.
     copy._name_or_path = config._name_or_path
     # Lists such as layer_types (kinds of attention) have an entry for each block.
     for name, value in vars(config).items():
@@ -145,7 +145,7 @@ def empty_decoder(config: PretrainedConfig) -> PreTrainedModel:
 def read_decoder(directory: Path, config: PretrainedConfig) -> PreTrainedModel:
     """Read the decoder (no head) of a full model in float32, only the layers of ``config``.
 
-    Raises ValueError when the directory lacks weights that the configuration asks for.
+    Raises ValueError when the directory lacks weights that the configuration needs.
     """
     from transformers import AutoModel
 
@@ -230,7 +230,7 @@ def load(directory: Path, device: str = "cpu") -> Checkpoint:
     with reading(directory / "config.json"):
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     for file in weight_files(directory):
-        # A header that does not cover its file tells a cut one; no weights are read for it.
+        # The header of a cut file does not match its size; no weights are read for this.
         with reading(file), safe_open(file, framework="pt"):
             pass
     gpus = _place(directory, facts, device)
@@ -259,10 +259,10 @@ def _place(directory: Path, facts: Facts, device: str) -> list[int]:
     held, dtype = facts.quantization, DTYPES[facts.dtype]
     widened = dtype.itemsize / DTYPES[held].itemsize if held in DTYPES else 1
     table = 0 if dtype is torch.float32 else 4 * facts.vocabulary * facts.d_model
-    asked = (directory, facts.blocks_kept, widened, table)
+    arguments = (directory, facts.blocks_kept, widened, table)
     if torch.device(device).type == "cuda":
-        return placement.gpus_for(*asked)
-    placement.warn_of_memory(*asked)
+        return placement.gpus_for(*arguments)
+    placement.warn_of_memory(*arguments)
     return []
 
 

@@ -73,9 +73,9 @@ def inner_times(n_ctx: int, expansion: float) -> list[int]:
     """Return the position that each inner position of an expanded mixer belongs to.
 
     There are ``round(expansion * n_ctx)`` inner positions (at least one), spread evenly: inner
-    position ``j`` belongs to position ``floor(j * n_ctx / inner)``. It may read the positions up
-    to its own and be read from its own on, which is causal for every factor: what position ``i``
-    reads belongs to a position no later than ``i``, and has itself read nothing later.
+    position ``j`` belongs to position ``floor(j * n_ctx / inner)``. It reads that position and
+    earlier ones; that position and later ones read it. This is causal for every factor: what
+    position ``i`` reads belongs to a position no later than ``i``, and has read nothing later.
 
     >>> inner_times(3, 2.0), inner_times(4, 0.5), inner_times(3, 1.0)
     ([0, 0, 1, 1, 2, 2], [0, 2], [0, 1, 2])
@@ -241,7 +241,7 @@ class CacheLayer:
 
 
 class MixerCache:
-    """Leading positions that later ones are computed after; the face is that of `transformers`.
+    """Leading positions that later ones are computed after; used as those of `transformers` are.
 
     A mixer's later positions need of the earlier ones what its convolutions read: their normed
     states in each block.
@@ -284,8 +284,8 @@ class MixerBlock(nn.Module):
         if cache is None:
             x = x + self.mixing(normed)
         else:
-            known, _ = cache.update(normed, normed, index)
-            x = x + self.mixing(known, first=known.shape[1] - x.shape[1])
+            held, _ = cache.update(normed, normed, index)
+            x = x + self.mixing(held, first=held.shape[1] - x.shape[1])
         x = x + self.mlp(self.mlp_norm(x))
         return x
 
@@ -307,7 +307,7 @@ class MixerStack(nn.Module):
         self.build(spec)
 
     def build(self, spec: MixerSpec) -> None:
-        """Add the layers; apart from ``__init__`` because `transformers` has its own."""
+        """Add the layers; apart from ``__init__`` because `transformers` has another one."""
         self.spec = spec
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
         self.blocks = nn.ModuleList(MixerBlock(spec) for _ in range(spec.num_hidden_layers))

@@ -1,7 +1,7 @@
 """Masked mixers as `transformers` models, registered with the Auto classes.
 
 The layers are those of `tokinfo.models.mixer`; this module gives them a configuration,
-`save_pretrained`, a language-model head of its own (not tied to the embedding) and `generate`.
+`save_pretrained`, a language-model head (not tied to the embedding) and `generate`.
 """
 
 # mypy: allow-untyped-calls

@@ -39,7 +39,7 @@ def block_file(number: int) -> str:
 class Parts:
     """A model's tensors, sorted by what needs them.
 
-    Both map the name that a part is to have to the name that the full model's files have.
+    Both map a tensor's name in the part to its name in the full model's files.
     """
 
     embedding: dict[str, str]  # all that is outside the blocks, the output head left out
@@ -63,21 +63,21 @@ def sort_tensors(config: PretrainedConfig, names: Iterable[str], model: str) -> 
         model: what messages call it.
 
     Raises:
-        FetchError: the files hold no list of blocks as deep as the configuration says.
+        FetchError: the files hold no list of as many blocks as the configuration states.
     """
     keys, ties = _state(config)
-    known = list(names)
+    in_files = list(names)
     depth = int(config.num_hidden_layers)
-    prefix = _prefix(keys, known)
+    prefix = _prefix(keys, in_files)
     outside, inside = _split(keys, depth)
-    _, stored = _split(known, depth)
+    _, stored = _split(in_files, depth)
     if inside is None or stored is None:
         raise FetchError(f"{model}: no list of {depth} blocks among the names of its tensors")
     blocks = tuple(
         _pick([prefix + key for key in inside[number]], stored[number]) for number in range(depth)
     )
     listed = {name for block in stored for name in block}
-    rest = [name for name in known if name not in listed]
+    rest = [name for name in in_files if name not in listed]
     embedding = _pick([prefix + key for key in outside], rest, ties)
     return Parts(embedding, blocks)
 
@@ -103,12 +103,12 @@ def _state(config: PretrainedConfig) -> tuple[list[str], dict[str, str]]:
 
 def _prefix(keys: Sequence[str], names: Sequence[str]) -> str:
     """Return what the files' names have in front of the decoder's (`model.`, or nothing)."""
-    known = set(keys)
+    wanted = set(keys)
     found: Counter[str] = Counter()
     for name in names:
         path = name.split(".")
         for length in range(len(path)):
-            if ".".join(path[length:]) in known:
+            if ".".join(path[length:]) in wanted:
                 found["".join(f"{part}." for part in path[:length])] += 1
     return found.most_common(1)[0][0] if found else ""
 
@@ -140,7 +140,7 @@ def _split(names: Iterable[str], depth: int) -> tuple[list[str], list[list[str]]
 def _pick(
     wanted: Sequence[str], stored: Sequence[str], ties: dict[str, str] | None = None
 ) -> dict[str, str]:
-    """Return what to fetch for the names wanted; all that is stored where some are not there."""
+    """Return what to fetch for the names wanted; all that is stored where some are missing."""
     there = set(stored)
     chosen = {}
     for name in wanted:

@@ -1,7 +1,7 @@
 """Where the parts of a checkpoint go: one GPU, several where one is too small, or the CPU.
 
-Blocks are never left on the CPU beside a GPU: that would work, some hundred times slower, and
-nobody would be told. What lies outside the blocks is on the first GPU.
+Blocks are never left on the CPU beside a GPU: that would work, some hundred times slower and
+without a message. What lies outside the blocks is on the first GPU.
 """
 
 from __future__ import annotations

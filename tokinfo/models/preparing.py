@@ -82,10 +82,10 @@ def prepare(
     random weights are those of the full model with ``model.seed``, made as a whole and cut: they
     do not depend on ``blocks``. The language-model head is dropped: no site lies behind it.
     ``facts`` go into tokinfo.json as they are, beside what is measured here; an ``n_ctx`` among
-    them is kept where the model's own limit allows it.
+    them is kept where the model's limit allows it.
 
     Raises:
-        ValueError: a combination that cannot be, or a model that is damaged or incomplete.
+        ValueError: an impossible combination, or a model that is damaged or incomplete.
         OSError: the disk is full.
     """
     words = tokenizer if tokenizer is not None else origin
@@ -147,12 +147,12 @@ def prepare(
                 "digest": digest(directory),
             }
         )
-        said = found.model_dump_json(indent=2, exclude_unset=True)
-        (directory / FACTS).write_text(said + "\n", encoding="utf-8")
+        text = found.model_dump_json(indent=2, exclude_unset=True)
+        (directory / FACTS).write_text(text + "\n", encoding="utf-8")
 
 
 def pad_id(directory: Path, tokenizer: tokenizers.Tokenizer, config: PretrainedConfig) -> int:
-    """Return the pad token's id: the tokenizer's own, else the model's, else the end of text's."""
+    """Return the pad token's id: the tokenizer's, else the model's, else that of end of text."""
     path = directory / "tokenizer_config.json"
     names = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     eos = config.eos_token_id if hasattr(config, "eos_token_id") else None
@@ -187,6 +187,6 @@ def _random(
 def _check_depth(config: PretrainedConfig, blocks: int, name: str) -> int:
     held = int(config.num_hidden_layers)
     if not 0 <= blocks <= held:
-        raise InvalidError(f"{name}: {blocks} blocks asked for, the model has {held}")
+        raise InvalidError(f"{name}: {blocks} blocks requested, the model has {held}")
     # A model of which only a part was fetched keeps its full depth beside that of the part.
     return int(getattr(config, "tokinfo_depth", held))

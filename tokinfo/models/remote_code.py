@@ -1,6 +1,6 @@
-"""Models that come with code of their own: run only where the study says so for that source.
+"""Models that come with code of their own: run only where the study allows it for that source.
 
-Everywhere else the libraries are told not to, rather than left to ask whoever is at the terminal.
+Everywhere else the libraries get an explicit no; without one they would ask at the terminal.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 _TRUSTED: ContextVar[bool] = ContextVar("trusted", default=False)
-_OWN_CLASS = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*")
+_LOCAL = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*")
 
 
 @contextmanager
 def trusted(yes: bool) -> Iterator[None]:
-    """Let models' own code be run in this block, if ``yes``: the source's `trust_remote_code`."""
+    """Let models' code be run in this block, if ``yes``: the source's `trust_remote_code`."""
     token = _TRUSTED.set(yes)
     try:
         yield
@@ -28,15 +28,15 @@ def trusted(yes: bool) -> Iterator[None]:
 
 
 def allowed() -> bool:
-    """Return whether a model's own code may be run here; what transformers is always told."""
+    """Return whether a model's code may be run here; every call of transformers gets this."""
     return _TRUSTED.get()
 
 
 def foreign(config: Mapping[str, Any]) -> list[str]:
-    """Return the classes that a configuration names outside its own directory.
+    """Return the classes that a configuration names outside its directory.
 
     transformers would fetch those from another repository (``other/repository--module.Class``),
-    at no commit that anybody stated.
+    at no stated commit.
 
     >>> foreign({"auto_map": {"AutoModel": "x/y--a.B", "AutoConfig": "a.C"}})
     ['x/y--a.B']
@@ -45,7 +45,7 @@ def foreign(config: Mapping[str, Any]) -> list[str]:
     found: list[object] = []
     for value in named.values() if isinstance(named, dict) else []:
         found += value if isinstance(value, list) else [value]
-    return [str(name) for name in found if name is not None and not _OWN_CLASS.fullmatch(str(name))]
+    return [str(name) for name in found if name is not None and not _LOCAL.fullmatch(str(name))]
 
 
 def copy_code(origin: Path, out: Path) -> None:

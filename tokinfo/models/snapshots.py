@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers.modeling_utils import PreTrainedModel
 
 TRAINING = "training.json"
-"""File beside weights trained here that says how far they were trained."""
+"""File beside weights trained here that records how far they were trained."""
 
 
 def directory_name(step: int) -> str:
@@ -31,7 +31,7 @@ def directory_name(step: int) -> str:
 def write_facts(
     directory: Path, training: Training, step: int, n_ctx: int, held_out_loss: float
 ) -> None:
-    """Say beside a model's weights what training they had; tables have these as columns."""
+    """Record beside a model's weights what training they had; tables have these as columns."""
     facts = {
         "training_share": step / training.steps,
         "training_tokens": step * training.batch * n_ctx,
@@ -55,7 +55,7 @@ class Snapshots:
     """Where one run's snapshots wait for its end, so that an interrupted run keeps them.
 
     Attributes:
-        waiting: directory of this run's own.
+        waiting: directory of this run alone.
         training: its settings.
         n_ctx: positions of a window.
     """
@@ -76,9 +76,9 @@ class Snapshots:
             write_facts(directory, self.training, step, self.n_ctx, held_out_loss)
 
     def missing(self, step: int) -> list[int]:
-        """Return the steps of snapshots that a run of ``step`` steps should have and has not."""
-        due = sorted(own for own in self.steps if own <= step)
-        return [own for own in due if not (self.waiting / directory_name(own) / TRAINING).is_file()]
+        """Return the steps of snapshots that a run of ``step`` steps lacks."""
+        due = sorted(at for at in self.steps if at <= step)
+        return [at for at in due if not (self.waiting / directory_name(at) / TRAINING).is_file()]
 
     def clear(self) -> None:
         """Remove what another run left."""

@@ -3,7 +3,7 @@
 The decoder is built on the meta device, without weights. Block after block, and last what lies
 outside them, its tensors are read, converted and quantised by the very functions that
 `from_pretrained` calls for a whole model, written to a safetensors file of their own, and
-dropped. What comes out is what `save_pretrained` would have written of the whole, in more files.
+dropped. The result is what `save_pretrained` would have written of the whole, in more files.
 """
 
 # mypy: allow-untyped-calls
@@ -41,7 +41,7 @@ def write_decoder(
 
     int8 is LLM.int8 (absmax per row, outlier columns above ``model.outlier_threshold`` in 16
     bits); nf4 has blocks of 64, without double quantisation. Embedding, norms, a mixer's
-    convolutions and the activations have ``model.compute_dtype`` (float32 unless said) in both;
+    convolutions and the activations have ``model.compute_dtype`` (by default float32) in both;
     LLM.int8 itself multiplies inputs rounded to 16 bits.
 
     Args:
@@ -119,7 +119,7 @@ def _quantizer(decoder: PreTrainedModel, model: Model) -> Any:
 def _unquantised(decoder: PreTrainedModel, path: str, quantizer: Any, name: str) -> tuple[str, ...]:
     """Name the matrices inside the blocks that bitsandbytes does not quantise.
 
-    Raises ValueError where that is all of them: what is called int8 would not be.
+    Raises ValueError where that is all of them: a model called int8 would not be int8.
     """
     matrices = [
         key

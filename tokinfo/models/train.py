@@ -66,9 +66,9 @@ def train(
 ) -> None:
     """Train a new model and write it with its tokenizer to ``out``, its losses to ``history``.
 
-    Snapshots that the source asks for are directories of their own in ``out``.
+    Each snapshot of the source's `training` is a directory in ``out``.
     ``tokens`` holds ``train`` and ``held_out`` (int32 [tokens]). ``resume`` is a directory of
-    this run's own; it is removed at the end. Raises ValueError for a source without training
+    this run alone; it is removed at the end. Raises ValueError for a source without training
     or a corpus shorter than a window, FloatingPointError when a loss is not finite.
     """
     training = source.training

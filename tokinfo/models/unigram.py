@@ -1,4 +1,4 @@
-"""The unigram prior: how probable each of a model's tokens is before anything is seen."""
+"""The unigram prior: how probable each of a model's tokens is before any activation is read."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def weights_of(full: PreTrainedModel, blocks: int) -> Weights:
 
 
 def _locate(directory: Path) -> dict[str, Path]:
-    """Return the file that holds each tensor, by the index or by the files' own headers."""
+    """Return the file that holds each tensor, by the index or by the files' headers."""
     index = directory / INDEX
     if not index.is_file():
         return {name: directory / SINGLE for name in _names(directory / SINGLE)}
@@ -126,7 +126,7 @@ def _opened(file: Path, opened: ExitStack) -> Any:
 
 
 def open_part(part: Part, opened: ExitStack) -> dict[str, Any]:
-    """Return tensors, or slices of files that read a tensor when they are asked for it."""
+    """Return tensors, or slices of files that read a tensor only when they are indexed."""
     files: dict[Path, Any] = {}
     found: dict[str, Any] = {}
     for name, place in part.items():
@@ -141,9 +141,9 @@ def open_part(part: Part, opened: ExitStack) -> dict[str, Any]:
 
 
 def check_shapes(part: Part, shapes: Mapping[str, torch.Size], prefix: str) -> None:
-    """Raise ValueError for a tensor in a file that has another shape than config.json asks for.
+    """Raise ValueError for a tensor in a file whose shape is not that of config.json.
 
-    Those that are converted first have names or shapes of their own; converting them checks.
+    Tensors that are converted first have other names or shapes; converting them checks these.
     """
     stored = {name: place for name, place in part.items() if not isinstance(place, Tensor)}
     with ExitStack() as opened:

@@ -129,11 +129,11 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_dimension_count(16)
     writer.add_vocab_size(270)
-    told = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    bpe = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(sorted(told["vocab"], key=told["vocab"].__getitem__))
-    writer.add_token_types([1] * len(told["vocab"]))
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in told["merges"]]
+    writer.add_token_list(sorted(bpe["vocab"], key=bpe["vocab"].__getitem__))
+    writer.add_token_types([1] * len(bpe["vocab"]))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in bpe["merges"]]
     writer.add_token_merges(merges)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
@@ -181,7 +181,7 @@ def damage(server: Hub, directory: Path, name: str) -> tuple[str, int]:
     """Have a tensor arrive damaged; return its shard, and how many blocks need all of that."""
     shard = shard_of(directory, name)
     place, covered = covering(directory, shard, name)
-    # Asked for twice before its tensors come: the length of its header, and the header.
+    # Requested twice before its tensors come: the length of its header, and the header.
     server.faults[shard] = [Fault(), Fault(), *(Fault(flip=place) for _ in range(50))]
     return shard, covered
 

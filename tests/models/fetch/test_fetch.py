@@ -103,11 +103,11 @@ def test_shards_without_an_index_are_found(model: Made, copy: Path, tmp_path: Pa
     assert_holds(tmp_path / "out", 1, model[1])
 
 
-def test_what_the_study_says_is_checked(model: Made, tmp_path: Path) -> None:
-    said = refused(local(model[0], blocks=3), tmp_path)
-    assert said.endswith("has 5 blocks, the study says blocks: 3")
-    said = refused(local(model[0], n_ctx=2048), tmp_path)
-    assert said.endswith("takes 32 positions, the study says n_ctx: 2048")
+def test_what_the_study_states_is_checked(model: Made, tmp_path: Path) -> None:
+    line = refused(local(model[0], blocks=3), tmp_path)
+    assert line.endswith("has 5 blocks, the study says blocks: 3")
+    line = refused(local(model[0], n_ctx=2048), tmp_path)
+    assert line.endswith("takes 32 positions, the study says n_ctx: 2048")
 
 
 def test_a_config_without_a_limit_takes_any_n_ctx() -> None:
@@ -137,7 +137,7 @@ def test_weights_that_are_stored_quantised_are_refused(copy: Path, tmp_path: Pat
     assert "its weights are stored quantised (gptq); use" in refused(local(copy), tmp_path)
 
 
-def test_a_model_with_code_of_its_own_is_refused_and_nobody_is_asked(
+def test_a_model_with_code_is_refused_without_a_question_at_the_terminal(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = json.loads((copy / "config.json").read_text())
@@ -146,12 +146,12 @@ def test_a_model_with_code_of_its_own_is_refused_and_nobody_is_asked(
     trap = f"open({str(tmp_path / 'trap')!r}, 'w')"
     (copy / "configuration_mine.py").write_text(trap)
 
-    def asked(*_: object) -> str:
-        raise AssertionError("asked")
+    def question(*_: object) -> str:
+        raise AssertionError("a question at the terminal")
 
-    monkeypatch.setattr("builtins.input", asked)
-    said = refused(local(copy), tmp_path)
-    assert said.endswith("mine models come with code of their own, which is not run "
+    monkeypatch.setattr("builtins.input", question)
+    line = refused(local(copy), tmp_path)
+    assert line.endswith("mine models come with code of their own, which is not run "
                          "(trust_remote_code)")  # fmt: skip
     assert not (tmp_path / "trap").exists()
 
@@ -159,8 +159,8 @@ def test_a_model_with_code_of_its_own_is_refused_and_nobody_is_asked(
 def test_a_missing_shard_is_named(copy: Path, tmp_path: Path) -> None:
     shard = sorted(copy.glob("*.safetensors"))[1]
     shard.unlink()
-    said = refused(local(copy), tmp_path)
-    assert said.endswith(f"model.safetensors.index.json names {shard.name}, which is missing")
+    line = refused(local(copy), tmp_path)
+    assert line.endswith(f"model.safetensors.index.json names {shard.name}, which is missing")
 
 
 def test_an_index_that_names_a_tensor_no_shard_holds_is_refused(copy: Path, tmp_path: Path) -> None:
@@ -211,15 +211,15 @@ def test_a_damaged_header_is_noticed_and_its_file_named(
     index = json.loads((copy / "model.safetensors.index.json").read_text())
     shard = copy / index["weight_map"]["model.embed_tokens.weight"]
     damage(shard)
-    said = refused(local(copy), tmp_path)
-    assert re.search(rf"{shard.name}: (damaged safetensors header|not a safetensors file)", said)
+    line = refused(local(copy), tmp_path)
+    assert re.search(rf"{shard.name}: (damaged safetensors header|not a safetensors file)", line)
 
 
-def test_a_missing_tokenizer_is_said(copy: Path, tmp_path: Path) -> None:
+def test_a_missing_tokenizer_is_named(copy: Path, tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (copy / name).unlink()
-    said = refused(local(copy), tmp_path, None)
-    assert said.endswith("no way to make one: neither tokenizer.model nor vocab.json is there")
+    line = refused(local(copy), tmp_path, None)
+    assert line.endswith("no way to make one: neither tokenizer.model nor vocab.json is there")
     (copy / "vocab.json").write_text("{")
     assert "no tokenizer.json and no way to make one: " in refused(local(copy), tmp_path, None)
 
@@ -227,8 +227,8 @@ def test_a_missing_tokenizer_is_said(copy: Path, tmp_path: Path) -> None:
 def test_a_vocabulary_larger_than_the_embedding_is_refused(copy: Path, tmp_path: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"vocab_size": 269}))
-    said = refused(local(copy), tmp_path, None)
-    assert said.endswith("the tokenizer has 270 tokens, the embedding 269 rows")
+    line = refused(local(copy), tmp_path, None)
+    assert line.endswith("the tokenizer has 270 tokens, the embedding 269 rows")
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(

@@ -26,7 +26,7 @@ from tokinfo.models.fetch.partial import held_tensors
 from tokinfo.study.sources import GgufSource, WheelSource
 
 
-def test_a_gguf_file_is_read_to_the_depth_asked_for(model: Made, tmp_path: Path) -> None:
+def test_a_gguf_file_is_read_to_the_depth_wanted(model: Made, tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", *model)
     source = GgufSource(path=str(tmp_path / "m.gguf"), blocks=BLOCKS, n_ctx=32)
     fetch(source, None, tmp_path / "config", tmp_path)
@@ -227,8 +227,8 @@ def test_a_disk_too_full_for_a_gguf_files_blocks_is_one_line_and_leaves_nothing(
 
 def test_a_gguf_file_of_an_unknown_architecture_is_refused(model: Made, tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", *model, family="palimpsest")
-    said = refused(GgufSource(path=str(tmp_path / "m.gguf"), blocks=BLOCKS, n_ctx=32), tmp_path)
-    assert said.endswith("GGUF model with architecture palimpsest is not supported yet.")
+    line = refused(GgufSource(path=str(tmp_path / "m.gguf"), blocks=BLOCKS, n_ctx=32), tmp_path)
+    assert line.endswith("GGUF model with architecture palimpsest is not supported yet.")
 
 
 def test_what_is_no_gguf_file_is_refused(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from tokinfo.models.fetch.partial import held_tensors
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 3])
-def test_only_the_embedding_and_the_blocks_asked_for_cross_the_wire(
+def test_only_the_embedding_and_the_blocks_wanted_cross_the_wire(
     server: Hub, model: tuple[Path, dict[str, Tensor]], tmp_path: Path, blocks: int
 ) -> None:
     fetch(SOURCE, blocks, tmp_path / "out", tmp_path / "state")
@@ -92,8 +92,8 @@ def test_jobs_for_several_depths_at_once_fetch_what_they_share_once(
         list(pool.map(job, (1, 2, 3)))
     for blocks in (1, 2, 3):
         assert_holds(tmp_path / str(blocks), blocks, model[1])
-    asked = [path for _, path, _, _ in server.requests]
-    assert len([path for path in asked if "/revision/" in path]) == 1
+    paths = [path for _, path, _, _ in server.requests]
+    assert len([path for path in paths if "/revision/" in path]) == 1
     assert server.weights_sent() <= 1.05 * needed_bytes(model[1], 3)
 
 
@@ -143,9 +143,9 @@ def test_what_one_job_finds_damaged_no_other_takes(
         return str(error.value)
 
     with ThreadPoolExecutor() as pool:
-        told = sorted(pool.map(refused, ("one", "other")))
-    assert f"{shard} arrived damaged (hash " in told[0]
-    assert f"{shard} arrived damaged, as another job found; run again" in told[1]
+        errors = sorted(pool.map(refused, ("one", "other")))
+    assert f"{shard} arrived damaged (hash " in errors[0]
+    assert f"{shard} arrived damaged, as another job found; run again" in errors[1]
     assert not (tmp_path / "one").exists()
     assert not (tmp_path / "other").exists()
     assert left_over(tmp_path) == []
@@ -166,7 +166,7 @@ def test_what_another_job_takes_away_before_it_is_linked_is_one_line(
 def test_a_smaller_depth_that_holds_a_damaged_part_cannot_be_read(
     server: Hub, model: tuple[Path, dict[str, Tensor]], tmp_path: Path
 ) -> None:
-    """Of its own few bytes of the file nothing could be said; the larger depth finds out."""
+    """Its few bytes of the file cannot be checked; the larger depth finds the damage."""
     weights = json.loads((model[0] / "model.safetensors.index.json").read_text())["weight_map"]
     for name, shard in weights.items():
         if "layers." not in name:

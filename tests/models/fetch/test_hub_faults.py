@@ -92,7 +92,7 @@ def test_a_wrong_byte_in_a_whole_file_never_becomes_a_model(
 ) -> None:
     server.ranges = False
     file = file.replace("SHARD", shard_of(model[0], "model.layers.0.mlp.up_proj.weight"))
-    # A file may be asked for once more, to see whether the server has ranges.
+    # A file may be requested once more, to see whether the server has ranges.
     server.faults[file] = [Fault(flip=40), Fault(flip=40)]
     with pytest.raises(FetchError, match=rf"{file} arrived damaged .* the hub says"):
         fetch(SOURCE, 1, tmp_path / "out", tmp_path / "state")
@@ -119,7 +119,7 @@ def test_a_wrong_byte_in_ranges_is_noticed_when_they_make_a_whole_file(
     assert shard in verified
 
 
-def test_files_whose_every_tensor_has_come_are_held_to_the_hubs_hash_once(
+def test_files_whose_every_tensor_has_come_are_checked_against_the_hubs_hash_once(
     server: Hub, model: tuple[Path, dict[str, Tensor]], tmp_path: Path
 ) -> None:
     fetch(SOURCE, BLOCKS, tmp_path / "out", tmp_path / "state")
@@ -158,13 +158,13 @@ def test_a_file_of_another_size_than_listed_never_becomes_a_model(
     fetch(SOURCE, None, tmp_path / "config", tmp_path / "state")
     shard = copy[0] / shard_of(copy[0], "model.layers.0.mlp.up_proj.weight")
     shard.write_bytes(shard.read_bytes() + b"more")
-    with pytest.raises(FetchError, match=r"asked for bytes 0-7/\d+, was sent bytes 0-7/\d+"):
+    with pytest.raises(FetchError, match=r"requested bytes 0-7/\d+, was sent bytes 0-7/\d+"):
         fetch(SOURCE, 1, tmp_path / "out", tmp_path / "state")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_busy_hub_is_asked_again(
+def test_a_busy_hub_is_tried_again(
     server: Hub, model: tuple[Path, dict[str, Tensor]], tmp_path: Path, status: int
 ) -> None:
     shard = shard_of(model[0], "model.embed_tokens.weight")
@@ -174,7 +174,7 @@ def test_a_busy_hub_is_asked_again(
     assert_holds(tmp_path / "out", 1, model[1])
 
 
-def test_a_hub_that_says_when_to_come_back_is_left_alone_until_then(
+def test_a_hub_that_sends_retry_after_is_left_alone_until_then(
     server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import time
@@ -211,7 +211,7 @@ def test_refusals_end_at_once_and_say_what_to_do(server: Hub, tmp_path: Path) ->
     assert licence in refused()
 
 
-def test_an_account_that_accepted_no_licence_is_told_to(
+def test_an_account_that_accepted_no_licence_gets_the_page_to_do_so(
     server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_of_another")
@@ -251,7 +251,7 @@ def test_a_hub_that_is_not_there_is_one_line(
         fetch(SOURCE, 1, tmp_path / "out", tmp_path / "state")
 
 
-def test_something_else_that_answers_for_the_hub_is_noticed(server: Hub, tmp_path: Path) -> None:
+def test_a_server_that_is_no_hub_is_noticed(server: Hub, tmp_path: Path) -> None:
     server.faults["revision"] = [Fault(status=200)]
     with pytest.raises(FetchError, match="does not answer as a hub does"):
         fetch(SOURCE, None, tmp_path / "out", tmp_path / "state")
@@ -302,9 +302,9 @@ def test_the_hub_librarys_environment_is_respected(
     assert_holds(tmp_path / "a", 1, model[1])
     server.forget()
     # What these results have already needs no hub; what they have not needs its cache.
-    told = run(SCRIPT, "0,b,state", "2,c,state", "2,c,other", cwd=tmp_path, **offline)
+    errors = run(SCRIPT, "0,b,state", "2,c,state", "2,c,other", cwd=tmp_path, **offline)
     assert_holds(tmp_path / "b", 0, model[1])
-    assert [line.split(" on the hub: ")[1].split(" (/")[0] for line in told] == [
+    assert [line.split(" on the hub: ")[1].split(" (/")[0] for line in errors] == [
         "offline (HF_HUB_OFFLINE), and not everything needed is at hand",
         "offline (HF_HUB_OFFLINE), and not in the hub's cache",
     ]

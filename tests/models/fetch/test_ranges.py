@@ -19,7 +19,7 @@ CONTENT = {name: bytes((7 * n + len(name)) % 251 for n in range(4000)) for name 
 
 
 class Flaky:
-    """Streams that bring a few bytes and break off, as often as told; then good ones."""
+    """Streams that bring a few bytes and break off, one for each cut; then good ones."""
 
     name = "flaky"
 
@@ -119,15 +119,15 @@ def test_what_was_begun_for_another_layout_is_begun_again(tmp_path: Path) -> Non
 
 
 def test_without_ranges_there_is_one_stream(tmp_path: Path) -> None:
-    asked: list[tuple[int, int]] = []
+    opened: list[tuple[int, int]] = []
 
     class Counting(Flaky):
         def stream(self, file: str, start: int, end: int) -> Iterator[bytes]:
-            asked.append((start, end))
+            opened.append((start, end))
             return super().stream(file, start, end)
 
     fill(tmp_path / "file", Counting([]), [Piece("a", 0, 4000, 0)], parallel=False)
-    assert asked == [(0, 4000)]
+    assert opened == [(0, 4000)]
 
 
 def test_a_stream_that_ends_early_without_a_word_is_noticed(tmp_path: Path) -> None:

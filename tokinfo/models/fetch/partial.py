@@ -33,7 +33,7 @@ SINGLE = "model.safetensors"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 PICKLED = "pytorch_model.bin"
 REST = 0.01
-"""Share of a file that is fetched for nothing but its hash, where the rest has come anyway."""
+"""Largest share of a file that is fetched only to check the hash of the whole."""
 log = logging.getLogger(__name__)
 
 
@@ -59,7 +59,7 @@ class Origin(Protocol):
         """Yield bytes of a file; raises FetchError and CutError."""
 
     def sha256(self, file: str) -> str | None:
-        """Return the hash that a file read in parts must have as a whole, where one is known."""
+        """Return the hash that a file read in parts must have as a whole; None: there is none."""
 
 
 def write_blocks(origin: Origin, config: PretrainedConfig, blocks: int, out: Path) -> None:
@@ -68,7 +68,7 @@ def write_blocks(origin: Origin, config: PretrainedConfig, blocks: int, out: Pat
     That is one safetensors file for each of them, and an index. ``config`` is the full model's.
 
     Raises:
-        FetchError: weights are missing, damaged, or cannot be had.
+        FetchError: weights are missing, damaged, or cannot be fetched.
     """
     where, pickled = _where(origin)
     parts = sort_tensors(config, where, origin.name).upto(blocks)
@@ -90,7 +90,7 @@ def write_blocks(origin: Origin, config: PretrainedConfig, blocks: int, out: Pat
     if origin.cache is not None:
         if not pickled:
             _verify(origin, origin.cache, where, parts)
-        # After the check: what another job found damaged meanwhile is not what is linked.
+        # After the check: parts that another job found damaged meanwhile are not linked.
         for file in parts:
             try:
                 link(origin.cache / file, out / file)
@@ -111,7 +111,7 @@ def _where(origin: Origin) -> tuple[dict[str, str], bool]:
             return dict.fromkeys(_header(origin, single), single), False
     safe = [name for name in there if name.endswith(".safetensors")]
     if safe:
-        # Shards without an index say themselves what they hold.
+        # Shards without an index name in their headers what they hold.
         return {tensor: file for file in safe for tensor in _header(origin, file)}, False
     raise FetchError(f"{origin.name}: no weights: neither {SINGLE} nor {INDEX}")
 
@@ -136,12 +136,12 @@ def _header(origin: Origin, file: str) -> dict[str, Tensor]:
     except ranges.CutError as error:
         raise FetchError(f"{origin.name}: {file}: the connection broke off: {error}") from error
     except FetchError as error:
-        known = str(error).startswith(origin.name)
-        raise FetchError(str(error) if known else f"{origin.name}: {error}") from None
+        named = str(error).startswith(origin.name)
+        raise FetchError(str(error) if named else f"{origin.name}: {error}") from None
 
 
 def _header_text(origin: Origin, file: str, size: int) -> bytes:
-    """Return the JSON of a header; a repository's are kept, so that offline they are at hand."""
+    """Return the JSON of a header; those of a repository are kept for use offline."""
     if origin.cache is None:
         return _read_header_text(origin, file, size)
     kept = origin.cache / "headers" / f"{file}.json"
@@ -177,8 +177,8 @@ def _bytes(origin: Origin, file: str, start: int, end: int) -> bytes:
 def held_tensors(part: Path) -> set[str] | None:
     """Return the names of the tensors in a part; None where it is not there, or not whole.
 
-    Files get their names when they are complete and checked. One that was cut afterwards (its
-    other name, in a study's results, is open to anyone) is to be made again.
+    Files get their names when they are complete and checked. One that was cut afterwards (anyone
+    can write to its other name, in a study's results) is to be made again.
     """
     if not part.is_file():
         return None
@@ -213,12 +213,12 @@ def _copy(
 def _verify(
     origin: Origin, cache: Path, where: dict[str, str], parts: dict[str, dict[str, str]]
 ) -> None:
-    """Hold to its hash every file whose tensors are all in the parts, or all but `REST` of it.
+    """Check the hash of every file whose tensors are all in the parts, or all but `REST` of it.
 
-    What is left of such a file (rotary frequencies that old repositories keep) is fetched for it.
+    What is left of such a file (rotary frequencies that old repositories keep) is fetched too.
 
     Raises:
-        VerifyError: a file is not what the hub says; the parts made of it are deleted.
+        VerifyError: a file's hash is not that of the hub; the parts made of it are deleted.
     """
     held: dict[str, dict[str, tuple[str, str]]] = {}
     for part, names in parts.items():
@@ -228,7 +228,7 @@ def _verify(
         wanted, done = origin.sha256(file), _mark(cache, file)
         if wanted is None:
             continue
-        # Jobs of several depths hold the same file: the first to come reads it, once for all.
+        # Jobs of several depths check the same file: the first one reads it, for all of them.
         with exclusive(done):
             if done.is_file():
                 continue
@@ -236,13 +236,13 @@ def _verify(
             rest = sum(tensor.size for old, tensor in header.items() if old not in tensors)
             if rest > REST * origin.files()[file]:
                 continue
-            _hold_to_hash(origin, cache, file, header, tensors, wanted)
+            _check_hash(origin, cache, file, header, tensors, wanted)
             with new_file(done) as partial:
                 partial.write_text(f"{wanted}\n", encoding="utf-8")
 
 
 def _mark(cache: Path, file: str) -> Path:
-    """Return what stands for a file that was held to its hash."""
+    """Return the file that marks another one as checked against its hash."""
     return cache / "verified" / file
 
 
@@ -251,7 +251,7 @@ def _damaged_elsewhere(origin: Origin, file: str) -> ranges.VerifyError:
     return ranges.VerifyError(message)
 
 
-def _hold_to_hash(
+def _check_hash(
     origin: Origin,
     cache: Path,
     file: str,
@@ -264,7 +264,7 @@ def _hold_to_hash(
     except ranges.CutError as error:
         raise FetchError(f"{origin.name}: {file}: the connection broke off: {error}") from error
     except FileNotFoundError:
-        # The job that was here before took them away.
+        # The job that was here before deleted the parts.
         raise _damaged_elsewhere(origin, file) from None
     if found != wanted:
         broken = sorted({part for part, _ in tensors.values()})
@@ -279,10 +279,10 @@ def _hold_to_hash(
 
 
 def _spoil(part: Path) -> None:
-    """Delete a part of a damaged file; where it has another name, nothing reads it any more.
+    """Delete a part of a damaged file, and overwrite its header under any other name.
 
-    That name is a smaller depth's, linked before: without a header it is no model, and whoever
-    opens it is told so, and how to have it made again.
+    Another name is that of a smaller depth, linked before. Without its header the part cannot be
+    read, and the error names the command that makes it again.
     """
     with suppress(FileNotFoundError):
         with part.open("r+b") as file:
@@ -307,7 +307,7 @@ def _digest(
         if old in tensors:
             part, name = tensors[old]
             if part not in local:
-                local[part] = _own_header(cache / part)
+                local[part] = _part_header(cache / part)
             place = local[part][name]
             chunks: Iterable[bytes] = read(cache / part, place.start, place.start + place.size)
         else:
@@ -317,7 +317,7 @@ def _digest(
     return digest.hexdigest()
 
 
-def _own_header(path: Path) -> dict[str, Tensor]:
+def _part_header(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         text = file.read(int.from_bytes(file.read(LENGTH), "little"))
     return read_header(path.name, text, path.stat().st_size)
@@ -370,7 +370,7 @@ def link(origin: Path, target: Path) -> None:
 
 
 def write_index(out: Path, files: list[str]) -> None:
-    """Write the index of the safetensors files in a directory, from their own headers."""
+    """Write the index of the safetensors files in a directory, from their headers."""
     named: dict[str, str] = {}
     total = 0
     for file in files:

@@ -1,7 +1,7 @@
 """Files filled from byte ranges: in parallel, resumable, and checked before they appear.
 
-A file grows under a temporary name beside a journal that says which bytes of it have arrived,
-with their SHA-256. An attempt that is cut leaves both; the next one asks for the rest only. The
+A file grows under a temporary name beside a journal of the bytes of it that have arrived,
+with their SHA-256. An attempt that is cut leaves both; the next one requests the rest only. The
 file gets its name when every byte is there and still is what arrived.
 """
 
@@ -30,7 +30,7 @@ WAIT = 1.0  # seconds before the second attempt; doubled for each further one
 
 
 class CutError(Exception):
-    """A stream ended before its end; what it brought until then is good."""
+    """A stream ended early; the bytes that it brought are good."""
 
 
 class VerifyError(FetchError):
@@ -82,8 +82,8 @@ def fill(
         target: the file; left alone until all of it is there.
         origin: where the pieces are.
         pieces: what follows the head, without gaps, in order.
-        head: first bytes, known already.
-        parallel: False asks for one stream only (a server without ranges sends all of it).
+        head: first bytes, at hand already.
+        parallel: False opens one stream only (a server without ranges sends all of it).
         verify: called on the whole file under its temporary name; may raise VerifyError.
 
     Raises:
@@ -130,15 +130,15 @@ class _Journal:
     def __init__(self, path: Path, head: bytes, pieces: Sequence[Piece]) -> None:
         self.path = path
         self.lock = threading.Lock()
-        told = json.dumps([asdict(piece) for piece in pieces]).encode()
-        self.title = hashlib.sha256(head + told).hexdigest()
+        places = json.dumps([asdict(piece) for piece in pieces]).encode()
+        self.title = hashlib.sha256(head + places).hexdigest()
         self.arrived: list[Arrived] = []
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         title, *lines = text.split("\n")
         # A process that is killed while it writes leaves half a line, which the next one must not
-        # go on with: what can be read is written anew. `_check` tells what is not so.
-        known = [_arrived(line) for line in lines] if title == self.title else []
-        self.restart([line for line in known if line is not None])
+        # go on with: what can be read is written anew. `_check` finds what is wrong.
+        entries = [_arrived(line) for line in lines] if title == self.title else []
+        self.restart([entry for entry in entries if entry is not None])
 
     def restart(self, arrived: Sequence[Arrived] = ()) -> None:
         self.arrived = list(arrived)
@@ -156,14 +156,14 @@ class _Journal:
 
 def _arrived(line: str) -> Arrived | None:
     try:
-        told = json.loads(line)
-        return Arrived(int(told["at"]), int(told["size"]), str(told["sha256"]))
+        entry = json.loads(line)
+        return Arrived(int(entry["at"]), int(entry["size"]), str(entry["sha256"]))
     except (ValueError, TypeError, KeyError):
         return None
 
 
 def _reserve(file: int, size: int) -> None:
-    """Take the space at once: a full disk is better known before hours of fetching."""
+    """Take the space at once, so that a full disk is noticed before hours of fetching."""
     if size:
         try:
             os.posix_fallocate(file, 0, size)
@@ -262,7 +262,7 @@ def _stream(
 
 
 def _iterate(origin: Streams, piece: Piece) -> Generator[bytes, None, None]:
-    """Yield no more bytes than were asked for."""
+    """Yield no more bytes than the piece has."""
     left = piece.size
     for chunk in origin.stream(piece.file, piece.start, piece.start + piece.size):
         yield chunk[:left]
