@@ -160,10 +160,10 @@ def test_a_projected_row_ends_with_the_best_tokens_it_met() -> None:
     met = [vocabulary.nearest(free) for free in seen]
     losses = torch.stack([problem.token_loss(ids) for ids in met])
     torch.testing.assert_close(result.loss, losses.min(0).values)
-    own = problem.layout.scored
+    scored = problem.layout.scored
     for row, step in enumerate(losses.argmin(0).tolist()):
         found = result.top_ids[row, :, 0]
-        assert torch.equal(found[own[row]], met[step][row][own[row]])
+        assert torch.equal(found[scored[row]], met[step][row][scored[row]])
     assert bool((losses.argmin(0) < 40).any()), "the last step was the best of every row"
 
 
@@ -194,8 +194,8 @@ def test_a_prompt_alone_and_in_a_batch_descend_alike(name: str) -> None:
         assert float(alone.loss) == pytest.approx(float(together.loss[row]), rel=1e-3, abs=1e-4)
         assert torch.equal(alone.restart, together.restart[row : row + 1])
         assert torch.equal(alone.evaluations, together.evaluations[row : row + 1])
-        own = problem.layout.scored[row]
-        assert torch.equal(alone.top_ids[0, own, 0], together.top_ids[row, own, 0])
+        scored = problem.layout.scored[row]
+        assert torch.equal(alone.top_ids[0, scored, 0], together.top_ids[row, scored, 0])
 
 
 def test_with_a_window_the_start_whose_tokens_explain_most_is_kept() -> None:

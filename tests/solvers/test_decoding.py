@@ -79,7 +79,7 @@ def test_every_embedding_decodes_to_its_own_token() -> None:
 
 @pytest.mark.parametrize("width", [64, 128, 512, 1024])
 def test_a_square_matrix_is_what_the_pseudo_inverse_cannot_read(width: int) -> None:
-    """Off the diagonal both decoders read random embeddings through noise of their own size."""
+    """Off the diagonal both decoders read random embeddings through noise as large as they are."""
     embedding = matrix(vocabulary=256, width=width)
     gram = inverse_gram(embedding)
     assert read_through_noise(Decoder(embedding, gram)) > 0.95

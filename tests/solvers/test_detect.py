@@ -1,4 +1,4 @@
-"""Detection tells a token from others while further positions are unknown."""
+"""Detection distinguishes a token from others while further positions are unknown."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_near_positions_judge_alone_whatever_stands_behind_them(family: str) -> 
     likeliest = []
     for one in (ids, wrong):
         responses = responses_of(problem, one, range(2), near=1)
-        assert responses.shown[0].tolist() == responses.shown[1].tolist() == [2]
+        assert responses.judges[0].tolist() == responses.judges[1].tolist() == [2]
         found = responses.detect([0, 1], VOCABULARY)
         likeliest.append(torch.stack([found[0].score, found[1].score]))
     torch.testing.assert_close(*likeliest)
@@ -164,7 +164,7 @@ def test_judging_again_with_what_was_learned_finds_what_one_judgement_misses(see
     st.lists(st.floats(-1000, 0), min_size=2, max_size=40),
     st.floats(1, 64),
 )
-def test_tempering_spreads_as_far_as_asked_and_keeps_the_order(
+def test_tempering_spreads_as_far_as_wanted_and_keeps_the_order(
     scores: list[float], spread: float
 ) -> None:
     score = torch.tensor(scores, dtype=torch.float64)
@@ -174,7 +174,7 @@ def test_tempering_spreads_as_far_as_asked_and_keeps_the_order(
         return math.exp(float(torch.special.entr(probabilities).sum()))
 
     assert float(found.sum()) == pytest.approx(1)
-    # As far as asked, or as far as it goes; never less than it was; and no further than needed.
+    # As far as wanted, or as far as it goes; never less than it was; and no further than needed.
     assert perplexity(found) >= min(spread, 0.99 * len(scores)) - 1e-6
     assert perplexity(found) >= perplexity(plain) - 1e-6
     if perplexity(plain) >= spread:

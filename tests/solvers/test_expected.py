@@ -105,7 +105,7 @@ def test_a_sweep_is_in_the_order_of_expectation_once_that_was_right(
     )
     problem = problem_of(REPEATING[:1])
     sequential.solve(problem, SequentialSolver())
-    # Of position 1 nothing was known before; then the token itself is what is expected first.
+    # No expectation was judged before position 1; then the token itself is expected first.
     assert orders[0] is orders[1] is None
     assert all(order is not None and int(order[0, 0]) == 7 for order in orders[2:])
 

@@ -98,13 +98,13 @@ def test_the_best_restart_is_kept() -> None:
     settings = AdamSolver(steps=15, restarts=3, tolerance=0)
     result = adam.solve(problem, settings)
     for row in range(2):
-        own = []
+        losses = []
         for restart in range(3):
             one = problem.rows(torch.tensor([row]))
             moved = dataclasses.replace(settings_free(one, restart))
-            own.append(float(adam.solve(moved, AdamSolver(steps=15, tolerance=0)).loss))
-        assert float(result.loss[row]) == pytest.approx(min(own), rel=1e-3)
-        assert int(result.restart[row]) == own.index(min(own))
+            losses.append(float(adam.solve(moved, AdamSolver(steps=15, tolerance=0)).loss))
+        assert float(result.loss[row]) == pytest.approx(min(losses), rel=1e-3)
+        assert int(result.restart[row]) == losses.index(min(losses))
 
 
 def settings_free(problem: Problem, restart: int) -> Problem:

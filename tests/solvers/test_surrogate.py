@@ -32,23 +32,23 @@ def test_directions_are_of_unit_length_and_have_no_mean_in_common() -> None:
 def test_learning_in_parts_is_the_process_solved_at_once_in_float64() -> None:
     generator = torch.Generator().manual_seed(0)
     directions = directions_of(torch.randn(40, 8, generator=generator))
-    shown = torch.randn(40, 12, generator=generator)
+    activations = torch.randn(40, 12, generator=generator)
     target = torch.randn(12, generator=generator)
     process = Surrogate(directions, torch.Generator().manual_seed(1))
     for part in (torch.tensor([3, 17, 30, 5]), torch.tensor([11, 2]), torch.tensor([39])):
-        process.add(part, shown[part])
+        process.add(part, activations[part])
     order = process.likeliest(target, 33)
 
     tried = process.tried
     every = directions.double() @ directions.double().T
     kernel = every + ((every - 1) / WIDTH).exp()
-    own = kernel[tried][:, tried] + 2 * NOISE * torch.eye(7, dtype=torch.float64)
-    known = shown[tried].double()
-    mean, scale = known.mean(0), known.std(0) + 1e-6
-    projected = (known - mean) / scale @ process.projection.double()
+    within = kernel[tried][:, tried] + 2 * NOISE * torch.eye(7, dtype=torch.float64)
+    measured = activations[tried].double()
+    mean, scale = measured.mean(0), measured.std(0) + 1e-6
+    projected = (measured - mean) / scale @ process.projection.double()
     wanted = (target.double() - mean) / scale @ process.projection.double()
-    weights = torch.linalg.solve(own, projected)
-    gain = torch.linalg.solve(own, kernel[tried])
+    weights = torch.linalg.solve(within, projected)
+    gain = torch.linalg.solve(within, kernel[tried])
     left = (2 - (kernel[tried] * gain).sum(0)).clamp_min(1e-3) + 2 * NOISE
     unit = (projected * weights).mean()
     away = (kernel[:, tried] @ weights - wanted).square().sum(1)
@@ -72,14 +72,14 @@ def test_a_token_like_the_true_one_brings_it_forward() -> None:
     """Activations that follow the embedding: the process needs a fraction of the vocabulary."""
     generator = torch.Generator().manual_seed(0)
     embedding = torch.randn(2000, 24, generator=generator)
-    shown = torch.tanh(embedding @ torch.randn(24, 32, generator=generator) / 24**0.5)
+    activations = torch.tanh(embedding @ torch.randn(24, 32, generator=generator) / 24**0.5)
     needed = []
     for true in (100, 900, 1999):
         process = Surrogate(directions_of(embedding), torch.Generator().manual_seed(1))
         picked = torch.randperm(2000, generator=generator)[:32]
         while true not in picked.tolist():
-            process.add(picked, shown[picked])
-            picked = process.likeliest(shown[true], 16)
+            process.add(picked, activations[picked])
+            picked = process.likeliest(activations[true], 16)
         needed.append(len(process.tried))
     assert max(needed) < 200
 

@@ -35,9 +35,9 @@ def crowded(mask: str, floors: float) -> Problem:
     embedding = model.get_input_embeddings().weight
     problem = tiny_problem(model.get_decoder(), embedding, PROMPTS, mask=mask)
     probe = Crowded(model.get_decoder(), Site.parse("block.1"))
-    shown = int(problem.layout.visible[1].sum())
+    visible = int(problem.layout.visible[1].sum())
     floor = problem.floor.max()
-    probe.by = float(floors * floor) / (64 * shown)
+    probe.by = float(floors * floor) / (64 * visible)
     return replace(problem, probe=probe, floor=floor.expand(len(PROMPTS)))
 
 

@@ -74,11 +74,11 @@ def test_only_candidates_make_the_box_and_are_nearest() -> None:
     )
     vocabulary = Vocabulary(problem)
     points = problem.start(0)
-    own = problem.decoder.embedding[few]
-    distances = torch.cdist(points.double(), own.double())
+    chosen = problem.decoder.embedding[few]
+    distances = torch.cdist(points.double(), chosen.double())
     assert torch.equal(vocabulary.nearest(points), few[distances.argmin(-1)])
     inside = vocabulary.clamp(points)
-    assert bool(((inside >= own.min(0).values) & (inside <= own.max(0).values)).all())
+    assert bool(((inside >= chosen.min(0).values) & (inside <= chosen.max(0).values)).all())
 
 
 def test_the_nearest_tokens_do_not_depend_on_the_parts_they_are_found_in(
@@ -100,10 +100,10 @@ def test_a_projection_is_a_token_and_passes_its_gradient_on(parametrisation: str
     free = adam._place(problem.start(0), problem)[0].requires_grad_(True)
     embedded = problem.embed(free)
     nearest = vocabulary.nearest(embedded)
-    shown = vocabulary.projected(embedded, nearest)
+    projected = vocabulary.projected(embedded, nearest)
     tokens = problem.decoder.embedding[nearest].clone().requires_grad_(True)
-    assert torch.equal(shown, tokens)
-    (gradient,) = torch.autograd.grad(problem.loss(shown).sum(), free)
+    assert torch.equal(projected, tokens)
+    (gradient,) = torch.autograd.grad(problem.loss(projected).sum(), free)
     (expected,) = torch.autograd.grad(problem.loss(tokens).sum(), tokens)
     if parametrisation == "vocabulary":
         expected = expected @ problem.decoder.embedding.T

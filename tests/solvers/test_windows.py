@@ -51,10 +51,10 @@ def test_a_true_token_that_is_not_ranked_first_is_found(mask: str, rank: int) ->
         sure = TRUE[..., None].repeat(1, 1, 4)
         sure[:, position] = lists[:, position]
         found = check(problem, sure, Batcher())
-        told = scored[:, position] & problem.layout.visible[:, position:].any(1)
-        assert torch.equal(found.ids[told, position], TRUE[told, position])
-        untold = ~told & scored[:, position]
-        assert torch.equal(found.ids[untold, position], lists[untold, position, 0])
+        reached = scored[:, position] & problem.layout.visible[:, position:].any(1)
+        assert torch.equal(found.ids[reached, position], TRUE[reached, position])
+        unreached = ~reached & scored[:, position]
+        assert torch.equal(found.ids[unreached, position], lists[unreached, position, 0])
 
 
 def test_the_plain_decode_misses_what_the_window_finds() -> None:

@@ -1,4 +1,4 @@
-"""Adam from the embedding's own mean and scale, all prompts and starts as one batch."""
+"""Adam from the embedding's mean and scale, all prompts and starts as one batch."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def solve(problem: Problem, settings: AdamSolver) -> Result:
         squared = gradient.square()
         if settings.second_moment == "row":
             # A hidden position's gradient is far smaller than a visible one's; divided by its
-            # own size it would move as fast, and wander off while the visible ones settle.
+            # size it would move as fast, and wander off while the visible ones settle.
             squared = squared.mean((1, 2), keepdim=True).expand_as(gradient)
         square = _BETAS[1] * square + (1 - _BETAS[1]) * squared
         first_moment = mean / (1 - _BETAS[0] ** (step + 1))
@@ -102,7 +102,7 @@ def solve(problem: Problem, settings: AdamSolver) -> Result:
 
 
 def _place(normal: Tensor, problem: Problem) -> tuple[Tensor, float]:
-    """Return starts at the embedding's own mean and scale, and the unit of a step.
+    """Return starts at the embedding's mean and scale, and the unit of a step.
 
     The published N(0, 1) start is some fifty times an untrained Llama's embedding scale.
     In the vocabulary parametrisation a step changes all V coordinates at once; the unit is

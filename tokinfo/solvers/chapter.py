@@ -17,7 +17,7 @@ _POINTS = 20  # of the loss curve
 def solve(problem: Problem, settings: ChapterSolver) -> Result:
     """Descend on a free variable by plain gradient descent, one start a prompt.
 
-    free <- free - lr(step) * gradient of the row's own loss, with lr falling linearly from
+    free <- free - lr(step) * gradient of the row's loss, with lr falling linearly from
     ``learning_rate`` to ``final_share`` of it. A row's steps depend on that row alone, so a
     batch of prompts is the published one-at-a-time descent, up to rounding.
 

@@ -45,7 +45,7 @@ def write_inverse_gram(checkpoint: Path, out: Path, *, trust_remote_code: bool =
     nearest = read_through_noise(Decoder(embedding, gram, "nearest"))
     if published < nearest / 2:
         log.warning(
-            "through noise of the embedding's own size the pseudo-inverse reads %.0f %% of tokens "
+            "through noise as large as the embedding the pseudo-inverse reads %.0f %% of tokens "
             "and the nearest neighbour %.0f %%: descend with `decode: {method: nearest}`",
             *(100 * published, 100 * nearest),
         )
@@ -119,7 +119,7 @@ class Decoder:
 
 
 def read_through_noise(decoder: Decoder, noise: float = 1.0, *, tokens: int = 256) -> float:
-    """Return the share of tokens that are read off their own embedding plus gaussian noise.
+    """Return the share of tokens that are read off their embedding plus gaussian noise.
 
     A descent ends near the embedding of a token, not on it. Where the vocabulary is as large as
     the width, the matrix is square, and its pseudo-inverse multiplies what is left over by a

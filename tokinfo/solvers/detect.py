@@ -1,6 +1,6 @@
 """Detection: how likely each token is at a position while other positions are unknown too.
 
-A position's tokens are told apart by their *response*, what they change of the visible
+A position's tokens are distinguished by their *response*, what they change of the visible
 activations. The target holds the responses of all unknown tokens at once, so one of them cannot
 simply be compared with it: the others are a nuisance. Its mean and covariance are measured, by
 drawing random tokens for all unknown positions and taking off what the one in question explains;
@@ -92,16 +92,16 @@ def enough(problem: Problem) -> int:
 def nearest(problem: Problem, position: int, count: int | None) -> Tensor:
     """Return the nearest visible positions [k] that a token reaches, ascending (None: all visible).
 
-    Where it reaches none, they are any: nothing there tells its tokens apart.
+    Where it reaches none, they are any: nothing there distinguishes its tokens.
     """
     length = int(problem.layout.seen[0])
-    shown = problem.layout.visible[0, :length].nonzero()[:, 0]
+    visible = problem.layout.visible[0, :length].nonzero()[:, 0]
     if count is None:
-        return shown
-    if problem.probe.causal and bool((shown >= position).any()):
-        shown = shown[shown >= position]
-    near = (shown - position).abs().argsort(stable=True)[:count]
-    return shown[near].sort().values
+        return visible
+    if problem.probe.causal and bool((visible >= position).any()):
+        visible = visible[visible >= position]
+    near = (visible - position).abs().argsort(stable=True)[:count]
+    return visible[near].sort().values
 
 
 class Responses:
@@ -110,17 +110,16 @@ class Responses:
     They are computed once a position, however often its tokens are judged.
 
     Attributes:
-        shown: the visible positions that a position's tokens are judged by, ascending.
+        judges: the visible positions that a position's tokens are judged by, ascending.
 
     Args:
         problem: a problem of a single row.
         ids: int64 [position], the prompt that responses are measured from; its tokens at
             unknown positions are stand-ins.
-        candidates: the tokens tried at each position that may be asked for, int64 [candidate],
-            without repeats.
-        near: how many visible positions a token is judged by, the nearest that it can reach (its
-            own, where it is visible). None: all, those before it too: they tell what the other
-            unknown tokens do.
+        candidates: the tokens tried at each position, int64 [candidate], without repeats.
+        near: how many visible positions a token is judged by, the nearest that it can reach (the
+            token's position too, where it is visible). None: all, those before it too, at which
+            the other unknown tokens act.
         batcher: finds the batch size.
         generator: draws components and random prompts.
     """
@@ -138,13 +137,13 @@ class Responses:
         self.batcher, self.generator = batcher, generator
         self.evaluations = 0
         self._length = int(problem.layout.seen[0])
-        self._own = self._activations(ids[None, : self._length])[0]
-        self.shown = {position: nearest(problem, position, near) for position in candidates}
+        self._baseline = self._activations(ids[None, : self._length])[0]
+        self.judges = {position: nearest(problem, position, near) for position in candidates}
         self._chosen = {
-            position: _drawn(len(shown) * self._own.shape[-1], generator).to(ids.device)
-            for position, shown in self.shown.items()
+            position: _drawn(len(judges) * self._baseline.shape[-1], generator).to(ids.device)
+            for position, judges in self.judges.items()
         }
-        self._known: dict[int, Tensor] = {}
+        self._responses: dict[int, Tensor] = {}
 
     def detect(self, unknown: Sequence[int], count: int, rounds: int = 1) -> dict[int, Detected]:
         """Return the ``count`` likeliest tokens of each position of which none is known.
@@ -203,18 +202,18 @@ class Responses:
 
     def _response(self, position: int) -> Tensor:
         """Return the change [candidate, component] by each token at a position."""
-        if position not in self._known:
+        if position not in self._responses:
             context = self.problem.decoder.embedding[self.ids]
             end = self._end([position])
             moved = Substitution(self.problem, context, position, self.batcher, upto=end)
             parts = []
             for tokens in torch.split(self.candidates[position], _ROWS):
                 found = moved.activations(tokens)
-                before = self._own[: moved.length - found.shape[1]].expand(len(tokens), -1, -1)
+                before = self._baseline[: moved.length - found.shape[1]].expand(len(tokens), -1, -1)
                 parts.append(self._components(torch.cat([before, found], dim=1), position))
-            self._known[position] = torch.cat(parts)
+            self._responses[position] = torch.cat(parts)
             self.evaluations += len(self.candidates[position])
-        return self._known[position]
+        return self._responses[position]
 
     def _together(self, drawn: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """Return the change [sample, component] by tokens drawn at all unknown positions at once.
@@ -238,7 +237,7 @@ class Responses:
         """Return where the prompt may end for these positions' tokens to be judged."""
         if not self.problem.probe.causal:
             return self._length
-        return max(max(p, int(self.shown[p][-1])) for p in positions) + 1
+        return max(max(p, int(self.judges[p][-1])) for p in positions) + 1
 
     def _activations(self, prompts: Tensor) -> Tensor:
         with torch.no_grad():
@@ -248,8 +247,8 @@ class Responses:
 
     def _components(self, activations: Tensor, position: int) -> Tensor:
         """Return the change [row, component] of the activations that a position is judged by."""
-        shown = self.shown[position]
-        change = (activations[:, shown] - self._own[shown]).to(torch.float32)
+        judges = self.judges[position]
+        change = (activations[:, judges] - self._baseline[judges]).to(torch.float32)
         return change.flatten(1)[:, self._chosen[position]]
 
 

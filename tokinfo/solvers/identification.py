@@ -1,4 +1,4 @@
-"""What the visible activations identify at one position, whoever searched for it.
+"""What the visible activations identify at one position, whatever solver searched for it.
 
 A sweep gives the distance of every candidate token at a position, the rest of the prompt
 given. The functions here turn it into a rank, a margin, a verdict and a number of bits.
@@ -67,7 +67,7 @@ def identify(
     if not 0 <= true < len(residuals):
         raise ValueError(f"the true token is not among the {len(residuals)} candidates")
     residuals = residuals.double()
-    own = float(residuals[true])
+    true_residual = float(residuals[true])
     others = torch.cat([residuals[:true], residuals[true + 1 :]])
     within = residuals <= 2 * floor
     count = int(within.sum())
@@ -78,8 +78,8 @@ def identify(
     low, high = bits(residuals, floor)
     prior_low, prior_high = (None, None) if prior is None else bits(residuals, floor, prior)
     return Identification(
-        rank=1 + int((others <= own).sum()),
-        true_residual=own,
+        rank=1 + int((others <= true_residual).sum()),
+        true_residual=true_residual,
         wrong_residual=float(others.min()) if len(others) else math.inf,
         candidates=count,
         verdict=verdict,
@@ -98,8 +98,8 @@ def bits(residuals: Tensor, floor: float, prior: Tensor | None = None) -> tuple[
     It is the information gained when the posterior is the prior cut to S, as it is for
     noise of bounded size (Shannon 1948, section 6, for the uniform case). S is taken as the
     candidates within twice the floor of the best one (the lower bound) and as those exactly as
-    good as the best one (the upper bound). It assumes the rest of the prompt is known, so it
-    is an upper bound on what an observer who knows nothing could gain at this position.
+    good as the best one (the upper bound). The rest of the prompt is taken as known, so that it
+    bounds from above what an observer to whom no token is known could gain at this position.
 
     Args:
         residuals: [candidate] distances.

@@ -5,7 +5,7 @@ absorbs any residual, which is why descent alone does not find them. Moves:
 
 1. swap: one position, candidates from the descent's lists and from the gradient; a thousand
    evaluations, and all that a mixer needs where descent has the visible tokens;
-2. extend: visible tokens from left to right, each judged by its own activations, for as long as
+2. extend: visible tokens from left to right, each judged by the activations at its position, while
    all before it match (as `tokinfo.solvers.sequential` does where everything is visible);
 3. detect: every token judged by what it changes of the visible activations, while what the
    other unknown positions may add is measured and left out of the comparison
@@ -129,10 +129,10 @@ class _Search:
         self.length = int(layout.seen[0])
         self.drawn = torch.Generator().manual_seed(self.problem.seed)
         self.ids = layout.padded(self.lists[None, :, 0])[0]
-        shown = layout.visible[0, : self.length].tolist()
-        self.visible = [p for p in range(self.length) if shown[p]]
-        self.hidden = [p for p in range(self.length) if not shown[p]]
-        # Hidden positions that no visible one can see say nothing and cost as much as any.
+        visible = layout.visible[0, : self.length].tolist()
+        self.visible = [p for p in range(self.length) if visible[p]]
+        self.hidden = [p for p in range(self.length) if not visible[p]]
+        # A hidden position that no visible one can see changes nothing that is compared.
         self.reached = [
             p for p in self.hidden if not self.problem.probe.causal or p < self.visible[-1]
         ]
@@ -188,7 +188,8 @@ class _Search:
     def _stand_ins(self, vocabulary: Tensor) -> Tensor:
         """Return the prompt [position] with random tokens where hidden ones reach.
 
-        What the search holds there when it comes to rest is known to be wrong.
+        What the search holds there when it comes to rest is wrong somewhere: random tokens are as
+        good.
         """
         ids = self.ids.clone()
         drawn = torch.randint(len(vocabulary), (len(self.reached),), generator=self.drawn)
@@ -216,8 +217,8 @@ class _Search:
             responses = Responses(self.problem, ids, candidates, near, self.batcher, self.drawn)
             nearest_yet, spent = math.inf, 0
             certain: dict[int, Tensor] = {}
-            for prompts, known in self._proposed(responses, every):
-                certain |= known
+            for prompts, sure in self._proposed(responses, every):
+                certain |= sure
                 self.evaluations += responses.evaluations - spent
                 spent = responses.evaluations
                 away, best = self._distances(prompts, end).min(0)
@@ -226,8 +227,8 @@ class _Search:
                     return self.ids
                 if float(away) < nearest_yet:
                     ids, nearest_yet = prompt, float(away)
-            # Behind wrong hidden tokens a wrong visible one may be the nearest: what its own
-            # activations are sure of is kept.
+            # Behind wrong hidden tokens a wrong visible one may be the nearest: what detection is
+            # certain of is kept.
             ids = ids.clone()
             for position, token in certain.items():
                 ids[position] = token
@@ -247,16 +248,16 @@ class _Search:
             yield responses.explain(position, self.settings.screen), {}
         for unknown in (self.reached, every) if self.reached else (every,):
             found = responses.detect(unknown, self.settings.screen, self.settings.detection_rounds)
-            shown = {p: one for p, one in found.items() if p in self.visible}
-            certain = {p: one.tokens[0] for p, one in shown.items() if one.sure}
+            visible = {p: one for p, one in found.items() if p in self.visible}
+            certain = {p: one.tokens[0] for p, one in visible.items() if one.sure}
             yield combinations(responses.ids, found, self.settings.combinations), certain
 
     def _extended(self, ids: Tensor) -> bool:
         """Mend a prompt's visible tokens from left to right; return if that certifies it.
 
         In a causal model a visible position depends on nothing to its right. Where all that is
-        visible before it matches the target, and no hidden position lies between, its own
-        activations tell its token (as in `tokinfo.solvers.sequential`).
+        visible before it matches the target, and no hidden position lies between, the activations
+        there identify its token (as in `tokinfo.solvers.sequential`).
         """
         ids, before = ids.clone(), -1
         for position in self.visible if self.problem.probe.causal else ():
@@ -299,12 +300,12 @@ class _Search:
         problem = self.problem
         end = end if end and problem.probe.causal else prompts.shape[1]
         seen = problem.layout.seen.clamp_max(end)
-        target, shown = problem.target[:, :end], problem.layout.visible[:, :end]
+        target, visible = problem.target[:, :end], problem.layout.visible[:, :end]
 
         def away(ids: Tensor) -> Tensor:
             with torch.no_grad():
                 found = problem.probe(problem.decoder.embedding[ids], seen.expand(len(ids)))
-            return distance(found, target, shown, problem.metric, problem.weights)
+            return distance(found, target, visible, problem.metric, problem.weights)
 
         self.evaluations += len(prompts)
         return self.batcher.map(away, prompts[:, :end])

@@ -50,8 +50,8 @@ def make_problem(
 
     Raises:
         ValueError: a prompt does not suit the mask, the model's number of positions or the
-            target, or explains a control's; another model reads the prompts as other tokens or is
-            of another width; or the prior is of another vocabulary.
+            target, or explains a control's; the target's model reads the prompts as other tokens
+            or is of another width; or the prior is of another vocabulary.
     """
     embedding = checkpoint.embedding
     restricted = solver.decode.restricted_to
@@ -67,15 +67,15 @@ def make_problem(
         None if candidates is None else candidates.to(embedding.device),
     )
     probe = make_probe(checkpoint, cell)
-    batch, own = activations(checkpoint, cell, prompts)
+    batch, true_activations = activations(checkpoint, cell, prompts)
     visible = batch.layout.visible
-    noise = floor(probe, embedding, batch, own, cell.metric, weights)
-    target = _target(cell, batch, own, other)
+    noise = floor(probe, embedding, batch, true_activations, cell.metric, weights)
+    target = _target(cell, batch, true_activations, other)
     if cell.target != targets.OWN:
-        away = distance(own, target, visible, cell.metric, weights)
+        away = distance(true_activations, target, visible, cell.metric, weights)
         for number in (away <= noise).nonzero()[:, 0].tolist():
             raise InvalidError(
-                f"prompt {number}: itself explains target {cell.target!r}: no control"
+                f"prompt {number}: explains target {cell.target!r}, which is then no control"
             )
     problem = Problem(
         probe=probe,
@@ -122,42 +122,44 @@ def activations(checkpoint: Checkpoint, cell: Cell, prompts: list[str]) -> Activ
 
 
 def shuffled(target: Tensor, layout: Layout) -> Tensor:
-    """Return a target whose positions are permuted within each prompt's own length.
+    """Return a target whose positions are permuted within each prompt's length.
 
-    Position p gets the activations of position `derangement(length)[p]`, never its own; pads that
-    the model sees keep theirs. What is visible stays so.
+    Position p gets the activations of position `derangement(length)[p]`, which is never p; pads
+    that the model sees keep theirs. What is visible stays so.
 
     Raises:
-        ValueError: a prompt shows fewer than two of its own positions. One position alone may
-            well be explained: in an attention model by its token repeated.
+        ValueError: fewer than two of a prompt's tokens are visible. One position alone may well
+            be explained: in an attention model by its token repeated.
     """
     moved = target.clone()
-    shown = (layout.visible & layout.scored).sum(1).tolist()
-    for row, (length, visible) in enumerate(zip(layout.lengths.tolist(), shown, strict=True)):
-        if visible < 2:
+    visible = (layout.visible & layout.scored).sum(1).tolist()
+    for row, (length, count) in enumerate(zip(layout.lengths.tolist(), visible, strict=True)):
+        if count < 2:
             raise InvalidError(
-                f"prompt {row}: shows {visible} of its {length} positions; target "
+                f"prompt {row}: {count} of its {length} positions visible; target "
                 f"{targets.SHUFFLED!r} needs two"
             )
         moved[row, :length] = target[row, targets.derangement(length)]
     return moved
 
 
-def _target(cell: Cell, batch: Batch, own: Tensor, other: Activations | None) -> Tensor:
+def _target(
+    cell: Cell, batch: Batch, true_activations: Tensor, other: Activations | None
+) -> Tensor:
     if cell.target == targets.SHUFFLED:
-        return shuffled(own, batch.layout)
+        return shuffled(true_activations, batch.layout)
     if cell.target == targets.OWN:
-        return own
+        return true_activations
     assert other is not None, f"{cell.target} without its activations"
     theirs, target = other
     if not torch.equal(theirs.ids, batch.ids):
         raise InvalidError(f"target {cell.target}: its tokenizer reads the prompts as other tokens")
-    if target.shape != own.shape:
+    if target.shape != true_activations.shape:
         raise InvalidError(
             f"target {cell.target}: its activations are {target.shape[-1]} wide, "
-            f"this model's {own.shape[-1]}"
+            f"this model's {true_activations.shape[-1]}"
         )
-    return target.to(own)
+    return target.to(true_activations)
 
 
 def _of_candidates(prior: Tensor, decoder: Decoder) -> Tensor:

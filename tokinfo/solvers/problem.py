@@ -93,7 +93,7 @@ class Problem:
     def start(self, restart: int) -> Tensor:
         """Return standard normal numbers [row, position, free dimension].
 
-        Each row's come from its own generator, seeded by (seed, prompt, restart): a prompt
+        Each row's come from a generator seeded by (seed, prompt, restart): a prompt
         starts from the same point whatever else is in its batch.
         """
         matrix = self.decoder.embedding

@@ -21,8 +21,8 @@ def _solve(problem: Problem, settings: Solver, truth: Tensor) -> Result:
 
     A search does not receive the truth: what it found is judged once it has come to its end.
 
-    It is imported by that name, where digests of code do not follow: a cell's own count its
-    solver's module (`Plan.cell_code` of the workflow), and a change of another one reruns nothing.
+    Digests of code do not follow an import by name: a cell's digest counts its solver's module
+    beside (`Plan.cell_code` of the workflow), and a change of another solver reruns nothing.
     """
     solver = import_module(f"tokinfo.solvers.{settings.kind}")
     result: Result

@@ -11,7 +11,7 @@ from tokinfo.solvers.decoding import Decoder
 
 
 def found_unordered(found: list[int], true: list[int]) -> list[bool]:
-    """Say of each true token whether it was found at its own or at any other position.
+    """Say of each true token whether it was found, at its position or at any other.
 
     A found token counts once: exact places are matched first, then what is left over, from
     left to right.
@@ -44,14 +44,14 @@ def published_reference(decoder: Decoder, ids: Tensor, noise: float, seed: int) 
 
 
 def verdict(residual: float, true_loss: float, floor: float, *, explained: bool = True) -> str:
-    """Judge a found prompt by its own activations.
+    """Judge a found prompt by its activations.
 
     Args:
         residual: distance of the found TOKENS' activations to the target.
         true_loss: the same for the true prompt.
         floor: the cell's noise floor.
-        explained: whether the true prompt explains the target, as it does its own activations;
-            false for a control's target, which no prompt is known to explain.
+        explained: whether the target is the true prompt's activations, which it explains; false
+            for a control's target, which perhaps no prompt explains.
 
     Returns:
         ``certified`` when the found prompt explains the target to within the floor, ``search

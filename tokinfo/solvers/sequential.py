@@ -1,7 +1,7 @@
 """Exact search from left to right, every position visible.
 
-In a causal model the activations at position p depend on the tokens up to p alone. With the
-tokens before it known, one token is left to find, and a found one is proven by the forward
+In a causal model the activations at position p depend on the tokens up to p alone. Once the
+tokens before it are found, one token is left to find, and a found one is proven by the forward
 model. The idea is that of SipIt (arXiv 2510.15511, section 4). Here all prompts move together:
 the first position is settled by one sweep of the vocabulary that serves every prompt, each later
 one by the tokens that the model itself expects there, as far as that has paid for the ones before,
@@ -70,14 +70,14 @@ def solve(problem: Problem, settings: SequentialSolver) -> Result:
 
 
 def _settle(step: _Step, expectations: _Expectations, directions: Tensor) -> None:
-    """Find one token of every prompt, behind others that are known: the cheapest way first."""
+    """Find one token of every prompt, behind others that are proven: the cheapest way first."""
     expected, worth = step.expected(), expectations.worth()
     step.expect(expected[:, :worth])
     others, before = len(step.open), step.spent.total
     for attempt in range(step.settings.attempts):
         step.descend(attempt)
     step.guess(directions)
-    step.sweep(expected if worth and expectations.known else None)
+    step.sweep(expected if worth and expectations.any_proven else None)
     expectations.add(expected, step.answer[:, 0], others, step.spent.total - before)
 
 
@@ -112,7 +112,7 @@ class _Expectations:
         self.others, self.spent = 0, 0
 
     @property
-    def known(self) -> bool:
+    def any_proven(self) -> bool:
         """Whether any token is proven, by which the others can be judged."""
         return len(self.ranks) > 0
 
@@ -131,7 +131,7 @@ class _Expectations:
 
     def worth(self) -> int:
         """Return how many to try: what would have cost fewest evaluations so far."""
-        if not self.known:
+        if not self.any_proven:
             return self.sizes[min(1, len(self.sizes) - 1)]
         elsewhere = self.spent / self.others if self.others else torch.inf
         tried = self.batch * (1 + self.ranks // self.batch)
@@ -206,8 +206,8 @@ class _Step:
             free.requires_grad_(True)
             found = problem.probe(free, prefix=_rows_of(self.prefix, self.open))
             # l2 whatever the metric: it is smooth, and only orders the candidates.
-            shown = torch.ones(found.shape[:2], dtype=torch.bool, device=found.device)
-            loss = distance(found, self.target[self.open], shown, "l2")
+            visible = torch.ones(found.shape[:2], dtype=torch.bool, device=found.device)
+            loss = distance(found, self.target[self.open], visible, "l2")
             (gradient,) = torch.autograd.grad(loss.sum(), free)
             mean = _BETAS[0] * mean + (1 - _BETAS[0]) * gradient
             square = _BETAS[1] * square + (1 - _BETAS[1]) * gradient.square()
@@ -325,8 +325,8 @@ class _Step:
         return self.embedding.mean(0).expand(rows, 1, -1).clone()
 
     def _distance(self, found: Tensor, target: Tensor) -> Tensor:
-        shown = torch.ones(found.shape[:2], dtype=torch.bool, device=found.device)
-        return distance(found, target, shown, self.problem.metric, self.problem.weights)
+        visible = torch.ones(found.shape[:2], dtype=torch.bool, device=found.device)
+        return distance(found, target, visible, self.problem.metric, self.problem.weights)
 
 
 def _merge(losses: Tensor, tokens: Tensor, away: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:

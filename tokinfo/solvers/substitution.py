@@ -16,12 +16,12 @@ class Substitution:
     """Distances of one prompt's candidates at one position.
 
     The prefix before the position is computed once (keys and values for attention, normed
-    states for mixers), so a candidate costs the positions from its own on.
+    states for mixers), so a candidate costs this position and those behind it.
 
     Args:
         problem: a problem of a single row.
         context: [position, d], the embedded prompt around the candidates; padding of the
-            batch beyond its own length is ignored.
+            batch beyond its length is ignored.
         position: where candidates are put.
         batcher: finds the batch size; share one between positions of a model.
         upto: compare the positions before this one only (None: all). For ``l1`` and ``l2``
@@ -88,7 +88,7 @@ class Substitution:
     def _found(self, candidates: Tensor) -> tuple[Tensor, int]:
         """Return activations [candidate, position, width] and the position they begin at.
 
-        They begin at the candidates' own position unless an earlier one is visible.
+        They begin at the candidates' position unless an earlier one is visible.
         """
         problem = self.problem
         rows = len(candidates)
@@ -99,7 +99,7 @@ class Substitution:
         visible = problem.layout.visible[0, : self.length]
         if bool(visible[:first].any()):
             assert self.prefix is not None
-            known = self.prefix.activations.expand(rows, -1, -1)
-            found = torch.cat([known, found], dim=1)
+            prefix = self.prefix.activations.expand(rows, -1, -1)
+            found = torch.cat([prefix, found], dim=1)
             first = 0
         return found, first

@@ -55,9 +55,9 @@ class Surrogate:
         """Learn the activations [tried, d_model] of tokens [tried] not added before."""
         every = _kernel(self.directions[tokens] @ self.directions.T)
         across = self.solved[:, tokens]  # L21, transposed
-        own = every[:, tokens] - across.T @ across
-        own += NOISE * _VARIANCE * torch.eye(len(tokens), device=own.device)
-        lower = torch.linalg.cholesky(own)
+        within = every[:, tokens] - across.T @ across
+        within += NOISE * _VARIANCE * torch.eye(len(tokens), device=within.device)
+        lower = torch.linalg.cholesky(within)
         rest = every - across.T @ self.solved
         new = torch.linalg.solve_triangular(lower, rest, upper=False)
         top = torch.cat([self.factor, across.new_zeros(across.shape)], dim=1)
@@ -76,9 +76,9 @@ class Surrogate:
             self.projection = drawn.to(self.activations)
         mean = self.activations.mean(0)
         scale = self.activations.std(0) + 1e-6
-        known = (self.activations - mean) / scale @ self.projection
+        measured = (self.activations - mean) / scale @ self.projection
         wanted = (target.float() - mean) / scale @ self.projection
-        weights = torch.linalg.solve_triangular(self.factor, known, upper=False)
+        weights = torch.linalg.solve_triangular(self.factor, measured, upper=False)
         unit = weights.square().mean()  # prior variance of a component, by maximum likelihood
         left = (_VARIANCE - self.solved.square().sum(0)).clamp_min(1e-3) + NOISE * _VARIANCE
         away = (self.solved.T @ weights - wanted).square().sum(1)

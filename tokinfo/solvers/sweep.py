@@ -117,8 +117,8 @@ def sweep(
 def _verified(problem: Problem, ids: Tensor, position: int, residuals: Tensor) -> Tensor:
     """Return the residuals [candidate], those of the nearest as computed alone.
 
-    So was the target. In a batch a candidate may be off by more than the floor that a few batches
-    have shown: in int8 it is the rows beside it that decide which columns are multiplied in full.
+    So was the target. In a batch a candidate may be off by more than the floor, which a few batches
+    gave: in int8 the rows beside it decide which columns are multiplied in full.
     """
     near = (residuals <= _NEAR * problem.floor[0]).nonzero()[:, 0]
     if not 0 < len(near) <= _MOST:

@@ -67,8 +67,8 @@ class Vocabulary:
     def away(self, embedded: Tensor, nearest: Tensor, seen: Tensor) -> Tensor:
         """Return the mean squared distance [row] to the nearest tokens, over the variance.
 
-        The mean is over components and over the row's own positions, so that what a batch
-        pads a row with changes nothing. An embedding matrix's typical entry away: about 1.
+        The mean is over components and over the row's positions, so that what a batch pads a row
+        with changes nothing. At the distance of a typical entry of the embedding it is about 1.
 
         Args:
             embedded: [row, position, d], what the gradient flows to.
@@ -76,10 +76,10 @@ class Vocabulary:
             seen: int64 [row], positions of each row.
         """
         squared = (embedded - self.embedding[nearest]).square().mean(-1)
-        own = torch.arange(squared.shape[1], device=squared.device) < seen[:, None]
-        return torch.where(own, squared, 0).sum(-1) / seen / self.variance
+        inside = torch.arange(squared.shape[1], device=squared.device) < seen[:, None]
+        return torch.where(inside, squared, 0).sum(-1) / seen / self.variance
 
     def projected(self, embedded: Tensor, nearest: Tensor) -> Tensor:
-        """Return the nearest tokens' own embeddings, with the gradient of ``embedded``."""
+        """Return the nearest tokens' embeddings, with the gradient of ``embedded``."""
         # The bracket is exactly 0, so the model sees a token and not its neighbourhood.
         return self.embedding[nearest] + (embedded - embedded.detach())
