@@ -80,11 +80,11 @@ def cell_rows(
         words = prompt.split(" ")
         tokens = [words[0], *(f" {word}" for word in words[1:])]
         ids = [sum(map(ord, token)) % model.vocabulary for token in tokens]
-        shown = Mask(mask).visible(len(ids))
+        visible = Mask(mask).visible(len(ids))
         luck = chance.uniform(-0.15, 0.15)
         found = [
             true
-            if chance.random() < weaker * (model.visible if p in shown else model.hidden) + luck
+            if chance.random() < weaker * (model.visible if p in visible else model.hidden) + luck
             else (true + 17 + p) % model.vocabulary
             for p, true in enumerate(ids)
         ]
@@ -121,7 +121,7 @@ def cell_rows(
                     "prompt_id": number,
                     "prompt": prompt,
                     "position": position,
-                    "visible": position in shown,
+                    "visible": position in visible,
                     "true_id": true,
                     "true_token": tokens[position],
                     "found_id": guess,
@@ -201,8 +201,8 @@ def swept_rows(
         **cell: as `cell_rows` takes it.
     """
     solver = "sweep" if around == "true" else "joint"
-    told = replace(model, hidden=1.0, visible=1.0) if around == "true" else model
-    rows = cell_rows(told, solver=solver, **cell)
+    searched = replace(model, hidden=1.0, visible=1.0) if around == "true" else model
+    rows = cell_rows(searched, solver=solver, **cell)
     chance = random.Random(f"{model.name} {solver} {cell}")
     last = {row["prompt_id"]: row["position"] for row in rows if row["visible"]}
     whole: dict[int, bool] = {}
@@ -221,22 +221,22 @@ def swept_rows(
             row |= {"identified": "ambiguous", "rank": size, "margin": 0.0, "candidates": size}
             row |= {"bits": 0.0, "bits_high": 0.0, "noise_threshold": 0.0}
             continue
-        known = certified and chance.random() < there
+        sole = certified and chance.random() < there
         few = chance.randint(2, 40)
-        rank = 1 if known else min(size, chance.randint(1, few))
+        rank = 1 if sole else min(size, chance.randint(1, few))
         if around == "found" and not row["correct"]:
             rank = int(size ** chance.uniform(0.2, 0.95))
         row |= {
-            "identified": "identifiable" if known else "ambiguous" if certified else "excluded",
+            "identified": "identifiable" if sole else "ambiguous" if certified else "excluded",
             "rank": rank,
-            "margin": floor * 10 ** chance.uniform(1, 5) if known else -floor / 2,
-            "candidates": 1 if known else few if certified else 0,
-            "bits": math.log2(size) - (0 if known else math.log2(few)),
+            "margin": floor * 10 ** chance.uniform(1, 5) if sole else -floor / 2,
+            "candidates": 1 if sole else few if certified else 0,
+            "bits": math.log2(size) - (0 if sole else math.log2(few)),
             "bits_high": math.log2(size),
         }
         if threshold is not None and around == "true":
             drawn = threshold * 10 ** chance.gauss(0, 0.4)
-            row["noise_threshold"] = drawn if known else 0.0
+            row["noise_threshold"] = drawn if sole else 0.0
     return rows
 
 

@@ -102,10 +102,10 @@ def test_rows_have_the_schema_one_for_each_prompt_and_position(made: Path, tmp_p
     assert frame.filter(~pl.col("visible"))["position"].unique().to_list() == [0]
     assert "".join(frame.filter(pl.col("prompt_id") == 0)["true_token"]) == PROMPTS[0]
     assert frame["model_digest"].str.len_chars().to_list() == [64] * len(frame)
-    told = json.loads(pl.read_parquet_metadata(tmp_path / "cell.parquet")["tokinfo"])
-    assert told["cell"]["mask"] == "1:"
-    assert told["settings"]["solver"]["steps"] == 60
-    assert "torch" in told["versions"]
+    metadata = json.loads(pl.read_parquet_metadata(tmp_path / "cell.parquet")["tokinfo"])
+    assert metadata["cell"]["mask"] == "1:"
+    assert metadata["settings"]["solver"]["steps"] == 60
+    assert "torch" in metadata["versions"]
 
 
 @pytest.mark.parametrize("label", [f"{n}-{q}" for n in SOURCES for q in ("bfloat16", "int8")])
@@ -128,8 +128,8 @@ def test_passages_come_from_their_file_and_are_kept_with_the_settings(
     file.write_text(json.dumps({"passages": [{"text": text} for text in texts]}))
     drawn = run(made, tmp_path / "drawn.parquet", texts=[], passages_file=file)
     assert drawn["prompt"].unique(maintain_order=True).to_list() == texts
-    told = json.loads(pl.read_parquet_metadata(tmp_path / "drawn.parquet")["tokinfo"])
-    assert told["settings"]["prompts"] == texts
+    metadata = json.loads(pl.read_parquet_metadata(tmp_path / "drawn.parquet")["tokinfo"])
+    assert metadata["settings"]["prompts"] == texts
     written = run(made, tmp_path / "written.parquet", texts=texts)
     assert drawn.drop("seconds").equals(written.drop("seconds"))
 
@@ -139,8 +139,8 @@ def test_rows_say_how_wide_a_model_is_and_how_far_it_was_trained(
 ) -> None:
     untrained = run(made, tmp_path / "cell.parquet")
     assert untrained["width"].unique().to_list() == [SOURCES["flat"].d_model]
-    told = ("training_share", "training_tokens", "held_out_loss")
-    assert all(untrained[name].null_count() == len(untrained) for name in told)
+    columns = ("training_share", "training_tokens", "held_out_loss")
+    assert all(untrained[name].null_count() == len(untrained) for name in columns)
     trained = tmp_path / "trained"
     shutil.copytree(made / "flat-float32", trained / "flat-float32")
     shutil.copy(made / "flat-float32.safetensors", trained)
@@ -148,10 +148,10 @@ def test_rows_say_how_wide_a_model_is_and_how_far_it_was_trained(
     facts |= {"training_share": 0.3, "training_tokens": 96, "held_out_loss": 5.5}
     (trained / "flat-float32" / FACTS).write_text(json.dumps(facts))
     frame = run(trained, tmp_path / "trained.parquet")
-    assert frame.select(told).unique().rows() == [(0.3, 96, 5.5)]
+    assert frame.select(columns).unique().rows() == [(0.3, 96, 5.5)]
 
 
-def test_padding_to_n_ctx_scores_the_prompts_own_positions_only(made: Path, tmp_path: Path) -> None:
+def test_padding_to_n_ctx_scores_the_prompts_positions_only(made: Path, tmp_path: Path) -> None:
     plain = run(made, tmp_path / "plain.parquet")
     padded = run(made, tmp_path / "padded.parquet", padding="n_ctx")
     assert len(padded) == len(plain)
@@ -193,21 +193,19 @@ def test_columns_that_a_solver_gives_are_there_and_others_null(
 JOINT = {"kind": "joint", "descent": {"steps": 60}}
 
 
-def test_the_search_that_certifies_its_own_prompts_certifies_no_control(
-    made: Path, tmp_path: Path
-) -> None:
+def test_a_search_that_certifies_prompts_certifies_no_control(made: Path, tmp_path: Path) -> None:
     out = tmp_path / "cell.parquet"
-    own = run(made, out, with_solver=JOINT)
-    assert own["verdict"].unique().to_list() == ["certified"]
-    assert own["target"].unique().to_list() == ["own"]
+    plain = run(made, out, with_solver=JOINT)
+    assert plain["verdict"].unique().to_list() == ["certified"]
+    assert plain["target"].unique().to_list() == ["own"]
     for target, file in (("shuffled", None), ("of:other", made / "other")):
         control = run(made, out, with_solver=JOINT, target=target, target_file=file)
         assert control["verdict"].unique().to_list() == ["unexplained"]
         assert control["target"].unique().to_list() == [target]
         assert (control["found_loss"] > 1000 * control["noise_floor"]).all()
-        # What is hidden, what is asked for and how exactly it can be told stay this model's own.
+        # What is hidden, the true tokens and the noise floor stay this model's.
         same = ("true_id", "visible", "noise_floor", "model_digest")
-        assert control.select(same).equals(own.select(same))
+        assert control.select(same).equals(plain.select(same))
 
 
 def block_output(model: Checkpoint, prompt: str) -> torch.Tensor:
@@ -220,7 +218,7 @@ def block_output(model: Checkpoint, prompt: str) -> torch.Tensor:
 def test_a_shuffled_targets_true_loss_is_the_distance_of_the_permuted_activations(
     made: Path, tmp_path: Path
 ) -> None:
-    """Position by position, with nothing of the cell's own code."""
+    """Position by position, with nothing of the cell's code."""
     model = load(made / "flat-float32")
     frame = run(made, tmp_path / "cell.parquet", target="shuffled", mask="2:")
     for number, prompt in enumerate(PROMPTS):
@@ -230,16 +228,16 @@ def test_a_shuffled_targets_true_loss_is_the_distance_of_the_permuted_activation
             float((states[place] - states[order[place]]).abs().sum())
             for place in range(2, len(states))
         )
-        (told,) = frame.filter(pl.col("prompt_id") == number)["true_loss"].unique()
-        assert told == pytest.approx(expected, rel=1e-4)
+        (true_loss,) = frame.filter(pl.col("prompt_id") == number)["true_loss"].unique()
+        assert true_loss == pytest.approx(expected, rel=1e-4)
 
 
 def test_another_models_true_loss_is_the_distance_of_two_models(made: Path, tmp_path: Path) -> None:
     out = tmp_path / "cell.parquet"
     there = run(made, out, target="of:other", target_file=made / "other", mask=":")
-    told = json.loads(pl.read_parquet_metadata(out)["tokinfo"])
+    metadata = json.loads(pl.read_parquet_metadata(out)["tokinfo"])
     digest = json.loads((made / "other" / FACTS).read_text())["digest"]
-    assert told["settings"]["target_digest"] == digest
+    assert metadata["settings"]["target_digest"] == digest
     assert there["model_digest"].unique().to_list() != [digest]
     losses = there.group_by("prompt_id").agg(pl.col("true_loss").first()).sort("prompt_id")
     for prompt, loss in zip(PROMPTS, losses["true_loss"], strict=True):
@@ -257,10 +255,10 @@ def test_another_models_true_loss_is_the_distance_of_two_models(made: Path, tmp_
             {"target": "of:reader", "texts": ["some and"]},
             "target of:reader: its tokenizer reads the prompts as other tokens",
         ),
-        ({"target": "shuffled", "mask": "-1"}, "prompt 0: shows 1 of its .* needs two"),
+        ({"target": "shuffled", "mask": "-1"}, "prompt 0: 1 of its .* visible; .* needs two"),
     ],
 )
-def test_a_target_that_does_not_suit_is_told_in_one_line(
+def test_a_target_that_does_not_suit_is_reported_in_one_line(
     changes: dict[str, Any], says: str, made: Path, tmp_path: Path
 ) -> None:
     other = changes["target"].removeprefix("of:")
@@ -274,7 +272,7 @@ def test_a_prompt_that_explains_its_shuffled_activations_is_refused(
 ) -> None:
     """Attention over one repeated token gives the same at every position."""
     texts = [PROMPTS[0], "aaaa"]
-    with pytest.raises(CellError, match="prompt 1: itself explains target 'shuffled'"):
+    with pytest.raises(CellError, match="prompt 1: explains target 'shuffled'"):
         run(made, tmp_path / "c.parquet", "llama-float32", target="shuffled", texts=texts)
 
 

@@ -84,13 +84,13 @@ def run_cell(
         if passages is not None:
             settings = settings.model_copy(update={"prompts": tuple(read_passages(passages))})
         prompts = list(settings.prompts)
-        other, told = None, {}
+        other, more = None, {}
         if target is not None:
-            # Before the cell's own model is loaded: memory need not hold both.
+            # Before the cell's model is loaded: memory need not hold both.
             with trusted(settings.trust_target_code):
                 another = load(target, pick_device(device))
             other = activations(another, cell, prompts)
-            told = {"target_digest": another.facts.digest}
+            more = {"target_digest": another.facts.digest}
             del another
             gc.collect()  # layers of bitsandbytes hold each other
         with trusted(settings.trust_remote_code):
@@ -107,7 +107,7 @@ def run_cell(
     except (TokinfoError, OSError) as error:
         raise CellError(f"cell {cell.path}: {error}") from error
     constants = {"seconds": seconds / len(prompts), "code_digest": code_digest}
-    write(out, [row | constants for row in rows], settings, told)
+    write(out, [row | constants for row in rows], settings, more)
 
 
 def make_rows(
@@ -158,7 +158,7 @@ def make_rows(
         unordered = found_unordered(found, true)
         first = float(result.first_loss[number])
         curve = None if result.curve is None else result.curve[number]
-        own = {
+        of_prompt = {
             "prompt_id": number,
             "prompt": prompt,
             "loss": float(result.loss[number]),
@@ -180,10 +180,10 @@ def make_rows(
         swept = result.identified[number] if result.identified is not None else {}
         for position in range(length):
             top = tops[number][position]
-            known = reference[number][position] if reference else None
+            reference_id = reference[number][position] if reference else None
             rows.append(
                 constants
-                | own
+                | of_prompt
                 | {
                     "position": position,
                     "visible": bool(layout.visible[number, position]),
@@ -196,8 +196,8 @@ def make_rows(
                     "correct": found[position] == true[position],
                     "in_top5": true[position] in top,
                     "in_prompt": unordered[position],
-                    "reference_id": known,
-                    "published_correct": None if known is None else known in top,
+                    "reference_id": reference_id,
+                    "published_correct": None if reference_id is None else reference_id in top,
                 }
                 | _identification(swept.get(position))
             )
@@ -224,8 +224,8 @@ def _identification(found: Identification | None) -> dict[str, Any]:
 def _residual(problem: Problem, ids: Tensor) -> list[float]:
     """Return the distance to the target of each row's tokens, computed alone as targets are."""
     layout = problem.layout
-    own = alone(problem.probe, problem.decoder.embedding, ids, layout.seen)
-    away = distance(own, problem.target, layout.visible, problem.metric, problem.weights)
+    found = alone(problem.probe, problem.decoder.embedding, ids, layout.seen)
+    away = distance(found, problem.target, layout.visible, problem.metric, problem.weights)
     values: list[float] = away.tolist()
     return values
 

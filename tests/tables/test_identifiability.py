@@ -1,4 +1,4 @@
-"""What is there is told from what was found, and controls enter neither."""
+"""What is there is distinguished from what was found, and controls enter neither."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tokinfo.tables.identifiability import (
     NOISE_SCHEMA,
     finding,
     hidden_rows,
+    independent,
     noise_table,
     unexplained,
-    unseen,
     verdicts,
     write_noise_table,
 )
@@ -30,7 +30,7 @@ def read(rows: list[dict[str, Any]], directory: Path) -> pl.DataFrame:
     return hidden_rows(directory / "recovery.parquet")
 
 
-def test_hidden_rows_are_of_hidden_positions_and_own_targets(tmp_path: Path) -> None:
+def test_hidden_rows_are_of_hidden_positions_and_of_no_control(tmp_path: Path) -> None:
     # A joint search that sweeps nothing says as much about positions as a descent does.
     rows = cell_rows(FLAT, solver="joint") + cell_rows(FLAT, solver="mine")
     rows += cell_rows(FLAT, solver="other", target="shuffled")
@@ -113,7 +113,7 @@ def test_a_control_that_comes_out_otherwise_is_not_as_it_must(tmp_path: Path) ->
         if row["model"] == SMOL.name and row["position"] == 3 and row["prompt_id"] == 0:
             row |= {"identified": "identifiable", "bits": 9.0, "bits_high": 9.0, "candidates": 1}
     table = read(rows, tmp_path)
-    assert {row["model"]: row["as_must"] for row in unseen(table)} == {
+    assert {row["model"]: row["as_must"] for row in independent(table)} == {
         "flat": True,
         "smollm2": False,
     }
@@ -161,8 +161,8 @@ def test_verdicts_give_mean_bits_beside_prior_bits(tmp_path: Path) -> None:
     rows = swept_rows(FLAT, texts=("a b", "c d"))
     for row in rows:
         if not row["visible"]:
-            known = 4.0 + 2 * row["prompt_id"]
-            row |= {"prior_bits": known, "prior_bits_high": known + 1, "prior_entropy": 9.5}
+            bits = 4.0 + 2 * row["prompt_id"]
+            row |= {"prior_bits": bits, "prior_bits_high": bits + 1, "prior_entropy": 9.5}
     (found,) = verdicts(read(rows, tmp_path))
     assert (found["prior_bits"], found["prior_bits_high"]) == (5.0, 6.0)
 
@@ -205,4 +205,4 @@ def test_a_model_may_have_no_hidden_rows_at_all(tmp_path: Path) -> None:
     table = read(cell_rows(FakeModel("a", "a", "llama", 2), mask=":"), tmp_path)
     assert table.is_empty()
     assert finding(table, DESCENT) is None
-    assert verdicts(table) == unseen(table) == []
+    assert verdicts(table) == independent(table) == []

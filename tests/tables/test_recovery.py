@@ -1,4 +1,4 @@
-"""The long table holds exactly the cells asked for; the summary says what its rows say."""
+"""The long table holds exactly the cells requested; the summary says what its rows say."""
 
 from __future__ import annotations
 
@@ -73,10 +73,12 @@ def test_cells_read_a_few_at_a_time_make_the_same_tables(
     ]
     whole = gather(cells, tmp_path)
     by_cell = shares(scan(tmp_path / "recovery.parquet"), CELL_KEYS)
-    told = json.loads(pl.read_parquet_metadata(tmp_path / "recovery.parquet")["tokinfo"])
-    assert told["cells"] == 21
+    metadata = json.loads(pl.read_parquet_metadata(tmp_path / "recovery.parquet")["tokinfo"])
+    assert metadata["cells"] == 21
     # What many cells share is kept once; which cell it was, the columns say.
-    assert told["of_cells"] == [{"settings": {"solver": "adam", "block": n}} for n in (1, 2, 10)]
+    assert metadata["of_cells"] == [
+        {"settings": {"solver": "adam", "block": n}} for n in (1, 2, 10)
+    ]
 
     monkeypatch.setattr(recovery, "AT_ONCE", 4)
     for module in (recovery, summary):
@@ -129,8 +131,8 @@ def test_metadata_of_the_cells_is_kept_once(tmp_path: Path) -> None:
         for seed in (0, 1)
     ]
     gather(cells, tmp_path)
-    told = json.loads(pl.read_parquet_metadata(tmp_path / "recovery.parquet")["tokinfo"])
-    assert told == {"cells": 2, "of_cells": [{"versions": {"a": 1}}]}
+    metadata = json.loads(pl.read_parquet_metadata(tmp_path / "recovery.parquet")["tokinfo"])
+    assert metadata == {"cells": 2, "of_cells": [{"versions": {"a": 1}}]}
 
 
 def test_no_cells_is_an_error(tmp_path: Path) -> None:
@@ -268,14 +270,14 @@ def test_recovered_needs_all_of_found_certified_and_identifiable(tmp_path: Path)
     for row, change in zip(hidden, (*lacks, {"identified": None}), strict=True):
         row |= good | change
     summary, _ = write_tables(frame(rows), tmp_path)
-    shown = {row["visible"]: row for row in pl.read_parquet(summary).to_dicts()}
-    assert shown[False]["recovered"] == 0.25, "one of four; the fifth was not swept"
-    assert shown[False]["recovered_high"] > 0.25
-    assert shown[False]["around"] == "found"
-    assert shown[True]["recovered"] is None
+    visible = {row["visible"]: row for row in pl.read_parquet(summary).to_dicts()}
+    assert visible[False]["recovered"] == 0.25, "one of four; the fifth was not swept"
+    assert visible[False]["recovered_high"] > 0.25
+    assert visible[False]["around"] == "found"
+    assert visible[True]["recovered"] is None
 
 
-def test_a_sweep_that_was_told_the_truth_recovers_nothing(tmp_path: Path) -> None:
+def test_a_sweep_around_the_true_prompt_recovers_nothing(tmp_path: Path) -> None:
     rows = swept_rows(FLAT, there=1.0, texts=("a b", "c d", "e f"))
     for row, level in zip([r for r in rows if not r["visible"]], (1.0, 2.0, None), strict=True):
         row["noise_threshold"] = float("inf") if level is None else level
@@ -334,17 +336,18 @@ def test_summarise_names_a_table_it_cannot_read(tmp_path: Path) -> None:
 
 
 def test_controls_are_in_the_long_table_and_in_no_summary(tmp_path: Path) -> None:
-    own = cell_rows(FLAT)
-    control = [row | {"target": "of:other", "correct": True} for row in own]
+    plain = cell_rows(FLAT)
+    control = [row | {"target": "of:other", "correct": True} for row in plain]
     cells = [
         write_cell(tmp_path / f"{number}.parquet", rows)
-        for number, rows in enumerate((own, control))
+        for number, rows in enumerate((plain, control))
     ]
     table = gather(cells, tmp_path)
     assert table["target"].unique().sort().to_list() == ["of:other", "own"]
     recovery = tmp_path / "recovery.parquet"
-    assert len(scan(recovery).collect()) == len(scan(recovery, controls=True).collect()) == len(own)
-    for name, rows in (("with", table), ("without", frame(own))):
+    assert len(scan(recovery).collect()) == len(plain)
+    assert len(scan(recovery, controls=True).collect()) == len(plain)
+    for name, rows in (("with", table), ("without", frame(plain))):
         rows.write_parquet(recovery)
         summarise(recovery, tmp_path / f"{name}.parquet", tmp_path / f"{name}.csv")
     assert (tmp_path / "with.csv").read_bytes() == (tmp_path / "without.csv").read_bytes()

@@ -36,7 +36,7 @@ def study() -> Rows:
         rows += cell_rows(deep, block=block, width=64) + swept_rows(deep, block=block, width=64)
     for mask in ("2:", "3:"):
         rows += cell_rows(deep, mask=mask, width=64)
-    # Seven widths of `-1` would be a longer line, and each prompt hides another number.
+    # Seven widths of `-1` would be a longer line, and it hides another number in each prompt.
     rows += cell_rows(deep, mask="-1", width=64)
     for share, hidden in ((0.0, 0.9), (0.1, 0.3), (0.3, 0.0), (1.0, 0.0)):
         model = FakeModel(f"t-{share}", "t", "llama", depth=4, hidden=hidden)
@@ -53,14 +53,16 @@ def recovery(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_point_is_the_share_of_its_own_hidden_tokens_with_their_interval(recovery: Path) -> None:
+def test_a_point_is_the_share_of_its_hidden_tokens_with_their_interval(recovery: Path) -> None:
     rows = points(recovery, "width")
     table = pl.read_parquet(recovery).filter(~pl.col("visible"))
     assert {row["at"] for row in rows} == {32, 128, 512}
     for row in rows:
-        own = table.filter(pl.col("width") == row["at"], pl.col("solver") == row["search"])
-        well = own["identified"] == "identifiable" if row["kind"] == "sweep" else own["correct"]
-        expected = clustered_share([int(v) for v in well.to_list()], [1] * len(own))
+        chosen = table.filter(pl.col("width") == row["at"], pl.col("solver") == row["search"])
+        well = (
+            chosen["identified"] == "identifiable" if row["kind"] == "sweep" else chosen["correct"]
+        )
+        expected = clustered_share([int(v) for v in well.to_list()], [1] * len(chosen))
         assert (row["share"], row["low"], row["high"]) == (
             *(expected.value, expected.low, expected.high),
         )
@@ -70,7 +72,7 @@ def test_a_point_is_the_share_of_its_own_hidden_tokens_with_their_interval(recov
 def test_a_sweep_counts_as_identifiable_and_never_as_found(recovery: Path) -> None:
     (found,) = (r for r in points(recovery, "width") if r["at"] == 32 and r["kind"] == "adam")
     (there,) = (r for r in points(recovery, "width") if r["at"] == 32 and r["kind"] == "sweep")
-    # The sweep's own `correct` is true on every row: the other tokens were known.
+    # A sweep's `correct` is true on every row: the other tokens were known.
     assert found["share"] < 0.3
     assert there["share"] == 1.0
 
@@ -78,9 +80,9 @@ def test_a_sweep_counts_as_identifiable_and_never_as_found(recovery: Path) -> No
 def test_what_the_same_search_found_of_visible_tokens_stands_beside(recovery: Path) -> None:
     table = pl.read_parquet(recovery).filter("visible", pl.col("solver") == "adam")
     for row in points(recovery, "width"):
-        own = table.filter(pl.col("width") == row["at"])
+        chosen = table.filter(pl.col("width") == row["at"])
         # In a sweep the visible tokens are known, not found.
-        expected = None if row["kind"] == "sweep" else own["correct"].mean()
+        expected = None if row["kind"] == "sweep" else chosen["correct"].mean()
         assert row["visible_share"] == expected
 
 
@@ -148,9 +150,9 @@ def test_every_axis_is_tabulated_and_drawn_and_twice_the_same(
     rows = points(recovery, axis)
     write(rows, tmp_path / "t.csv")
     with (tmp_path / "t.csv").open(newline="") as stream:
-        told = list(csv.DictReader(stream))
-    assert tuple(told[0]) == COLUMNS
-    assert len(told) == len(rows) > FEWEST
+        written = list(csv.DictReader(stream))
+    assert tuple(written[0]) == COLUMNS
+    assert len(written) == len(rows) > FEWEST
     for number in (1, 2):
         draw_scaling(rows, axis, tmp_path / f"{number}.svg", tmp_path / f"{number}.png")
     assert (tmp_path / "1.svg").read_bytes() == (tmp_path / "2.svg").read_bytes()

@@ -28,8 +28,8 @@ def test_a_found_or_missed_token_never_agrees_with_both_statements(
     agreeing = [word.startswith("agrees") for word in (first, second)]
     assert sum(agreeing) == (2 if value == 0.5 else 1)
     # Only what neither found can be the optimiser's fault: where a sweep identifies it, or a
-    # search that knew no more came back with it.
-    there = any(known is not None and known > 0.5 for known in (identifiable, searched))
+    # search given the same input finds it.
+    there = any(value is not None and value > 0.5 for value in (identifiable, searched))
     assert (OPTIMISER in (first, second)) == (there and value <= 0.5)
     assert verdict(found, None, None, identifiable, searched) == "not run"
 

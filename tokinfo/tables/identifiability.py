@@ -1,8 +1,8 @@
 """What sweeps say, beside what searches found: the long table read for identifiability.
 
-"Not found" and "not there" are told apart here. A sweep around the TRUE prompt knows the other
-tokens and says what is there at best; a sweep around a FOUND prompt says what an observer
-without the truth could claim. Figures, the page and `noise.csv` all read these functions.
+"Not found" and "not there" are distinguished here. In a sweep around the TRUE prompt the other
+tokens are known: it says what is there at best. A sweep around a FOUND prompt says what an
+observer without the truth could claim. Figures, the page and `noise.csv` all read these functions.
 
 Controls never enter a share. A position right of every visible one, in a causal model, is one:
 nothing visible can depend on its token, so it must come out ambiguous with the whole vocabulary.
@@ -42,7 +42,7 @@ _GROUP = (*SETTING, "metric", "solver")
 
 
 def hidden_rows(recovery: Path, wanted: pl.Expr | None = None) -> pl.DataFrame:
-    """Return the rows about hidden positions of the prompts' own targets.
+    """Return the rows about hidden positions, controls' targets left out.
 
     Only those are held, and of them only the ones ``wanted`` is true of.
 
@@ -78,8 +78,8 @@ def hidden_rows(recovery: Path, wanted: pl.Expr | None = None) -> pl.DataFrame:
 
 
 def _end(mask: str) -> int:
-    shown = Mask(mask).visible(_FAR)
-    return shown[-1] if shown else _FAR
+    visible = Mask(mask).visible(_FAR)
+    return visible[-1] if visible else _FAR
 
 
 # --- the finding --------------------------------------------------------------------------
@@ -208,12 +208,12 @@ def verdicts(rows: pl.DataFrame) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: (display_order(row), row["block"], row["kind"]))
 
 
-def unseen(rows: pl.DataFrame) -> list[dict[str, Any]]:
-    """Return what came out at positions that nothing visible depends on.
+def independent(rows: pl.DataFrame) -> list[dict[str, Any]]:
+    """Return the results at positions that nothing visible depends on.
 
     One row per setting, metric and solver that swept some. `as_must`: every swept position is
-    ambiguous with the whole vocabulary and 0 bits.
-    `found` of `positions` is what the search put right there, by chance alone.
+    ambiguous with the whole vocabulary and 0 bits. `found` of `positions` tokens are right there,
+    by chance alone.
     """
     rows = rows.filter(pl.col("around").is_not_null() & pl.col("control"))
     empty = (
@@ -239,12 +239,12 @@ def unseen(rows: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def unexplained(recovery: Path) -> list[dict[str, Any]]:
-    """Return what came out under targets that no prompt explains.
+    """Return the results under targets that no prompt explains.
 
     One row per setting, metric, solver and target. `as_must`: no prompt is certified, and no
-    swept position identifiable. `found` of `positions` hidden ones is what the search put right
-    there: near chance for another model's activations, and not judged for shuffled ones, which
-    still hold their prompt's tokens.
+    swept position identifiable. `found` of `positions` hidden tokens are right: near chance for
+    another model's activations, and not judged for shuffled ones, which still hold their prompt's
+    tokens.
 
     Raises:
         TableError: the long table cannot be read or has another schema.
@@ -315,10 +315,10 @@ def write_noise_table(recovery: Path, out: Path) -> None:
 
     The rows of one model are held at a time.
     """
-    known = pl.col("noise_threshold").is_not_null()
-    models = scan(recovery).filter(known).select("model").unique().collect(engine="streaming")
+    measured = pl.col("noise_threshold").is_not_null()
+    models = scan(recovery).filter(measured).select("model").unique().collect(engine="streaming")
     parts = [
-        noise_table(hidden_rows(recovery, known & (pl.col("model") == name)))
+        noise_table(hidden_rows(recovery, measured & (pl.col("model") == name)))
         for name in models["model"].sort()
     ]
     with new_file(out) as partial:

@@ -1,7 +1,7 @@
 """Intervals for shares of recovered tokens, and what guessing would give.
 
-Positions of one prompt are not independent: a prompt comes back whole or not at all more
-often than chance would have it. So prompts, not positions, are what an interval resamples.
+Positions of one prompt are not independent: a prompt is found whole or not at all more often
+than chance would have it. So an interval resamples prompts, not positions.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def wilson(successes: float, trials: float, level: float = LEVEL) -> tuple[float
     scale = 1 + z * z / trials
     centre = (share + z * z / (2 * trials)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    # The ends are exact where the share is: rounding must not put 0 outside its own interval.
+    # The ends are exact where the share is: rounding must not put 0 outside the interval of 0.
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == trials else min(1.0, centre + half)
     return low, high
@@ -97,11 +97,11 @@ def clustered_share(
 
     - One position a prompt: prompts are independent trials, Wilson's interval.
     - Every prompt has the same share (all found, none found, or only one prompt): resampling
-      prompts would give an interval of width 0, a claim nobody can make from ten prompts.
-      Wilson's interval with as many trials as PROMPTS, the most cautious reading.
+      prompts would give an interval of width 0, which ten prompts do not support. Wilson's
+      interval with as many trials as PROMPTS, the most cautious reading.
     - Otherwise: bootstrap over prompts, widened where needed to Wilson's interval for as many
       independent trials as POSITIONS, because few prompts make a bootstrap too narrow and
-      positions of one prompt never tell more than independent ones would.
+      positions of one prompt never hold more information than independent ones.
 
     The interval is about other prompts of the same kind. It says nothing about other random
     weights, other training runs or other starts.
@@ -139,7 +139,7 @@ def clustered_median(values: Sequence[Sequence[float]], *, level: float = LEVEL)
     """Return the median over all values with an interval that respects prompts.
 
     The interval is a percentile bootstrap over prompts, widened where needed to the order
-    statistics of the prompts' own medians, whose coverage is exact for any distribution
+    statistics of the prompts' medians, whose coverage is exact for any distribution
     (binomial, one half): few prompts make a bootstrap of a median too narrow. Fewer than six
     prompts have no distribution-free 95 % interval, and get none. Of two middle values the
     lower is taken, so that infinite values (a threshold above all that were tried) are safe.
@@ -156,8 +156,8 @@ def clustered_median(values: Sequence[Sequence[float]], *, level: float = LEVEL)
     """
     if not values or not all(values):
         raise ValueError(f"clustered_median: {len(values)} prompts, each must have values")
-    flat = np.concatenate([np.asarray(own, float) for own in values])
-    cluster = np.repeat(np.arange(len(values)), [len(own) for own in values])
+    flat = np.concatenate([np.asarray(of_prompt, float) for of_prompt in values])
+    cluster = np.repeat(np.arange(len(values)), [len(of_prompt) for of_prompt in values])
     order = np.argsort(flat, kind="stable")
     flat, cluster = flat[order], cluster[order]
     value = float(flat[(len(flat) - 1) // 2])
@@ -170,8 +170,8 @@ def clustered_median(values: Sequence[Sequence[float]], *, level: float = LEVEL)
     drawn = flat[np.argmax(weights >= weights[:, -1:] / 2, axis=1)]
     low = float(np.quantile(drawn, tail, method="lower"))
     high = float(np.quantile(drawn, 1 - tail, method="higher"))
-    own = sorted(sorted(each)[(len(each) - 1) // 2] for each in values)
-    return Median(value, min(low, own[outside - 1]), max(high, own[-outside]))
+    medians = sorted(sorted(each)[(len(each) - 1) // 2] for each in values)
+    return Median(value, min(low, medians[outside - 1]), max(high, medians[-outside]))
 
 
 def chance_unordered(token_ids: Sequence[int], vocabulary: int) -> float:

@@ -1,7 +1,7 @@
-"""The long table: every cell's rows as one, how it is read, and in what order it is shown.
+"""The long table: every cell's rows as one, how it is read, and in what order models stand.
 
 Files are read a few cells at a time, so that memory does not follow the cells times positions that
-go in. What came back of each cell is `tokinfo.tables.summary`.
+go in. `tokinfo.tables.summary` has each cell's shares.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tokinfo.io.atomic import new_file
 from tokinfo.io.damaged import cure
 from tokinfo.io.errors import TokinfoError, first_line
 from tokinfo.study.targets import OWN
-from tokinfo.tables.schema import CELL_KEYS, METADATA_KEY, RECOVERY_SCHEMA, schema_problem
+from tokinfo.tables.schema import CELL_KEYS, METADATA_KEY, RECOVERY_SCHEMA, schema_mismatch
 
 AT_ONCE = 100
 """Cells whose rows are held at the same time."""
@@ -42,8 +42,8 @@ RECOVERED = (
 )
 """Recovered in full: found, the prompt certified, and identifiable around the FOUND prompt.
 
-Null at visible positions and wherever nothing was swept around a found prompt: a solver that
-does not say what else would explain the activations has not shown that it recovered anything.
+Null at visible positions and wherever nothing was swept around a found prompt: without a sweep
+nothing says whether another token would explain the activations as well.
 """
 
 OWN_TARGET = pl.col("target") == OWN
@@ -68,7 +68,7 @@ def collect(cells: Sequence[Path], recovery: Path, recovery_csv: Path) -> None:
     Cells are ordered by what they are, not by the order of ``cells``; rows of a cell by prompt
     and position. In the CSV, lists are joined with " | " (ids are the authority: a token may
     contain the separator). The parquet file's metadata says how many cells it holds and keeps
-    each distinct value of the cells' own metadata, save which cell they are.
+    each distinct value of the cells' metadata, save which cell they are.
 
     Memory follows the number of cells by their names alone: rows are read a few cells at a time.
 
@@ -79,11 +79,11 @@ def collect(cells: Sequence[Path], recovery: Path, recovery_csv: Path) -> None:
     keys: dict[Path, tuple[object, ...]] = {Path(path): _cell_key(Path(path)) for path in cells}
     if not keys:
         raise TableError("no cells: there is nothing to collect")
-    owners: dict[tuple[object, ...], Path] = {}
+    files: dict[tuple[object, ...], Path] = {}
     for path, key in keys.items():
-        if key in owners:
-            raise TableError(f"{path}: the same cell as {owners[key]}")
-        owners[key] = path
+        if key in files:
+            raise TableError(f"{path}: the same cell as {files[key]}")
+        files[key] = path
     ordered = sorted(keys, key=lambda path: tuple(map(_natural, keys[path])))
     metadata = {METADATA_KEY: json.dumps({"cells": len(ordered), "of_cells": _metadata(ordered)})}
     # One plan over all cells would hold every file open, and grow with them.
@@ -135,9 +135,9 @@ def _cell_key(path: Path) -> tuple[object, ...]:
     if not path.exists():
         raise TableError(f"{path}: no such cell file")
     try:
-        problem = schema_problem(pl.read_parquet_schema(path))
-        if problem:
-            raise TableError(f"{path}: not a cell's table: {problem}")
+        mismatch = schema_mismatch(pl.read_parquet_schema(path))
+        if mismatch:
+            raise TableError(f"{path}: not a cell's table: {mismatch}")
         found = pl.scan_parquet(path).select(CELL_KEYS).unique().collect()
     except UNREADABLE as error:
         raise TableError(_damaged(path, error)) from None
@@ -160,18 +160,18 @@ def _metadata(paths: Sequence[Path]) -> list[object]:
     distinct: dict[str, object] = {}
     for path in paths:
         text = pl.read_parquet_metadata(path).get(METADATA_KEY)
-        told = {} if text is None else json.loads(text)
-        told.pop("cell", None)
-        if told:
-            distinct.setdefault(json.dumps(told), told)
+        metadata = {} if text is None else json.loads(text)
+        metadata.pop("cell", None)
+        if metadata:
+            distinct.setdefault(json.dumps(metadata), metadata)
     return list(distinct.values())
 
 
 def scan(recovery: Path, *, controls: bool = False) -> pl.LazyFrame:
     """Open the long table lazily, without controls or (``controls``) the controls alone.
 
-    A control is a cell whose target is not its prompt's own. Who reads the table through here
-    cannot count one by accident.
+    A control is a cell with a target that no prompt explains. Code that reads the table through
+    this function cannot count one by accident.
 
     Raises:
         TableError: it is unreadable or of another schema.
@@ -186,11 +186,11 @@ def open_table(recovery: Path) -> pl.LazyFrame:
         TableError: it is unreadable or of another schema.
     """
     try:
-        problem = schema_problem(pl.read_parquet_schema(recovery))
+        mismatch = schema_mismatch(pl.read_parquet_schema(recovery))
     except UNREADABLE as error:
         raise TableError(_damaged(recovery, error)) from None
-    if problem:
-        raise TableError(f"{recovery}: not a recovery table: {problem}")
+    if mismatch:
+        raise TableError(f"{recovery}: not a recovery table: {mismatch}")
     return pl.scan_parquet(recovery)
 
 

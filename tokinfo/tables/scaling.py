@@ -104,7 +104,7 @@ def write(rows: Sequence[Row], out: Path) -> None:
 
 
 def _prompts(tables: Path | Sequence[Path]) -> pl.DataFrame:
-    """Return one row per cell and prompt: hidden tokens, and how many of them came out well."""
+    """Return one row per cell and prompt: hidden tokens, and how many are found or identifiable."""
     sweep = OTHERS_KNOWN & pl.col("identified").is_not_null()
     well = pl.when(OTHERS_KNOWN).then(pl.col("identified") == "identifiable")
     cell = (
@@ -117,14 +117,14 @@ def _prompts(tables: Path | Sequence[Path]) -> pl.DataFrame:
         .filter(OWN_TARGET)
         .with_columns(
             counted=~pl.col("visible") & (~OTHERS_KNOWN | sweep),
-            seen=pl.col("visible") & ~OTHERS_KNOWN,
+            visible_tokens=pl.col("visible") & ~OTHERS_KNOWN,
         )
         .group_by(cell)
         .agg(
             trials=pl.col("counted").sum(),
             successes=(pl.col("counted") & well.otherwise(pl.col("correct"))).sum(),
-            seen=pl.col("seen").sum(),
-            seen_found=(pl.col("seen") & pl.col("correct")).sum(),
+            visible_tokens=pl.col("visible_tokens").sum(),
+            visible_found=(pl.col("visible_tokens") & pl.col("correct")).sum(),
         )
         .filter(pl.col("trials") > 0)
         .with_columns(place=pl.col("site").str.extract(r"^([a-z]+)"))
@@ -140,7 +140,7 @@ def _point(group: pl.DataFrame, axis: str, column: str) -> Row:
     clusters = group.sort("model", "seed", "prompt_id")
     share = clustered_share(clusters["successes"].to_list(), clusters["trials"].to_list())
     first = clusters.row(0, named=True)
-    seen, seen_found = (int(clusters[name].sum()) for name in ("seen", "seen_found"))
+    tokens, found = (int(clusters[name].sum()) for name in ("visible_tokens", "visible_found"))
     return {
         "axis": axis,
         "at": first[column],
@@ -153,7 +153,7 @@ def _point(group: pl.DataFrame, axis: str, column: str) -> Row:
         "low": share.low,
         "high": share.high,
         "method": share.method,
-        "visible_share": seen_found / seen if seen else None,
+        "visible_share": found / tokens if tokens else None,
         "prompts": len(clusters),
         "tokens": int(clusters["trials"].sum()),
         "vocabulary": first["vocabulary"],

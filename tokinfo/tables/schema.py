@@ -45,7 +45,7 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
     ),
     "training_tokens": (pl.Int64(), "tokens seen in them; null as above"),
     "held_out_loss": (pl.Float64(), "its loss on held-out text (nats per token); null as above"),
-    "weights_note": (pl.String(), "what must be known of the weights; empty where nothing"),
+    "weights_note": (pl.String(), "how the weights differ from what the name suggests, or empty"),
     "site": (pl.String(), "where activations are read, resolved (block.8, never block.last)"),
     "block": (pl.Int64(), "number of the site's block, 0 for the embedding"),
     "depth": (pl.Int64(), "blocks of the full model"),
@@ -86,9 +86,12 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
     # the prompt, repeated at each of its positions
     "loss": (pl.Float64(), "distance at the end of the search, in the metric's units"),
     "first_loss": (pl.Float64(), "distance at its start"),
-    "found_loss": (pl.Float64(), "distance of the found TOKENS' own activations"),
+    "found_loss": (pl.Float64(), "distance of the found TOKENS' activations"),
     "true_loss": (pl.Float64(), "distance of the true prompt itself (own target: rounding only)"),
-    "noise_floor": (pl.Float64(), "largest change of the true prompt's own activations"),
+    "noise_floor": (
+        pl.Float64(),
+        "largest change of the true prompt's activations when they are computed again",
+    ),
     "verdict": (
         pl.String(),
         "certified, search failure, undecided, or unexplained (controls); about the prompt",
@@ -140,7 +143,7 @@ METADATA_KEY = "tokinfo"
 """Key of the parquet metadata that holds versions and settings as JSON."""
 
 
-def schema_problem(schema: Mapping[str, pl.DataType]) -> str | None:
+def schema_mismatch(schema: Mapping[str, pl.DataType]) -> str | None:
     """Return what is wrong with a cell's schema in one line, or None.
 
     Column order does not matter; a missing, extra or differently typed column does.

@@ -1,6 +1,6 @@
-"""One row per cell and kind of position of what came back, from the long table.
+"""The summary: one row of shares per cell and kind of position, from the long table.
 
-The long table is read a few cells at a time, so that memory follows the rows that come out.
+The long table is read a few cells at a time, so that memory follows the rows of the summary.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def summarise(recovery: Path, summary: Path, summary_csv: Path) -> None:
     what a uniform guess among the candidates would give. `whole` is the share of prompts with
     every position of the row's kind right, `prompt_whole` with every position right. Losses
     are medians over prompts; `descent` is the median of loss over first loss. `around` says what
-    the cell's sweeps were run around; where it is ``true`` the other tokens were known to the
-    solver, so `top1` is no search's result. `recovered` is the share of hidden positions found,
+    the cell's sweeps were run around; where it is ``true`` the other tokens were known, so `top1`
+    is no search's result. `recovered` is the share of hidden positions found,
     certified and identifiable around the found prompt. `bits`, `prior_bits` and their upper ends
     are means, `margin` and `noise_threshold` medians over positions. What a solver does not give
     is null.
@@ -112,7 +112,7 @@ def shares_by_cell(recovery: Path, which: pl.Expr = OWN_TARGET) -> pl.DataFrame:
     done: set[int] = set()
     rest = rows.head(0).collect()
     together = True
-    # Slices of the file: polars' own generator of batches reads ahead of who takes them.
+    # Slices of the file: polars' generator of batches reads ahead.
     for start in range(0, every.select(pl.len()).collect().item(), ROW_GROUP):
         batch = every.slice(start, ROW_GROUP).filter(which).drop(_UNUSED).collect()
         if batch.is_empty():
@@ -238,9 +238,10 @@ def _intervals(part: pl.DataFrame) -> dict[str, object]:
     )
     row["positions"], row["n_prompts"] = part["positions"].sum(), len(clusters)
     for name in _SHARES:
-        known = clusters.filter(pl.col(f"{name}_of") > 0)
-        if len(known):
-            share = clustered_share(known[f"{name}_found"].to_list(), known[f"{name}_of"].to_list())
+        judged = clusters.filter(pl.col(f"{name}_of") > 0)
+        if len(judged):
+            found, of = (judged[f"{name}_{end}"].to_list() for end in ("found", "of"))
+            share = clustered_share(found, of)
             row |= {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
             if name == "top1":
                 row["interval"] = share.method

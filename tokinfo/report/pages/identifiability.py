@@ -14,9 +14,9 @@ from tokinfo.tables.identifiability import (
     SETTING,
     finding,
     hidden_rows,
+    independent,
     noise_table,
     unexplained,
-    unseen,
     verdicts,
 )
 
@@ -56,7 +56,7 @@ def write_identifiability(
         descent=finding(rows, DESCENT),
         joint=finding(rows, JOINT),
         models=[(one, finding(part, DESCENT), finding(part, JOINT)) for one, part in models],
-        independent=unseen(rows),
+        independent=independent(rows),
         unexplained=[row | {"other": other_model(row["target"])} for row in unexplained(recovery)],
         prior=any(row["prior_bits"] is not None for row in table),
         rows=[
