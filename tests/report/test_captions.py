@@ -27,7 +27,7 @@ def render(file: str, **wildcards: str) -> str:
 
 
 @pytest.mark.parametrize("figure", FIGURES)
-def test_every_figure_has_a_caption_of_its_own(figure: str) -> None:
+def test_every_figure_has_a_caption(figure: str) -> None:
     body = render("figures.rst", figure=figure)
     assert "<strong>" in body
     assert f"<em>{figure}</em>" not in body
@@ -35,7 +35,7 @@ def test_every_figure_has_a_caption_of_its_own(figure: str) -> None:
     assert ("95 % interval" in body) == shares
 
 
-def test_every_page_has_a_caption_of_its_own() -> None:
+def test_every_page_has_another_caption() -> None:
     bodies = {render("pages.rst", page=page) for page in PAGES}
     assert len(bodies) == len(PAGES)
     # The tables of the chapter's rows have the caption of their page.

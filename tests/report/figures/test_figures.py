@@ -153,7 +153,7 @@ def test_nothing_hidden_is_said_in_words(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(style, "message", lambda figure, text: said.append(text))
     summary = tables(study("nothing hidden"), tmp_path)
     draw("recovery_by_mask", summary, tmp_path / "f.svg", tmp_path / "f.png")
-    assert said == ["No hidden positions in this study: every mask shows all tokens."]
+    assert said == ["No hidden positions in this study: every mask leaves all tokens visible."]
 
 
 def test_a_killed_figure_leaves_no_file(
@@ -202,7 +202,7 @@ def test_a_figure_on_identifiability_is_the_same_file_every_time(
 
 
 @pytest.mark.parametrize("name", IDENTIFIABILITY)
-def test_a_study_without_sweeps_is_told_so(
+def test_figures_of_a_study_without_sweeps_say_so(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
@@ -253,7 +253,7 @@ def test_models_stand_in_the_order_of_families_and_states(small: Path) -> None:
     ]
 
 
-def test_seeds_are_averaged_and_variants_keep_their_own_line(tmp_path: Path) -> None:
+def test_seeds_are_averaged_and_variants_keep_a_line_each(tmp_path: Path) -> None:
     rows = [row for seed in (0, 1, 2) for row in cell_rows(FLAT, seed=seed)]
     rows += cell_rows(FLAT, causal=False)
     loaded = data.hidden(data.load(tables(rows, tmp_path)))
@@ -312,7 +312,7 @@ def test_weights_that_are_not_what_they_seem_are_noted(small: Path) -> None:
     assert note_weights(data.load(small)) == "smollm2: dequantised from 4-bit Q4_1."
 
 
-def test_known_families_keep_their_colour_and_unknown_ones_get_their_own() -> None:
+def test_named_families_keep_their_colour_and_others_get_one_each() -> None:
     alone = style.family_colours(["llama"])
     many = style.family_colours(["z", "llama", "y"])
     assert alone["llama"] == many["llama"]

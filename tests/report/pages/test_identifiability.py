@@ -109,12 +109,12 @@ def test_controls_are_in_no_strip_and_in_no_headline(tmp_path: Path) -> None:
         write_strips(tmp_path / "recovery.parquet", tmp_path / f"{name}.html")
         pages.append(" ".join((tmp_path / f"{name}.html").read_text().split()))
     note = pages[0][pages[0].index("<p class=note>1 cells of controls") :]
-    note = note[: note.index("came out. ") + len("came out. ")]
+    note = note[: note.index("results. ") + len("results. ")]
     assert pages[0].replace(note, "") == pages[1]
     assert "No search in this study." in pages[2]
 
 
-def test_a_study_without_sweeps_is_told_so(tmp_path: Path) -> None:
+def test_the_page_of_a_study_without_sweeps_says_so(tmp_path: Path) -> None:
     page = write(cell_rows(FLAT), tmp_path)
     assert "No cell of this study was swept" in page.text
     assert "The finding" not in page.text
@@ -154,6 +154,6 @@ def test_sweeps_are_in_no_strip_and_in_no_headline(tmp_path: Path) -> None:
         pages.append(" ".join((tmp_path / f"{name}.html").read_text().split()))
     note = pages[0][pages[0].index("<p class=note>1 cells of sweeps") :]
     note = note[: note.index("shows them. ") + len("shows them. ")]
-    assert "knows the other tokens" in note
+    assert "the other tokens are known" in note
     assert pages[0].replace(note, "") == pages[1]
     assert "No search in this study." in pages[2]

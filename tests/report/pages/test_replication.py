@@ -74,12 +74,12 @@ def test_the_page_counts_what_joint_search_gave_back(tmp_path: Path) -> None:
 
     missed = runs([False, False])
     given_back = page(HIDDEN, missed, certified(runs([True, True])))
-    assert "Of the 1 answers with hidden tokens that joint search was asked for" in given_back
-    assert "certifies the prompt in 1, given as little" in given_back
+    assert "Of the 1 comparisons with hidden tokens that joint search was run on" in given_back
+    assert "certifies the prompt in 1, given the same input" in given_back
     assert "the published descent finds them in every run in 0." in given_back
     # What visible activations do not depend on is certified, whatever is found there.
     assert "certifies the prompt in 0," in page(HIDDEN, missed, certified(runs([False, False])))
-    assert "joint search was asked for" not in page(HIDDEN, missed, [])
-    shown = runs([True], mask=":")
-    whole = page("mixer-untrained-block1-full", shown, certified(runs([True], mask=":")))
-    assert "joint search was asked for" not in whole
+    assert "joint search was run on" not in page(HIDDEN, missed, [])
+    plain = runs([True], mask=":")
+    whole = page("mixer-untrained-block1-full", plain, certified(runs([True], mask=":")))
+    assert "joint search was run on" not in whole

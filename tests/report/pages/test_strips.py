@@ -62,7 +62,7 @@ def test_every_position_is_shown_once_with_its_outcome(tmp_path: Path) -> None:
     assert "a·x·b·x·c·x·d·x" in page.text
 
 
-def test_hidden_positions_are_told_apart_by_more_than_colour(tmp_path: Path) -> None:
+def test_hidden_positions_differ_by_more_than_colour(tmp_path: Path) -> None:
     write(cell_rows(FLAT), tmp_path)
     style = (tmp_path / "strips.html").read_text().split("</style>")[0]
     assert 'content: "hidden"' in style

@@ -31,9 +31,8 @@ _AVERAGED = (
 def load(summary: Path) -> list[Row]:
     """Read the summary as one dict per cell and kind of position, seeds averaged.
 
-    Descents only. Sweeps around the true prompt are told the other tokens, so theirs is a bound
-    beside results; joint searches answer another question than the published one, and the
-    figures on identifiability set them against descent.
+    Descents only. In sweeps around the true prompt the other tokens are known, so their shares are
+    bounds and no results; joint searches are set against descent by the figures on identifiability.
 
     Adds `label` (the model, and any way in which it was run differently), `place` (the site in
     words that models of different depth share), `share_of_depth` and `n_seeds`. Ends of
@@ -214,7 +213,7 @@ def matched(rows: list[Row], axis: str) -> list[Row]:
     """Return the rows that can be compared along an axis, such as `solver`.
 
     For each label the largest set of values that were measured on the same cells, and those
-    cells only: a solver that ran on the easy cells alone must not look better for it. A label
+    cells only: a solver that ran on the easy cells alone must not look better. A label
     with nothing to compare keeps all its rows.
     """
     same = ("label", "site", "mask", "visible", *(name for name in SETTING if name != axis))

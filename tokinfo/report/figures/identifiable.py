@@ -32,13 +32,13 @@ def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
     if swept.is_empty():
         style.empty(title, panels.NOTHING_SWEPT, svg, png)
         return
-    # Only where a sweep says what is there can a search's share be judged.
+    # A search's share can be judged only where a sweep says what is there.
     table = table.join(swept.select(SETTING).unique(), on=list(SETTING), how="semi")
-    # And a line of what is there alone, in a study that searched elsewhere, compares nothing.
+    # In a study with searches, a setting without one compares nothing.
     compared = table.filter(pl.col("kind").is_in(list(_SHAPES)))
     if len(compared):
-        shown = pl.concat([compared, table.filter("control")]).select(SETTING).unique()
-        table = table.join(shown, on=list(SETTING), how="semi")
+        kept = pl.concat([compared, table.filter("control")]).select(SETTING).unique()
+        table = table.join(kept, on=list(SETTING), how="semi")
     rows = data.at_few_places(data.settings(table, SETTING))
     masks, unshown = data.few_masks(rows)
     rows = [row for row in rows if row["mask"] in masks]
@@ -56,7 +56,7 @@ def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
         masks,
         title=title,
         subtitle="Hidden tokens. Grey: identifiable, i.e. with the other tokens known no other "
-        "token explains the visible activations. Marks: found by a search that knows "
+        "token explains the visible activations. Marks: found by a search that is given "
         "none of them. A mark left of the end of the grey: not FOUND. No grey: not THERE. "
         + unshown
         + panels.note_weights(rows),

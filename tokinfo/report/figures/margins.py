@@ -19,7 +19,7 @@ _MEASURES = {"ratio": "margin over noise floor", "margin": "margin (metric's uni
 def margin_by_depth(recovery: Path, svg: Path, png: Path) -> None:
     """Draw the margin of the true token against the depth of the site, with the noise floor.
 
-    Above: margin over the prompt's noise floor; below: both in the metric's own units. Points
+    Above: margin over the prompt's noise floor; below: both in the metric's units. Points
     are medians over hidden positions, bars reach from the first to the third quartile.
     """
     title = "By how much does the true token win?"
@@ -43,7 +43,7 @@ def margin_by_depth(recovery: Path, svg: Path, png: Path) -> None:
         title,
         f"Margin: how much further off ({metric}) the best WRONG token is than the true one, the "
         "other tokens known; median over hidden positions and masks, bars from quartile to "
-        "quartile. Below the dotted line (twice the floor) two tokens cannot be told apart. "
+        "quartile. Below the dotted line (twice the floor) two tokens cannot be distinguished. "
         + dropped
         + panels.note_weights(rows),
     )

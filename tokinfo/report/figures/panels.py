@@ -14,7 +14,7 @@ from tokinfo.report.figures import data, style
 from tokinfo.report.figures.data import Row
 from tokinfo.tables.recovery import weights_order
 
-NOTHING_HIDDEN = "No hidden positions in this study: every mask shows all tokens."
+NOTHING_HIDDEN = "No hidden positions in this study: every mask leaves all tokens visible."
 NOTHING_SWEPT = "No sweep in this study: nothing says what is identifiable."
 _GAP = 0.45
 """Extra room between the models of two sources, in lines."""
@@ -136,7 +136,7 @@ def mark(row: Row, colour: str, marker: str, size: float, edge: float = 1.5) -> 
 
 
 def stripe(axes: Axes, at: float) -> None:
-    """Draw the ground of one line, which tells it from those above and below."""
+    """Draw the ground of one line, which sets it off from those above and below."""
     axes.axhspan(at - 0.48, at + 0.48, color="#f6f6f6", zorder=0, linewidth=0)
 
 

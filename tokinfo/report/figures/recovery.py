@@ -1,4 +1,4 @@
-"""Figures on what came back: by mask, hidden beside visible, by depth of the site."""
+"""Figures on the tokens found: by mask, hidden beside visible, by depth of the site."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tokinfo.report.figures import data, panels, style
 
 
 def recovery_by_mask(summary: Path, svg: Path, png: Path) -> None:
-    """Draw the share of hidden tokens that came back, per model, mask and place.
+    """Draw the share of hidden tokens found, per model, mask and place.
 
     A bar is the setting (solver, metric, parametrisation) that found most; ticks are the
     others, so that choosing the best in hindsight hides nothing.
@@ -105,16 +105,16 @@ def hidden_vs_visible(summary: Path, svg: Path, png: Path) -> None:
         here = data.where(rows, place=place, mask=mask)
         drawn.chance(axes, here)
         for label, at in drawn.lines.items():
-            shown = data.visible(data.where(here, label=label))
-            unseen = data.hidden(data.where(here, label=label))
-            if shown:
-                chosen = data.best(shown)
-                unseen = [row for row in unseen if data.setting(row) == data.setting(chosen)]
-                pair = [row["top1"] for row in (*unseen, chosen)]
+            visible = data.visible(data.where(here, label=label))
+            hidden = data.hidden(data.where(here, label=label))
+            if visible:
+                chosen = data.best(visible)
+                hidden = [row for row in hidden if data.setting(row) == data.setting(chosen)]
+                pair = [row["top1"] for row in (*hidden, chosen)]
                 axes.plot(pair, [at] * len(pair), color=style.FAINT, linewidth=2.2, zorder=1)
                 style.error_bar(axes, chosen["top1_low"], chosen["top1_high"], at - 0.16)
                 axes.plot(chosen["top1"], at - 0.16, **_VISIBLE)
-            for row in unseen[:1]:
+            for row in hidden[:1]:
                 panels.point(axes, row, at + 0.16, colours[row["family"]], "o")
     key = [
         style.entry("visible tokens", **_VISIBLE),

@@ -138,13 +138,13 @@ def _subtitle(rows: list[Row], axis: str, unshown: Sequence[str]) -> str:
     counts = sorted({row["prompts"] for row in rows})
     prompts = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     where = f"mask {first['mask']}" if first["mask"] else "leading tokens hidden"
-    said = (
+    text = (
         f"Prompts {first['prompt_set']} ({prompts} a point), {first['site']}, {where}, distance "
-        f"{first['metric']}. Filled marks: hidden tokens that a search found, told none of them; "
+        f"{first['metric']}. Filled marks: hidden tokens that a search found, given none of them; "
         "small dots: visible ones; where those are few, the search failed as a whole. Hollow "
-        "marks: hidden tokens that no other token explains, the others known. What lies between is "
-        "there and was not found. The horizontal axis is not to scale."
+        "marks: identifiable tokens, those that no other token explains with the others known. "
+        "Tokens between are there and were not found. The horizontal axis is not to scale."
     )
     if unshown:
-        said += f" Not shown: {', '.join(unshown)}."
-    return said
+        text += f" Not shown: {', '.join(unshown)}."
+    return text

@@ -71,8 +71,8 @@ def _compare(axis: str, summary: Path, svg: Path, png: Path, *, title: str, subt
             axes.set_title(f"{kind}: {reason}", fontweight="normal", fontsize=9)
         for label, at in drawn.lines.items():
             panels.stripe(axes, at)
-            own = [level for level in levels if data.where(rows, label=label, **{axis: level})]
-            for level, shift in zip(own, panels.offsets(len(own)), strict=True):
+            measured = [level for level in levels if data.where(rows, label=label, **{axis: level})]
+            for level, shift in zip(measured, panels.offsets(len(measured)), strict=True):
                 cells = data.where(here, label=label, **{axis: level})
                 if cells:
                     row = data.average(cells)

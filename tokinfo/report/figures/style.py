@@ -85,7 +85,7 @@ def save(figure: Figure, svg: Path, png: Path, title: str) -> None:
 
 
 def heading(figure: Figure, title: str, subtitle: str = "") -> None:
-    """Put a title, and under it what must be known to read the figure; panels go below."""
+    """Put a title, and under it how to read the figure; panels go below."""
     lines = textwrap.wrap(subtitle, int(12.8 * figure.get_figwidth()))
     height = figure.get_figheight()
     left = 0.08 / figure.get_figwidth()
@@ -113,11 +113,11 @@ def empty(title: str, reason: str, svg: Path, png: Path) -> None:
 
 
 def family_colours(families: Iterable[str]) -> dict[str, str]:
-    """Return a colour for each family: fixed for known ones, spare ones in order of name."""
-    unknown = sorted({family for family in families} - set(FAMILY_COLOURS))
+    """Return a colour for each family: fixed for named ones, spare ones in order of name."""
+    others = sorted({family for family in families} - set(FAMILY_COLOURS))
     spare = {
         family: _SPARE_COLOURS[i] if i < len(_SPARE_COLOURS) else OTHER_COLOUR
-        for i, family in enumerate(unknown)
+        for i, family in enumerate(others)
     }
     return FAMILY_COLOURS | spare
 

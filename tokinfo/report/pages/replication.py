@@ -1,7 +1,7 @@
-"""The page on the source chapter, row by row: what it states, what came out, do they agree?
+"""The page on the source chapter, row by row: what it states, what was found here, do they agree?
 
 Every number is read from the table `replication` when the page is written. Like the other pages
-it is one file with no script and nothing fetched, and whatever comes from the study is text.
+it is one file with no script and nothing fetched, and everything from the study is text.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def write_replication_page(
         description=description,
         stated=found["row"].n_unique(),
         run=run["row"].n_unique(),
-        by_own=run.filter(stand_in="")["row"].n_unique(),
+        by_chapter_model=run.filter(stand_in="")["row"].n_unique(),
         verdicts=VERDICTS,
         counts=[(who, part.select("rows", "hollow").rows()) for (who,), part in by_verdict],
         joint=len(joint),
         returned=len(joint.filter(joint_returned=1)),
         descended=len(joint.filter(found=1)),
-        own=run.filter(stand_in="").to_dicts(),
+        chapter_models=run.filter(stand_in="").to_dicts(),
         stand_ins=run.filter(pl.col("stand_in") != "").to_dicts(),
         waiting=list(waiting.items()),
     )

@@ -1,7 +1,7 @@
-"""The page of token strips: each prompt, and under every token what came back in its place.
+"""The page of token strips: each prompt, and under every token the one found in its place.
 
 One file with no script and nothing fetched. Everything that comes from a prompt or a
-tokenizer is text to be shown, never markup: it is escaped, invisible characters are spelled
+tokenizer is shown as text, never as markup: it is escaped, invisible characters are spelled
 out, and each token is isolated from the writing direction of its neighbours.
 """
 
@@ -22,7 +22,7 @@ from tokinfo.tables.schema import CELL_KEYS
 from tokinfo.tables.summary import shares, shares_by_cell
 
 MOST_BYTES = 2_000_000
-"""The page's size aimed at; what does not fit is left out and said to be."""
+"""The page's size aimed at; what does not fit is left out, and the page says so."""
 
 _LONGEST = 24
 """Characters of a token that are shown."""
@@ -62,9 +62,9 @@ def write_strips(
 ) -> None:
     """Write the page of token strips from the long table.
 
-    Cells of a sweep around the true prompt are left out, and said to be: they know the other
-    tokens, so what they have right was not found by searching. So are controls, under whose
-    targets nothing can be found.
+    Cells of a sweep around the true prompt are left out, and the page says so: there the other
+    tokens are known, so nothing was found by searching. So are controls, under whose targets
+    nothing can be found.
 
     A study that is too large for the page is cut down in this order, each cut stated on the
     page: one seed a cell, one metric a section (never chosen by what was found at hidden
@@ -132,7 +132,7 @@ def _choose(by_cell: pl.DataFrame, sizes: pl.DataFrame, most_bytes: int) -> _Cho
     """Cut the study down until its page is estimated to fit."""
     cells = by_cell.group_by(CELL_KEYS, maintain_order=True).agg(
         pl.col("loss").first(),
-        seen=pl.col("top1").filter(pl.col("visible")).first(),
+        visible=pl.col("top1").filter(pl.col("visible")).first(),
     )
     prompts = int(sizes["prompt_id"].max()) + 1  # type: ignore[arg-type]
     chosen = _Chosen(cells, prompts, len(cells))
@@ -144,10 +144,10 @@ def _choose(by_cell: pl.DataFrame, sizes: pl.DataFrame, most_bytes: int) -> _Cho
             [False, False],
             "of each cell the seed with the smallest loss",
         ),
-        # Losses of different metrics are not; what came back where all can see it is compared.
+        # Losses of different metrics are not; the shares of visible tokens are compared.
         (
             _SECTION,
-            ["seen", "metric"],
+            ["visible", "metric"],
             [True, False],
             "of each section the metric that found most visible tokens",
         ),
@@ -275,7 +275,7 @@ def _token(row: Cell) -> _Token:
     outcome = "r" if row["correct"] else "t" if row["in_top5"] else "w"
     true, found = show(row["true_token"]), show(row["found_token"])
     if not row["correct"] and true == found:
-        # Two tokens may read alike (bytes of one character do): only ids tell them apart.
+        # Two tokens may read alike (bytes of one character do): only their ids differ.
         true, found = f"{true}#{row['true_id']}", f"{found}#{row['found_id']}"
     five = ", ".join(map(show, row["top5_tokens"] or [])) if outcome == "t" else None
     return _Token(outcome if row["visible"] else f"{outcome} h", true, found, five)

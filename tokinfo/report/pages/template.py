@@ -1,4 +1,4 @@
-"""The pages' templates: how they are filled in, and how they show what they are given.
+"""The pages' templates: how they are filled in, and how values are written in them.
 
 What comes from a study, a prompt, a tokenizer or a model is text: every template escapes it.
 A page's template has the name of its module; what several share begins with an underscore
@@ -32,7 +32,7 @@ def write_page(page: Path, template: str, **values: object) -> None:
     Args:
         page: HTML file to write.
         template: name of its template.
-        **values: what the template shows.
+        **values: the template's variables.
     """
     text = TEMPLATES.get_template(template).render(values)
     with new_file(page) as partial:
