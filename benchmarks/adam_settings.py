@@ -5,8 +5,7 @@
 RESULTS is the results directory of `benchmarks/study.yaml`, TEXT a file of prose. Every setting
 descends on the same problems from the same starts, in one run: `times_baseline` is a ratio
 inside it, of processor time, which other work on the machine disturbs less than wall time.
-Where the decoding is `nearest` that differs from the baseline too, so a row of its own shows
-what that alone does.
+Where the decoding is `nearest` that differs from the baseline too, so one row has that alone.
 """
 
 from __future__ import annotations
@@ -66,11 +65,11 @@ def main() -> None:
     cells = ["flat/1", "untrained-256/1", "transformer/1", "smollm2/1"]
     arguments = parser(__doc__, cells, prompts=12)
     arguments.add_argument("--masks", nargs="+", default=[":", "1:"])
-    asked = arguments.parse_args()
+    options = arguments.parse_args()
     rows: list[dict[str, object]] = []
-    for cell in chosen(asked):
-        for mask in asked.masks:
-            posed, truth = pose(asked.results, cell.model, cell.block, cell.prompts, mask=mask)
+    for cell in chosen(options):
+        for mask in options.masks:
+            posed, truth = pose(options.results, cell.model, cell.block, cell.prompts, mask=mask)
             adam.solve(posed, AdamSolver(steps=2))  # warm up
             where = {
                 "model": cell.model,
@@ -84,9 +83,9 @@ def main() -> None:
                 found = measure(problem, truth, settings)
                 baseline = baseline or found["cpu_seconds_per_prompt"]
                 ratio = round(found["cpu_seconds_per_prompt"] / baseline, 2)
-                told = {"setting": setting, "decode": decode}
-                rows.append({**where, **told, **found, "times_baseline": ratio})
-            write(asked.out, rows)
+                which = {"setting": setting, "decode": decode}
+                rows.append({**where, **which, **found, "times_baseline": ratio})
+            write(options.out, rows)
 
 
 if __name__ == "__main__":

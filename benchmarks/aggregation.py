@@ -4,8 +4,8 @@ r"""Peak memory and time of everything that reads all cells, against the number 
     python benchmarks/aggregation.py SCRATCH docs/evidence/aggregation.csv --cells 100 1000 10000
 
 Cells of made-up numbers (10 prompts of 4 to 12 tokens, every column filled) are written to the
-directory SCRATCH, which must not exist and is removed at the end. Every stage is a process of its
-own, whose largest resident memory (VmHWM) is recorded, beside that of one that only imports.
+directory SCRATCH, which must not exist and is removed at the end. Every stage is a process,
+whose largest resident memory (VmHWM) is recorded, beside that of one that only imports.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def rows(cell: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
     for prompt in range(PROMPTS):
         length = 4 + prompt % 9
-        shown = Mask(cell["mask"]).visible(length)
-        own = {
+        visible = Mask(cell["mask"]).visible(length)
+        of_prompt = {
             **cell,
             **{"source": cell["model"], "family": "llama", "state": "trained", "depth": 30},
             **{"quantization": "float32", "weights_note": "", "block": int(cell["site"][6:])},
@@ -79,13 +79,13 @@ def rows(cell: dict[str, Any]) -> list[dict[str, Any]]:
             "around": {"sweep": "true", "joint": "found"}.get(cell["solver"]),
         }
         for position in range(length):
-            right, swept = chance.random() < 0.5, sweeps and position not in shown
+            right, swept = chance.random() < 0.5, sweeps and position not in visible
             true = (prompt * 101 + position * 7) % VOCABULARY
             top = [true if right else (true + 1) % VOCABULARY, *range(4)]
             found.append(
-                own
+                of_prompt
                 | {
-                    **{"position": position, "visible": position in shown, "true_id": true},
+                    **{"position": position, "visible": position in visible, "true_id": true},
                     **{"true_token": f" word{position}", "found_id": top[0]},
                     **{"found_token": f" word{position + (not right)}", "top5_ids": top},
                     **{"top5_tokens": [f" w{token}" for token in top], "correct": right},
@@ -113,8 +113,8 @@ def make(scratch: Path, count: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         frame = pl.DataFrame([nothing | row for row in rows(cell)], schema=RECOVERY_SCHEMA)
         settings = {"prompts": [f"prompt {n}" for n in range(PROMPTS)], "solver": cell["solver"]}
-        told = {"cell": cell, "settings": settings, "versions": {"tokinfo": "0"}}
-        frame.write_parquet(path, metadata={METADATA_KEY: json.dumps(told)})
+        metadata = {"cell": cell, "settings": settings, "versions": {"tokinfo": "0"}}
+        frame.write_parquet(path, metadata={METADATA_KEY: json.dumps(metadata)})
         paths.append(str(path))
     (scratch / "cells.txt").write_text("\n".join(paths), encoding="utf-8")
 
@@ -160,28 +160,31 @@ def main() -> None:
     parser.add_argument("--cells", type=int, nargs="+", default=[100, 1000, 10_000])
     parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
     parser.add_argument("--stage", choices=list(STAGES), help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.stage:
-        stage(asked.stage, asked.scratch)
+    options = parser.parse_args()
+    if options.stage:
+        stage(options.stage, options.scratch)
         return
     table = []
-    for count in asked.cells:
-        asked.scratch.mkdir(parents=True)
+    for count in options.cells:
+        options.scratch.mkdir(parents=True)
         try:
-            make(asked.scratch, count)
-            for name in asked.stages:
-                command = [sys.executable, __file__, str(asked.scratch), "-", "--stage", name]
+            make(options.scratch, count)
+            for name in options.stages:
+                command = [sys.executable, __file__, str(options.scratch), "-", "--stage", name]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:
                     sys.exit(f"{name}, {count} cells: {done.stderr[-3000:]}")
-                told = json.loads(done.stdout.splitlines()[-1])
+                measured = json.loads(done.stdout.splitlines()[-1])
                 row = {"cells": count, "stage": name}
-                row |= {"peak_mb": f"{told['peak_mb']:.0f}", "seconds": f"{told['seconds']:.2f}"}
+                row |= {
+                    "peak_mb": f"{measured['peak_mb']:.0f}",
+                    "seconds": f"{measured['seconds']:.2f}",
+                }
                 print(row, file=sys.stderr, flush=True)
                 table.append(row)
         finally:
-            shutil.rmtree(asked.scratch)
-    write(asked.out, table)
+            shutil.rmtree(options.scratch)
+    write(options.out, table)
 
 
 if __name__ == "__main__":

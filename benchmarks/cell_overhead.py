@@ -2,9 +2,8 @@
 
     python benchmarks/cell_overhead.py RESULTS docs/evidence/cell_overhead.csv MODEL [MODEL ...]
 
-RESULTS is the results directory of a study that has probed the models. Each cell is run as the
-workflow runs it, in a process of its own, a few times; what the solver reports of its own time is
-taken off. The floor is a process that imports torch (and, for models that are not mixers,
+RESULTS is the results directory of a study that has probed the models. Each cell is run a few times
+as the workflow runs it, in a process each; the solver's time, as it reports it, is taken off. The floor is a process that imports torch (and, for models that are not mixers,
 transformers) and ends.
 """
 
@@ -26,8 +25,8 @@ import json, sys
 from pathlib import Path
 from tokinfo.cell import run_cell
 from tokinfo.study.cell import CellSettings
-told = json.loads(Path(sys.argv[1]).read_text())
-settings = CellSettings.model_validate({"cell": told["cell"], **told["settings"]})
+metadata = json.loads(Path(sys.argv[1]).read_text())
+settings = CellSettings.model_validate({"cell": metadata["cell"], **metadata["settings"]})
 run_cell(settings, Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
 """
 FLOORS = {
@@ -50,27 +49,27 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--repeats", type=int, default=5)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     rows = []
-    for model in asked.models:
-        cell = min((asked.results / "cells" / model / "block.1" / "from1").glob("l1_*_adam_*"))
-        told = json.loads(pl.read_parquet_metadata(cell)["tokinfo"])
-        checkpoint = asked.results / "checkpoints" / model / "1"
-        decoder = asked.results / "decoders" / f"{model}.safetensors"
+    for model in options.models:
+        cell = min((options.results / "cells" / model / "block.1" / "from1").glob("l1_*_adam_*"))
+        metadata = json.loads(pl.read_parquet_metadata(cell)["tokinfo"])
+        checkpoint = options.results / "checkpoints" / model / "1"
+        decoder = options.results / "decoders" / f"{model}.safetensors"
         mixer = json.loads((checkpoint / "tokinfo.json").read_text())["family"].startswith("mixer")
         with tempfile.TemporaryDirectory() as scratch:
             settings, out = Path(scratch) / "cell.json", Path(scratch) / "cell.parquet"
-            settings.write_text(json.dumps(told))
+            settings.write_text(json.dumps(metadata))
             arguments = ["-c", RUN, str(settings), str(checkpoint), str(decoder), str(out)]
             timed(arguments)  # warm: files in the cache, bytecode written
             beyond, solving = [], []
-            for _ in range(asked.repeats):
+            for _ in range(options.repeats):
                 whole = timed(arguments)
                 frame = pl.read_parquet(out)
                 solved = float(frame["seconds"][0]) * frame["prompt_id"].n_unique()
                 beyond.append(whole - solved)
                 solving.append(solved)
-        floor = min(timed(["-c", FLOORS[mixer]]) for _ in range(asked.repeats))
+        floor = min(timed(["-c", FLOORS[mixer]]) for _ in range(options.repeats))
         rows.append(
             {
                 "model": model,
@@ -81,7 +80,7 @@ def main() -> None:
                 "times_the_floor": round(min(beyond) / floor, 2),
             }
         )
-    write(asked.out, rows)
+    write(options.out, rows)
 
 
 if __name__ == "__main__":

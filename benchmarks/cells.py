@@ -23,21 +23,21 @@ class Chosen:
 
 
 def parser(description: str | None, cells: Sequence[str], prompts: int) -> argparse.ArgumentParser:
-    """Return a parser of what every benchmark of cells is asked; ``cells`` are the default ones."""
-    asked = argparse.ArgumentParser(description=description)
-    asked.add_argument("results", type=Path)
-    asked.add_argument("text", type=Path)
-    asked.add_argument("out", type=Path)
-    asked.add_argument("--cells", nargs="+", default=list(cells), help="model/block")
-    asked.add_argument("--prompts", type=int, default=prompts)
-    asked.add_argument("--tokens", type=int, default=8)
-    return asked
+    """Return a parser of the arguments that benchmarks of cells share; ``cells``: the default."""
+    arguments = argparse.ArgumentParser(description=description)
+    arguments.add_argument("results", type=Path)
+    arguments.add_argument("text", type=Path)
+    arguments.add_argument("out", type=Path)
+    arguments.add_argument("--cells", nargs="+", default=list(cells), help="model/block")
+    arguments.add_argument("--prompts", type=int, default=prompts)
+    arguments.add_argument("--tokens", type=int, default=8)
+    return arguments
 
 
-def chosen(asked: argparse.Namespace) -> Iterator[Chosen]:
-    """Load the cells asked for, one after another."""
-    for name in asked.cells:
+def chosen(options: argparse.Namespace) -> Iterator[Chosen]:
+    """Load the requested cells, one after another."""
+    for name in options.cells:
         model, block = name.rsplit("/", 1)
-        checkpoint = load(asked.results / "checkpoints" / model / block)
-        prompts = passages(asked.text, checkpoint, asked.prompts, asked.tokens)
+        checkpoint = load(options.results / "checkpoints" / model / block)
+        prompts = passages(options.text, checkpoint, options.prompts, options.tokens)
         yield Chosen(model, int(block), checkpoint, prompts)

@@ -47,8 +47,8 @@ def seconds(function: Callable[[], object], repeats: int = 3) -> float:
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as CSV, the machine in every one of them, and print them."""
-    told = machine()
-    table = [{**row, **told} for row in rows]
+    facts = machine()
+    table = [{**row, **facts} for row in rows]
     columns = list(dict.fromkeys(name for row in table for name in row))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -58,4 +58,4 @@ def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         writer.writerows(table)
     os.replace(partial, path)
     for row in table:
-        print({name: value for name, value in row.items() if name not in told})
+        print({name: value for name, value in row.items() if name not in facts})

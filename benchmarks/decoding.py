@@ -2,7 +2,7 @@
 
     python benchmarks/decoding.py docs/evidence/decoding.csv
 
-Random embeddings, as of an untrained model. No descent is made: every token's own embedding is
+Random embeddings, as of an untrained model. No descent is made: every token's embedding is
 read, with gaussian noise on it, which stands for what a descent leaves over. The pseudo-inverse
 fails where the matrix is square.
 """
@@ -26,7 +26,7 @@ def main() -> None:
     """Write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     rows = []
     for width in WIDTHS:
         embedding = torch.randn(VOCABULARY, width, generator=torch.Generator().manual_seed(0))
@@ -46,7 +46,7 @@ def main() -> None:
                     **{f"{name.replace('-', '_')}_read": share for name, share in read.items()},
                 }
             )
-    write(asked.out, rows)
+    write(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -72,21 +72,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=ADAM.steps)
     parser.add_argument("--learning-rate", type=float, default=ADAM.learning_rate)
     parser.add_argument("--final-share", type=float, default=ADAM.final_share)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     problem, truth = make_problem()
     published = ChapterSolver()
     settings = ADAM.model_copy(
         update={
-            "steps": asked.steps,
-            "learning_rate": asked.learning_rate,
-            "final_share": asked.final_share,
+            "steps": options.steps,
+            "learning_rate": options.learning_rate,
+            "final_share": options.final_share,
         }
     )
     chapter.solve(problem.rows(torch.tensor([0])), ChapterSolver(steps=5))  # warm up
     begun = time.perf_counter()
-    for row in range(asked.timed):
+    for row in range(options.timed):
         chapter.solve(problem.rows(torch.tensor([row])), published)
-    one_at_a_time = (time.perf_counter() - begun) / asked.timed
+    one_at_a_time = (time.perf_counter() - begun) / options.timed
 
     begun = time.perf_counter()
     batch = adam.solve(problem, settings)
@@ -102,7 +102,7 @@ def main() -> None:
         left @ right
     rate = 50 * 2 * LENGTH * PROMPTS * WIDTH * 4 * WIDTH / (time.perf_counter() - begun)
     write(
-        asked.out,
+        options.out,
         [
             {
                 "method": "chapter, one prompt at a time",

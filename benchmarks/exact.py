@@ -2,9 +2,9 @@
 
     python benchmarks/exact.py RESULTS TEXT docs/evidence/exact.csv
 
-RESULTS is the results directory of a study with checkpoints of the model at the blocks asked
-for; TEXT a file of real prose. A full sweep of every position is what it is compared with, on
-a subset of prompts and positions in the same run; its evaluations are counted in full.
+RESULTS is the results directory of a study with checkpoints of the model at the requested blocks;
+TEXT a file of real prose. It is compared with a full sweep of every position, on a subset of
+prompts and positions in the same run; the sweep's evaluations are counted in full.
 """
 
 from __future__ import annotations
@@ -86,29 +86,29 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=20)
     parser.add_argument("--swept", type=int, default=2, help="full sweeps timed per block")
     parser.add_argument("--at-once", type=int, default=100, help="prompts searched in one batch")
-    asked = parser.parse_args()
-    model = load(asked.results / "checkpoints" / asked.model / str(asked.blocks[0]))
-    prompts = passages(asked.text, model, asked.prompts, asked.tokens)
+    options = parser.parse_args()
+    model = load(options.results / "checkpoints" / options.model / str(options.blocks[0]))
+    prompts = passages(options.text, model, options.prompts, options.tokens)
     rows = []
-    for block in asked.blocks:
-        problem, truth = pose(asked.results, asked.model, block, prompts)
+    for block in options.blocks:
+        problem, truth = pose(options.results, options.model, block, prompts)
         batcher = Batcher()
         last_position_sweep(problem, truth, 0, batcher)  # finds the batch size
         one_sweep = sum(
-            last_position_sweep(problem, truth, row, batcher) for row in range(asked.swept)
-        ) / max(asked.swept, 1)
+            last_position_sweep(problem, truth, row, batcher) for row in range(options.swept)
+        ) / max(options.swept, 1)
         rows.append({})
         parts: list[Result] = []
         spent = 0.0
         # Behind many blocks a batch takes long: the table says how far it is after each.
-        for numbers in torch.arange(len(prompts)).split(asked.at_once):
+        for numbers in torch.arange(len(prompts)).split(options.at_once):
             begun = time.perf_counter()
             parts.append(sequential.solve(problem.rows(numbers), SequentialSolver()))
             spent += time.perf_counter() - begun
             done = problem.rows(torch.arange(int(numbers[-1]) + 1))
             found = row_of(done, truth, Result.concatenate(parts), spent, one_sweep)
-            rows[-1] = {"model": asked.model, "block": block, **found}
-            write(asked.out, rows)
+            rows[-1] = {"model": options.model, "block": block, **found}
+            write(options.out, rows)
 
 
 def row_of(

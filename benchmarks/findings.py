@@ -8,7 +8,7 @@ A number stands between a marker and its end:
     <!--= joint.csv model=flat => share hidden_found/hidden -->0 of 20 (0.00 to 0.16)<!--/-->
 
 The marker names a table, the rows (`key=value`; `a|b` for either; `!=` for none of them; quotes as
-in a shell) and what is said of them:
+in a shell) and what is stated of them:
 
 - `share FOUND/ALL`: totals over the rows with a 95 % interval. Where a table has totals only, it is
   Wilson's with as many trials as PROMPTS: tokens of one prompt are not independent, and this is
@@ -57,7 +57,7 @@ def rows_of(table: Path, conditions: str) -> list[Row]:
     return rows
 
 
-def said(table: Path, conditions: str, what: str) -> str:
+def stated(table: Path, conditions: str, what: str) -> str:
     """Return what a table says, in the words that stand in the text.
 
     Raises:
@@ -118,7 +118,7 @@ def rewritten(text: str, evidence: Path = EVIDENCE) -> str:
     def number(match: re.Match[str]) -> str:
         table, conditions, what, before = match.groups()
         try:
-            now = said(evidence / table, conditions, what)
+            now = stated(evidence / table, conditions, what)
         except OSError:
             raise ValueError(f"{table}: there is no such table") from None
         except KeyError as error:

@@ -2,9 +2,9 @@
 
     PYTHONPATH=. python benchmarks/grouping.py docs/evidence/grouping.csv
 
-Starts a Slurm of its own on this machine (as root, with Debian's packages), prepares a model on
-the workstation's profile, and runs the same trivial cells through `profiles/slurm` with every
-number of cells a submission that is asked for. Times are Slurm's own: `seconds` from the first
+Starts a Slurm on this machine (as root, with Debian's packages), prepares a model on the
+workstation's profile, and runs the same trivial cells through `profiles/slurm` with every
+requested number of cells a submission. Times are Slurm's: `seconds` from the first
 submission to the last end, `allocated` what all submissions held a processor for. What a cell
 itself takes, run as the workflow runs it but without Slurm, is taken off to give the overhead.
 """
@@ -60,7 +60,7 @@ def through_slurm(directory: Path, slurm: Slurm, each: int) -> list[dict[str, st
     return slurm.jobs()[before:]
 
 
-def row(records: list[dict[str, str]], cells: int, each: int, own: float) -> dict[str, object]:
+def row(records: list[dict[str, str]], cells: int, each: int, alone: float) -> dict[str, object]:
     """Return the table's row for one number of cells a submission."""
     times = [
         [datetime.fromisoformat(job[name]) for name in ("SubmitTime", "StartTime", "EndTime")]
@@ -75,24 +75,24 @@ def row(records: list[dict[str, str]], cells: int, each: int, own: float) -> dic
         "seconds": round(seconds),
         "allocated": round(allocated),
         "allocated_per_cell": round(allocated / cells, 2),
-        "cell_alone": round(own, 2),
-        "overhead_per_cell": round(allocated / cells - own, 2),
+        "cell_alone": round(alone, 2),
+        "overhead_per_cell": round(allocated / cells - alone, 2),
         "load_average": round(os.getloadavg()[1], 1),
     }
 
 
 def main() -> None:
     """Measure every number of cells a submission and write the table after each."""
-    asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("out", type=Path)
-    asked.add_argument("--cells", type=int, default=200)
-    asked.add_argument("--each", type=int, nargs="+", default=[20, 1])
-    asked = asked.parse_args()
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("out", type=Path)
+    arguments.add_argument("--cells", type=int, default=200)
+    arguments.add_argument("--each", type=int, nargs="+", default=[20, 1])
+    options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "study"
         directory.mkdir()
         copy_repository(directory)
-        (directory / STUDY).write_text(study(asked.cells), encoding="utf-8")
+        (directory / STUDY).write_text(study(options.cells), encoding="utf-8")
         shared = ("--configfile", STUDY, "--cores", "1")
         done = snakemake(directory, "--until", "prepare", "embedding", *shared)
         assert done.returncode == 0, done.stderr
@@ -105,13 +105,13 @@ def main() -> None:
             done = snakemake(directory, *wanted, *shared)
             assert done.returncode == 0, done.stderr
             spent.append(time.perf_counter() - begun)
-        own = (spent[1] - spent[0]) / 8
+        alone = (spent[1] - spent[0]) / 8
         rows = []
         with running(Path(scratch) / "slurm") as slurm:
-            for each in asked.each:
+            for each in options.each:
                 records = through_slurm(directory, slurm, each)
-                rows.append(row(records, asked.cells, each, own))
-                write(asked.out, rows)
+                rows.append(row(records, options.cells, each, alone))
+                write(options.out, rows)
 
 
 if __name__ == "__main__":

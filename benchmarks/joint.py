@@ -3,9 +3,9 @@ r"""Hidden leading tokens, nothing known: `joint` against `chapter` and `adam` o
     python benchmarks/joint.py RESULTS TEXT docs/evidence/joint.csv \\
         --cells smollm2/1 flat/1 transformer/1 --hidden 1 3 --prompts 20
 
-RESULTS is the results directory of a study with the checkpoints `model/blocks` asked for; TEXT
-a file of real prose. For each cell a sweep around the true prompt says what is identifiable at all,
-so that what a solver misses is told from what is not there. Where a vocabulary is large and many
+RESULTS is the results directory of a study with the requested checkpoints `model/blocks`; TEXT a
+file of real prose. For each cell a sweep around the true prompt says what is identifiable at all,
+so that "not found" is distinguished from "not there". Where a vocabulary is large and many
 blocks lie before the site that is most of the work: with `--swept N` the first N prompts are swept,
 and those that joint search does not certify. `--first N` begins behind N prompts that another run
 has measured; its rows go beside that run's.
@@ -38,9 +38,9 @@ _NEAR = 16
 def identifiable(problem: Problem, truth: torch.Tensor) -> torch.Tensor:
     """Return which hidden tokens a sweep around the true prompt identifies, bool [row, position].
 
-    The verdict of a sweep for a part of its work: what the first visible position shows bounds
-    the distance from below (l1), and only candidates that it leaves near are computed in full.
-    How far off the others are is not known then.
+    The verdict of a sweep for a part of its work: the distance at the first visible position bounds
+    the whole from below (l1), and only candidates that are near there are computed in full. How
+    far off the others are is not computed.
     """
     found = torch.zeros_like(problem.layout.visible)
     batcher = Batcher()
@@ -49,8 +49,8 @@ def identifiable(problem: Problem, truth: torch.Tensor) -> torch.Tensor:
         visible = one.layout.visible[0]
         context = one.decoder.embedding[ids]
         for position in (one.layout.scored[0] & ~visible).nonzero()[:, 0].tolist():
-            shown = position + int(visible[position:].to(torch.uint8).argmax())
-            bound = Substitution(one, context, position, batcher, upto=shown + 1)
+            first = position + int(visible[position:].to(torch.uint8).argmax())
+            bound = Substitution(one, context, position, batcher, upto=first + 1)
             near = bound.residuals(one.decoder.ids) <= _NEAR * one.floor[0]
             near[one.decoder.ids == ids[position]] = True
             few = replace(one, decoder=replace(one.decoder, candidates=one.decoder.ids[near]))
@@ -76,7 +76,7 @@ def row_of(
         truth: their tokens.
         result: the solver's, of ``count`` prompts or more.
         spent: seconds that it took.
-        count: prompts that are told of.
+        count: prompts that are counted, from the first.
         there: of each prompt that was swept, which positions are identifiable, bool [1, position].
     """
     rows = range(count)
@@ -122,13 +122,13 @@ def main() -> None:
         "--swept", type=int, help="prompts swept whatever joint search finds (default: all)"
     )
     arguments.add_argument("--first", type=int, default=0, help="the first prompt (default: 0)")
-    asked = arguments.parse_args()
+    options = arguments.parse_args()
     done: list[dict[str, object]] = []
-    for cell, hidden in itertools.product(chosen(asked), asked.hidden):
+    for cell, hidden in itertools.product(chosen(options), options.hidden):
         mask = f"{hidden}:"
-        every, true = pose(asked.results, cell.model, cell.block, cell.prompts, mask)
-        problem = every.rows(torch.arange(asked.first, len(cell.prompts)))
-        truth = true[asked.first :]
+        every, true = pose(options.results, cell.model, cell.block, cell.prompts, mask)
+        problem = every.rows(torch.arange(options.first, len(cell.prompts)))
+        truth = true[options.first :]
         rate = 2.0 if cell.checkpoint.facts.family == "llama" else 0.02
         descents = {
             "chapter": timed(partial(chapter.solve, problem, ChapterSolver(learning_rate=rate))),
@@ -143,17 +143,17 @@ def main() -> None:
             searched.append(result)
             spent += took
             certified = alone_losses(one, result.top_ids[..., 0]) <= one.floor
-            asked_for = asked.swept is None or asked.first + number < asked.swept
-            if asked_for or not bool(certified.all()):
+            requested = options.swept is None or options.first + number < options.swept
+            if requested or not bool(certified.all()):
                 there[number] = identifiable(one, truth[number, None])
             solvers = {**descents, "joint": (Result.concatenate(searched), spent)}
-            told = {"model": cell.model, "block": cell.block, "hidden_leading": hidden}
-            told["first_prompt"] = asked.first
+            facts = {"model": cell.model, "block": cell.block, "hidden_leading": hidden}
+            facts["first_prompt"] = options.first
             rows = [
-                {**told, **row_of(name, problem, truth, found, seconds, number + 1, there)}
+                {**facts, **row_of(name, problem, truth, found, seconds, number + 1, there)}
                 for name, (found, seconds) in solvers.items()
             ]
-            write(asked.out, [*done, *rows])
+            write(options.out, [*done, *rows])
         done += rows
 
 

@@ -63,13 +63,13 @@ def main() -> None:
     arguments.add_argument(
         "--left-out", nargs="+", default=[*LEFT_OUT, *WITHOUT], help="what to leave out in turn"
     )
-    asked = arguments.parse_args()
+    options = arguments.parse_args()
     rows: list[dict[str, object]] = []
-    for cell, hidden in itertools.product(chosen(asked), asked.hidden):
+    for cell, hidden in itertools.product(chosen(options), options.hidden):
         problem, truth = pose(
-            asked.results, cell.model, cell.block, cell.prompts, mask=f"{hidden}:"
+            options.results, cell.model, cell.block, cell.prompts, mask=f"{hidden}:"
         )
-        for name in asked.left_out:
+        for name in options.left_out:
             begun = time.process_time()
             solver = JointSolver.model_validate({"sweep_found": False, **LEFT_OUT.get(name, {})})
             without = WITHOUT.get(name)
@@ -94,7 +94,7 @@ def main() -> None:
                     ),
                 }
             )
-            write(asked.out, rows)
+            write(options.out, rows)
 
 
 if __name__ == "__main__":

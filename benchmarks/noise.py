@@ -28,11 +28,11 @@ def main() -> None:
     """Sweep every cell and write the table after each."""
     arguments = parser(__doc__, ["flat/1", "transformer/1", "smollm2/1"], prompts=6)
     arguments.add_argument("--hidden", type=int, default=1, help="leading positions hidden")
-    asked = arguments.parse_args()
+    options = arguments.parse_args()
     rows: list[dict[str, object]] = []
-    for cell in chosen(asked):
-        mask = f"{asked.hidden}:"
-        problem, truth = pose(asked.results, cell.model, cell.block, cell.prompts, mask)
+    for cell in chosen(options):
+        mask = f"{options.hidden}:"
+        problem, truth = pose(options.results, cell.model, cell.block, cell.prompts, mask)
         begun = time.perf_counter()
         result = sweep.solve(problem, SweepSolver(first=1, noise=NoiseSettings()), truth)
         spent = time.perf_counter() - begun
@@ -49,7 +49,7 @@ def main() -> None:
                 "block": cell.block,
                 "quantization": cell.checkpoint.facts.quantization,
                 "state": cell.checkpoint.facts.state,
-                "hidden_leading": asked.hidden,
+                "hidden_leading": options.hidden,
                 "swept": len(found),
                 "identifiable": sum(judged.verdict == "identifiable" for judged in found),
                 "rank_one": sum(judged.rank == 1 for judged in found),
@@ -64,7 +64,7 @@ def main() -> None:
                 "seconds_per_sweep": round(spent / len(found), 3),
             }
         )
-        write(asked.out, rows)
+        write(options.out, rows)
 
 
 if __name__ == "__main__":

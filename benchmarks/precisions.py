@@ -61,13 +61,13 @@ def main() -> None:
     cells = [f"{model}/{block}" for block in (1, 8) for model in PRECISIONS]
     arguments = parser(__doc__, cells, prompts=10)
     arguments.add_argument("--wrong", type=int, default=1023, help="wrong candidates a prompt")
-    asked = arguments.parse_args()
+    options = arguments.parse_args()
     rows: list[dict[str, object]] = []
-    for cell in chosen(asked):
+    for cell in chosen(options):
         mask = f"{HIDDEN + 1}:"
-        problem, truth = pose(asked.results, cell.model, cell.block, cell.prompts, mask)
+        problem, truth = pose(options.results, cell.model, cell.block, cell.prompts, mask)
         begun = time.perf_counter()
-        found = [judge(problem, truth, row, asked.wrong) for row in range(len(cell.prompts))]
+        found = [judge(problem, truth, row, options.wrong) for row in range(len(cell.prompts))]
         spent = time.perf_counter() - begun
         facts = cell.checkpoint.facts
         true = torch.tensor([judged.true_residual for judged in found], dtype=torch.float64)
@@ -81,8 +81,8 @@ def main() -> None:
                 "dtype": facts.dtype,
                 "outlier_threshold": facts.outlier_threshold,
                 "prompts": len(found),
-                "tokens": asked.tokens,
-                "candidates": 1 + asked.wrong,
+                "tokens": options.tokens,
+                "candidates": 1 + options.wrong,
                 "repeated_greatest": float(repeated(problem, truth).max()),
                 "floor_median": float(floor.median()),
                 "floor_greatest": float(floor.max()),
@@ -100,7 +100,7 @@ def main() -> None:
                 "seconds_per_prompt": round(spent / len(found), 3),
             }
         )
-        write(asked.out, rows)
+        write(options.out, rows)
 
 
 if __name__ == "__main__":

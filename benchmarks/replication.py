@@ -17,7 +17,7 @@ from common import write
 from tokinfo.tables.replication import counts
 
 DROPPED = ("model_digests", "note", "prompt", "device")
-"""Columns that the statements' own file has, or that are no figures."""
+"""Columns that the file of statements has, or that are no figures."""
 
 
 def main() -> None:
@@ -26,11 +26,11 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("made_by")
-    asked = parser.parse_args()
-    table = pl.read_parquet(asked.results / "tables" / "replication.parquet")
-    facts = {"made_by": asked.made_by}
+    options = parser.parse_args()
+    table = pl.read_parquet(options.results / "tables" / "replication.parquet")
+    facts = {"made_by": options.made_by}
     rounded = table.drop(DROPPED).with_columns(pl.col(pl.Float64).round_sig_figs(4))
-    write(asked.out, [row | facts for row in rounded.rename({"command": "would_run"}).to_dicts()])
+    write(options.out, [row | facts for row in rounded.rename({"command": "would_run"}).to_dicts()])
     print(counts(table))
 
 

@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python benchmarks/scale.py docs/evidence/scale.csv --cells 1000 10000 50000
 
-Each study is planned by a dry run of its own (nothing of it has run yet). Times are processor
+Each study is planned by one dry run (nothing of it has run yet). Times are processor
 seconds, which a busy machine changes little; memory is the largest resident set. The last row is
 extrapolated from the two largest studies as a straight line, and says so.
 """
@@ -87,18 +87,18 @@ def extrapolated(rows: list[dict[str, Any]], cells: int) -> dict[str, Any]:
 
 def main() -> None:
     """Plan every size and write the table after each."""
-    asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("out", type=Path)
-    asked.add_argument("--cells", type=int, nargs="+", default=[1000, 10_000, 50_000])
-    asked.add_argument("--extrapolate", type=int, default=100_000)
-    told = asked.parse_args()
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("out", type=Path)
+    arguments.add_argument("--cells", type=int, nargs="+", default=[1000, 10_000, 50_000])
+    arguments.add_argument("--extrapolate", type=int, default=100_000)
+    options = arguments.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         copy_repository(Path(scratch))
-        for cells in told.cells:
+        for cells in options.cells:
             rows.append(planned(cells, Path(scratch)))
-            further = [extrapolated(rows, told.extrapolate)] if len(rows) > 1 else []
-            write(told.out, rows + further)
+            further = [extrapolated(rows, options.extrapolate)] if len(rows) > 1 else []
+            write(options.out, rows + further)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Corpus, tokenizer, passages and trained models are the workflow's, in the study'
 comes after them is done here as its rules do it (`prepare`, `embedding`, `invert`), without a
 process for each cell. Cells whose file is there are not run again. CONFIG overrides the study, as
 on Snakemake's command line: `passages={held-out: {count: 12}}`. The widest models are dear:
-cells that ran with fewer passages, in results of their own (`results=results/few`), enter the table
+cells that ran with fewer passages, in other results (`results=results/few`), enter the table
 with `--also FILES`; its column `prompts` says how many each point has.
 """
 
@@ -54,7 +54,7 @@ def prepared(plan: Plan, cell: Cell, results: Path) -> tuple[Path, Path]:
 
 
 def main() -> None:
-    """Run the cells asked for and write the table after each."""
+    """Run the requested cells and write the table after each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", type=Path)
     parser.add_argument("out", type=Path)
@@ -62,21 +62,21 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", required=True, help="patterns of their files")
     parser.add_argument("--also", nargs="+", default=[], type=Path, help="files of other cells")
     parser.add_argument("--config", nargs="*", default=[], help="KEY=YAML, over the study")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    over = parse(asked.config)
+    over = parse(options.config)
     try:
-        study = load_study(asked.study, over)
+        study = load_study(options.study, over)
     except StudyError as error:
         parser.error(str(error))
     plan, results = Plan(study), Path(study.results)
     chosen = [
         cell
-        for pattern in asked.cells
+        for pattern in options.cells
         for path, cell in plan.cells.items()
         if fnmatch.fnmatch(path, pattern)
     ]
-    files: list[Path] = list(asked.also)
+    files: list[Path] = list(options.also)
     for cell in dict.fromkeys(chosen):
         file = results / cell.path
         if not file.exists():
@@ -94,7 +94,7 @@ def main() -> None:
             )
             print(f"{cell.path}: {time.perf_counter() - begun:.0f} s", flush=True)
         files.append(file)
-        write(asked.out, points(files, asked.axis))
+        write(options.out, points(files, options.axis))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ r"""Peak memory of preparing and inverting blocks as wide as Llama-2 70B's, stag
         --size llama-2-7b --precisions int8 nf4 bfloat16 float32 --blocks 2
 
 A random model of that width (four blocks, bfloat16, one shard a block; 8 GB) is written to the
-directory SCRATCH, which must not exist and is removed at the end. Every stage is a process of its
-own, whose largest resident memory (VmHWM) is recorded; pages of files that it has mapped count.
+directory SCRATCH, which must not exist and is removed at the end. Every stage is a process,
+whose largest resident memory (VmHWM) is recorded; pages of files that it has mapped count.
 """
 
 from __future__ import annotations
@@ -168,11 +168,11 @@ def peak() -> int:
 
 
 def stage(scratch: Path, size: str, name: str, precision: str, blocks: int) -> dict[str, Any]:
-    """Run one stage in a process of its own and return what it took."""
-    asked = ["--size", size, "--stage", name, "--precisions", precision, "--blocks", str(blocks)]
+    """Run one stage in a new process and return what it took."""
+    flags = ["--size", size, "--stage", name, "--precisions", precision, "--blocks", str(blocks)]
     begun = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, __file__, str(scratch), "", *asked],
+        [sys.executable, __file__, str(scratch), "", *flags],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -201,15 +201,15 @@ def main() -> None:
         "--precisions", nargs="+", default=["int8"], choices=[*DTYPES, "int8", "nf4"]
     )
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 2, 4])
-    asked = parser.parse_args()
-    first, least = asked.precisions[0], asked.blocks[0]
-    if asked.stage:
+    options = parser.parse_args()
+    first, least = options.precisions[0], options.blocks[0]
+    if options.stage:
         baseline, found = peak(), None
-        if asked.stage == "make":
-            make(asked.scratch / "full", asked.size)
+        if options.stage == "make":
+            make(options.scratch / "full", options.size)
         else:
-            found = STAGES[asked.stage](asked.scratch, first, least)
-        held = weight_files(checkpoint(asked.scratch, first, least))
+            found = STAGES[options.stage](options.scratch, first, least)
+        held = weight_files(checkpoint(options.scratch, first, least))
         sizes = {
             "imports_gb": round(baseline / 1e9, 2),
             "peak_gb": round(peak() / 1e9, 2),
@@ -217,17 +217,17 @@ def main() -> None:
         }
         print(json.dumps({**sizes, **(found or {})}))
         return
-    asked.scratch.mkdir()
+    options.scratch.mkdir()
     plan = [("make", first, 0)]
-    plan += [("prepare", name, blocks) for name in asked.precisions for blocks in asked.blocks]
+    plan += [("prepare", name, blocks) for name in options.precisions for blocks in options.blocks]
     plan += [(name, first, least) for name in ("load", "adam", "sweep")]
     rows = []
     try:
         for name, precision, blocks in plan:
-            rows.append(stage(asked.scratch, asked.size, name, precision, blocks))
-        write(asked.out, rows)
+            rows.append(stage(options.scratch, options.size, name, precision, blocks))
+        write(options.out, rows)
     finally:
-        shutil.rmtree(asked.scratch)
+        shutil.rmtree(options.scratch)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How near a sweep comes to the machine's own matrix products of the same shapes.
+"""How near a sweep comes to the machine's matrix products of the same shapes.
 
     python benchmarks/sweep_rate.py RESULTS TEXT docs/evidence/sweep_rate.csv --cells smollm2/1
 
 The floor of a sweep is the matrix products of its blocks: one of each linear layer's shape for
 every batch of candidates. They are timed bare, in the same process and between two sweeps, and
 their time over the sweep's is the share of the machine's rate that a sweep reaches, in the median
-of some turns. Times are of the processor, which other work on the machine lengthens least (by a
+of some rounds. Times are of the processor, which other work on the machine lengthens least (by a
 tenth or two still: a share may come out above 1); run it with one thread. Memory is the process's
 peak, model and vocabulary included, and how much of it came with the sweep.
 """
@@ -45,23 +45,23 @@ def peak_mb() -> float:
 
 
 def main() -> None:
-    """Time products and sweeps in turns and write the table."""
+    """Time products and sweeps alternately and write the table."""
     arguments = parser(__doc__, ["smollm2/1"], prompts=1)
     arguments.add_argument("--candidates", type=int, default=8192)
     arguments.add_argument("--turns", type=int, default=9)
-    asked = arguments.parse_args()
+    options = arguments.parse_args()
     rows: list[dict[str, object]] = []
-    for cell in chosen(asked):
-        problem, truth = pose(asked.results, cell.model, cell.block, cell.prompts[:1], mask="1:")
+    for cell in chosen(options):
+        problem, truth = pose(options.results, cell.model, cell.block, cell.prompts[:1], mask="1:")
         around = problem.decoder.embedding[truth[0]]
-        candidates = problem.decoder.ids[: asked.candidates]
+        candidates = problem.decoder.ids[: options.candidates]
         batcher = Batcher()
         before = peak_mb()
         # Once for the batch size to be found.
         Substitution(problem, around, 0, batcher).residuals(candidates)
         shares = []
-        for _ in range(asked.turns):
-            bare, work = products(problem, batcher.size * asked.tokens, 8)
+        for _ in range(options.turns):
+            bare, work = products(problem, batcher.size * options.tokens, 8)
             begun = time.process_time()
             Substitution(problem, around, 0, batcher).residuals(candidates)
             spent = (time.process_time() - begun) * batcher.size / len(candidates)
@@ -73,7 +73,7 @@ def main() -> None:
                 "model": cell.model,
                 "block": cell.block,
                 "candidates": len(candidates),
-                "positions": asked.tokens,
+                "positions": options.tokens,
                 "batch": batcher.size,
                 "matrix_gflops": round(rate, 1),
                 "share_of_matrix_rate": round(share, 3),
@@ -83,7 +83,7 @@ def main() -> None:
                 "peak_mb_of_sweep": round(peak_mb() - before),
             }
         )
-        write(asked.out, rows)
+        write(options.out, rows)
 
 
 if __name__ == "__main__":
