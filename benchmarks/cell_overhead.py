@@ -3,8 +3,8 @@
     python benchmarks/cell_overhead.py RESULTS docs/evidence/cell_overhead.csv MODEL [MODEL ...]
 
 RESULTS is the results directory of a study that has probed the models. Each cell is run a few times
-as the workflow runs it, in a process each; the solver's time, as it reports it, is taken off. The floor is a process that imports torch (and, for models that are not mixers,
-transformers) and ends.
+as the workflow runs it, in a process each; the solver's time, as it reports it, is taken off. The
+floor is a process that imports torch (and, for models that are not mixers, transformers) and ends.
 """
 
 from __future__ import annotations
