@@ -47,29 +47,29 @@ def test_the_finding_is_computed_from_the_table(tmp_path: Path) -> None:
     assert "Of 10 hidden tokens (1 setting, 10 prompts) descent found" in page.text
 
 
-def test_controls_that_fail_are_said_to(tmp_path: Path) -> None:
-    assert "All come out so." in write(everything(), tmp_path).text
+def test_the_page_says_which_controls_fail(tmp_path: Path) -> None:
+    assert "All results are as they must be." in write(everything(), tmp_path).text
     rows = everything()
     for row in rows:
         if row["mask"] == ":2" and row.get("identified"):
             row["identified"] = "identifiable"
     page = write(rows, tmp_path)
     assert "2 of 2 do not" in page.text
-    assert "All come out so." not in page.text
+    assert "All results are as they must be." not in page.text
 
 
 def shuffled(rows: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:
     return [row | {"target": "shuffled", "verdict": "unexplained"} | changes for row in rows]
 
 
-def test_targets_that_nothing_explains_are_shown_with_what_must_come_out(tmp_path: Path) -> None:
+def test_targets_that_nothing_explains_are_shown_with_the_required_result(tmp_path: Path) -> None:
     control = shuffled(swept_rows(FLAT, around="found"))
     for row in control:
         row |= {"correct": row["prompt_id"] == 0, "target": "of:other"}
         if not row["visible"]:
             row["identified"] = "excluded"
     page = write(everything() + control, tmp_path)
-    assert "All come out so." in page.text
+    assert "All results are as they must be." in page.text
     assert "activations of other" in page.text
     assert "no prompt certified, no position identifiable" in page.text
     came = "0 of 10 prompts certified; 0 of 10 positions identifiable; 1 of 10 hidden tokens found"

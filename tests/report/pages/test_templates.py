@@ -18,7 +18,7 @@ from tokinfo.report.pages.template import TEMPLATES, write_page
 FILES = sorted(TEMPLATES.list_templates())
 PAGES = {name.removesuffix(".html") for name in FILES if not name.startswith("_")}
 MODULES = [f"tokinfo.report.pages.{page}" for page in sorted(PAGES)]
-OTHERS = ["tokinfo.cell", "tokinfo.report.figures.draw", "tokinfo.tables.replication"]
+OTHERS = ["tokinfo.cell", "tokinfo.report.figures.recovery", "tokinfo.tables.replication"]
 
 
 def test_an_installed_package_has_every_template() -> None:
