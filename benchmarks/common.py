@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tokinfo.io.provenance import git_commit, versions
+from tokinfo.io.provenance import versions
 
 
 def machine() -> dict[str, str]:
@@ -30,8 +31,15 @@ def machine() -> dict[str, str]:
         "gpu": device,
         "torch": versions()["torch"],
         "transformers": versions()["transformers"],
-        "commit": git_commit() or "unknown",
+        "commit": commit(Path(__file__).parent),
     }
+
+
+def commit(repository: Path) -> str:
+    """Return the commit that a clone is at, `-dirty` with changes, or "unknown"."""
+    command = ["git", "-C", str(repository), "describe", "--always", "--dirty", "--abbrev=40"]
+    done = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
 
 
 def seconds(function: Callable[[], object], repeats: int = 3) -> float:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import subprocess
 import sys
@@ -9,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.example_study import example
 from tokinfo.io import provenance
-from tokinfo.io.provenance import code_digest, git_commit, settings_digest, versions
-from tokinfo.study.study import Study
+from tokinfo.io.provenance import code_digest, versions
 
 Digest = Callable[..., str]
 
@@ -222,60 +219,8 @@ def test_a_second_call_costs_next_to_nothing() -> None:
     assert provenance._read.cache_info() == before
 
 
-def test_settings_with_the_same_content_have_the_same_digest() -> None:
-    text = '{"a":[1,2],"b":{"c":null,"d":"\\u00e9"}}'
-    expected = hashlib.sha256(text.encode()).hexdigest()
-    assert settings_digest({"b": {"d": "é", "c": None}, "a": (1, 2)}) == expected
-    assert settings_digest({"a": [2, 1]}) != settings_digest({"a": [1, 2]})
-
-
-def test_settings_may_hold_parts_of_a_study_and_paths() -> None:
-    study = Study.model_validate(example())
-    dumped = study.solvers["adam"].model_dump(mode="json")
-    assert settings_digest([study.solvers["adam"], Path("a/b")]) == settings_digest([dumped, "a/b"])
-
-
-def test_settings_without_a_json_form_are_refused() -> None:
-    with pytest.raises(TypeError, match="object have no JSON form"):
-        settings_digest({"a": object()})
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        settings_digest({"a": float("nan")})
-
-
 def test_versions_are_those_of_the_installed_packages() -> None:
     found = versions()
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["torch"] == importlib.metadata.version("torch")
     assert {"tokinfo", "transformers", "bitsandbytes", "snakemake", "polars", "numpy"} <= set(found)
-
-
-def git(directory: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    done = subprocess.run(
-        ["git", "-C", str(directory), *identity, *arguments],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.strip()
-
-
-def test_the_commit_is_that_of_the_code_and_says_when_it_was_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code = tmp_path / "provenance.py"
-    code.write_text("x = 1\n")
-    monkeypatch.setattr(provenance, "__file__", str(code))
-
-    def fresh() -> str | None:
-        git_commit.cache_clear()
-        return git_commit()
-
-    git(tmp_path, "init", "-q")
-    assert fresh() is None  # in a repository that it is no part of
-    git(tmp_path, "add", "provenance.py")
-    git(tmp_path, "commit", "-q", "-m", "one")
-    assert fresh() == git(tmp_path, "rev-parse", "HEAD")
-    code.write_text("x = 2\n")
-    assert fresh() == git(tmp_path, "rev-parse", "HEAD") + "-dirty"
-    git_commit.cache_clear()

@@ -1,9 +1,9 @@
-"""Where a result comes from: digests of code and settings, versions, the commit.
+"""Where a result comes from: a digest of the code that makes it, and versions.
 
-Digests decide what the workflow runs again, so they are taken over what a change must alter:
-of code its syntax tree, without comments, layout and words for readers; of settings their
-canonical JSON. This module does not import the code that it digests, and imports the standard
-library alone: the Snakefile calls it in every cluster job.
+Digests decide what the workflow runs again, so they are taken over what a change must alter: the
+syntax tree, without comments, layout and words for readers. This module does not import the code
+that it digests, and imports the standard library alone: the Snakefile calls it in every cluster
+job.
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.metadata
-import json
 import platform
-import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1]
 RECORDED = (
@@ -174,33 +171,6 @@ def _imported(node: ast.AST, here: str) -> Iterator[str]:
             yield str(first.value)
 
 
-def settings_digest(settings: Any) -> str:
-    """Return the SHA-256 of settings as canonical JSON: the order of keys does not count.
-
-    Raises:
-        TypeError: something in them has no JSON form.
-        ValueError: a number in them is not finite.
-    """
-    text = json.dumps(
-        settings,
-        sort_keys=True,
-        separators=(",", ":"),
-        ensure_ascii=True,
-        allow_nan=False,
-        default=_plain,
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Path):
-        return value.as_posix()
-    dump = getattr(value, "model_dump", None)
-    if dump is not None:
-        return dump(mode="json")
-    raise TypeError(f"settings of type {type(value).__name__} have no JSON form: {value!r}")
-
-
 @cache
 def _versions() -> tuple[tuple[str, str | None], ...]:
     found: list[tuple[str, str | None]] = [("python", platform.python_version())]
@@ -218,24 +188,3 @@ def versions() -> dict[str, str | None]:
     Read from the packages' metadata, so that none of them is imported for it.
     """
     return dict(_versions())
-
-
-@cache
-def git_commit() -> str | None:
-    """Return the commit this code is at (`-dirty` with changes), or None outside its repository."""
-    file = Path(__file__).resolve()
-    git = ["git", "-C", str(file.parent)]
-    try:
-        # Installed into an environment that lies in some other repository, it is not in that.
-        subprocess.run([*git, "ls-files", "--error-unmatch", file.name], check=True, **_QUIET)
-        done = subprocess.run(
-            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            check=True,
-            **_QUIET,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
-
-
-_QUIET: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60}

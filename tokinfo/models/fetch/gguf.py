@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import itertools
+import json
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,7 +26,7 @@ import torch
 from tokinfo.io.atomic import new_directory
 from tokinfo.io.errors import FetchError, first_line
 from tokinfo.io.locks import exclusive
-from tokinfo.io.provenance import code_digest, settings_digest
+from tokinfo.io.provenance import code_digest
 from tokinfo.models.checkpoint import quiet, read_config, shorter
 from tokinfo.models.fetch.partial import held_tensors, link, write_index
 from tokinfo.models.parts import EMBEDDING, block_file
@@ -69,8 +70,9 @@ class GgufModel:
         What other code or libraries made of it is deleted.
         """
         makers = {name: importlib.metadata.version(name) for name in ("transformers", "gguf")}
-        digest = settings_digest({**makers, "code": code_digest("tokinfo.models.fetch.gguf")})
-        kept = self.root / digest[:16]
+        makers["code"] = code_digest("tokinfo.models.fetch.gguf")
+        text = json.dumps(makers, sort_keys=True, separators=(",", ":"))
+        kept = self.root / hashlib.sha256(text.encode()).hexdigest()[:16]
         if self.root.is_dir():
             for other in self.root.iterdir():
                 if other not in (kept, self.scratch):
