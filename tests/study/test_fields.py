@@ -1,4 +1,4 @@
-"""What does not fit inside one entry is said beside its field, and hides nothing else."""
+"""What does not fit inside one entry is reported beside its field, and hides nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command line says over a study's files: read as Snakemake does, and said again."""
+"""What the command line sets over a study's files: read as Snakemake does, and written again."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ def test_values_are_read_as_snakemake_reads_them(entries: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "told"),
+    ("entry", "message"),
     [
         ("run", "--config run: not of the form KEY=VALUE"),
         ("2a=1", "--config 2a=1: not of the form KEY=VALUE"),
         ("run=[a", "--config run=[a: not valid YAML: "),
     ],
 )
-def test_what_cannot_be_read_is_named(entry: str, told: str) -> None:
+def test_what_cannot_be_read_is_named(entry: str, message: str) -> None:
     with pytest.raises(ValueError, match="--config") as raised:
         parse([entry])
-    assert str(raised.value).startswith(told)
+    assert str(raised.value).startswith(message)
     assert "\n" not in str(raised.value)
 
 
 @given(st.dictionaries(KEYS, VALUES, max_size=4))
-def test_values_that_are_said_again_are_the_same(values: dict[str, Any]) -> None:
+def test_values_that_are_written_again_are_the_same(values: dict[str, Any]) -> None:
     assert parse(arguments(values)) == values
 
 

@@ -19,7 +19,7 @@ texts = st.one_of(
 
 
 def python_slice(text: str, length: int) -> list[int]:
-    """What Python itself makes of the text; an index outside shows nothing."""
+    """What Python makes of the text; an index outside leaves nothing visible."""
     positions = list(range(length))
     if ":" in text:
         return positions[slice(*(int(part) if part else None for part in text.split(":")))]
@@ -44,7 +44,7 @@ def test_slug_is_one_to_one_and_safe_in_a_file_name(first: str, second: str) -> 
 
 
 @given(texts, texts)
-def test_equal_masks_show_the_same_and_text_is_canonical(first: str, second: str) -> None:
+def test_equal_masks_leave_the_same_visible_and_text_is_canonical(first: str, second: str) -> None:
     one, two = Mask(first), Mask(second)
     assert Mask(one.text) == one
     if one == two:
@@ -54,12 +54,12 @@ def test_equal_masks_show_the_same_and_text_is_canonical(first: str, second: str
 @pytest.mark.parametrize("text", [":", "0:", "::", "::1", "0::1", " : "])
 def test_every_way_to_write_the_full_mask_is_the_full_mask(text: str) -> None:
     assert Mask(text) == Mask(":")
-    assert not Mask(text).hides_by_design
+    assert not Mask(text).hides
 
 
 @pytest.mark.parametrize("text", [":100", "-100:", "1:", "-1", "::2", ":0"])
 def test_a_mask_with_a_limit_is_meant_to_hide_even_where_it_reaches_nothing(text: str) -> None:
-    assert Mask(text).hides_by_design
+    assert Mask(text).hides
 
 
 @pytest.mark.parametrize(

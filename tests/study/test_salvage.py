@@ -28,7 +28,7 @@ def test_mistakes_of_form_do_not_hide_those_of_sense() -> None:
         ("grids[0].sites[0]", "beyond the depth of `flat` (2 blocks), `llama` (4 blocks)"),
         ("grids[0].masks[2]", "is not a mask"),
         ("prompts.sky[1]", "more than n_ctx"),
-        ("grids[0].masks[1]", "shows no position"),
+        ("grids[0].masks[1]", "leaves no visible position"),
     ]
     for key, reason in expected:
         assert any(m.key == key and says(m, reason) for m in found), (key, reason, found)

@@ -65,7 +65,7 @@ def with_grids(chosen: list[Grid]) -> Study:
 
 def meaning(study: Study, grid: Grid) -> set[tuple[Any, ...]]:
     """What a grid stands for, written down independently of `Study.cells`."""
-    asked = {
+    searches = {
         (v, p, o, g, e)
         for v in grid.metrics
         for p in grid.parametrisations
@@ -73,7 +73,7 @@ def meaning(study: Study, grid: Grid) -> set[tuple[Any, ...]]:
         for g in grid.targets
         for e in grid.seeds
     }
-    asked |= {(grid.metrics[0], "embedding", o, "own", grid.seeds[0]) for o in grid.identify}
+    searches |= {(grid.metrics[0], "embedding", o, "own", grid.seeds[0]) for o in grid.identify}
     return {
         (m, str(Site.parse(s).resolve(study.source_of(m).blocks)), Mask(k).text, *how, r, c, a, t)
         for m in grid.models
@@ -83,7 +83,7 @@ def meaning(study: Study, grid: Grid) -> set[tuple[Any, ...]]:
         for c in grid.causal
         for a in grid.padding
         for t in grid.prompts
-        for how in asked
+        for how in searches
     }
 
 
@@ -130,7 +130,7 @@ def test_the_files_of_cells_that_explain_their_own_prompts_say_nothing_of_target
     assert (cell.models, other.models) == (("flat",), ("flat", "flat-b"))
 
 
-def test_identify_asks_once_in_each_setting_and_repeats_no_cell() -> None:
+def test_identify_runs_once_in_each_setting_and_repeats_no_cell() -> None:
     raw = put(example(), ("solvers", "sweep"), {"kind": "sweep"})
     plain = raw["grids"][0] | {"models": ["flat"], "sites": ["block.1"], "masks": ["1:"]}
     wide = plain | {"metrics": ["cosine", "l1"], "seeds": [3, 4], "targets": ["own", "shuffled"]}

@@ -39,7 +39,9 @@ def test_passages_are_counted_and_checked_like_other_prompts(
     counts = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
     assert counts == {"p": [3], "drawn": [4, 2]}
     arguments["uses"].append(["drawn", "3:", "none"])
-    with pytest.raises(PromptError, match=r"mask '3:' shows no position of passages\.drawn\[1\]"):
+    with pytest.raises(
+        PromptError, match=r"mask '3:' leaves no visible position of passages\.drawn\[1\]"
+    ):
         check_prompts(arguments, tokenizer, tmp_path / "p.json", [file])
 
 
@@ -53,7 +55,10 @@ def test_counts_are_written_when_all_is_well(tokenizer: Path, tmp_path: Path) ->
     ("arguments", "message"),
     [
         (settings(["abcdefghi"], (":", "none")), "9 tokens, more than n_ctx = 8"),
-        (settings(["ab"], ("2:", "none")), "mask '2:' shows no position of prompts.p[0] = 'ab'"),
+        (
+            settings(["ab"], ("2:", "none")),
+            "mask '2:' leaves no visible position of prompts.p[0] = 'ab'",
+        ),
         (settings(["abc"], (":3", "none")), "mask ':3' hides no position"),
     ],
 )

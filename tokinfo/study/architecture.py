@@ -89,8 +89,8 @@ def built(source: Built, vocabulary: int) -> Architecture:
 def read_architecture(config: Mapping[str, Any]) -> Architecture:
     """Return the sizes of the model that a config.json describes.
 
-    Biases and norms count where they are the families' own habit; a family that is not built
-    like Llama, GPT-2 or their relatives comes out roughly right.
+    Biases and norms count in the families that have them. For a family unlike Llama, GPT-2 and
+    their relatives the sizes are rough.
 
     Raises:
         ValueError: it does not say how deep, wide or many-worded the model is.
@@ -155,7 +155,7 @@ def architecture_of(source: Pretrained, fetched: Path | None = None) -> Architec
     """Return the sizes of a source's model, from what is at hand without a network.
 
     That is what the study says of it, the directory it is in, or ``fetched``, where an earlier
-    run has put its config.json. None: nothing is known yet, or it makes no sense.
+    run has put its config.json. None: there is none yet, or it makes no sense.
     """
     if isinstance(source.config, dict):
         return read_architecture(source.config)  # checked with the study
@@ -170,7 +170,7 @@ def architecture_of(source: Pretrained, fetched: Path | None = None) -> Architec
 
 
 def estimate(source: Pretrained) -> Architecture:
-    """Return sizes for a model of which only the depth is known: rather too much than too little.
+    """Return sizes estimated from a model's depth alone, rather too large than too small.
 
     A GGUF weight takes four bits or more, and no wheel of the package index 100 MB. Any other
     model is taken to be as wide as large ones are for their depth (about 100 to 128 a block:
@@ -189,25 +189,27 @@ def estimate(source: Pretrained) -> Architecture:
 
 
 def mistakes(path: tuple[str, str], source: Pretrained) -> Iterator[Mistake]:
-    """Yield what is wrong with what a study says of a source's sizes, and with its GGUF file."""
+    """Yield the mistakes in a source's stated sizes, and in its GGUF file."""
     if isinstance(source, GgufSource) and not Path(source.path).expanduser().is_file():
         yield Mistake((*path, "path"), source.path, "there is no such file", "a GGUF file")
-    where, said = (*path, "config"), source.config
-    if said is None:
+    where, config = (*path, "config"), source.config
+    if config is None:
         return
-    if isinstance(said, str):
+    if isinstance(config, str):
         try:
-            said = json.loads(Path(said).read_text(encoding="utf-8"))
+            config = json.loads(Path(config).read_text(encoding="utf-8"))
         except OSError:
-            yield Mistake(where, said, "there is no such file", "a copy of the model's config.json")
+            yield Mistake(
+                where, config, "there is no such file", "a copy of the model's config.json"
+            )
             return
         except ValueError:
-            said = None
-    if not isinstance(said, dict):
+            config = None
+    if not isinstance(config, dict):
         yield Mistake(where, source.config, "is not a JSON object", "the model's config.json")
         return
     try:
-        found = read_architecture(said)
+        found = read_architecture(config)
     except ValueError as error:
         yield Mistake(where, MISSING, str(error), "the model's config.json")
         return
@@ -221,4 +223,4 @@ def _read(path: Path) -> Architecture | None:
     try:
         return read_architecture(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, AttributeError):
-        return None  # whoever loads the model says what is wrong with it
+        return None  # the loader says what is wrong with it

@@ -38,7 +38,7 @@ class Cell(Strict):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models it loads: its own, and the one whose activations it explains if another."""
+        """The models it loads: the probed one, and any other whose activations it explains."""
         other = other_model(self.target)
         return (self.model,) if other is None else (self.model, other)
 

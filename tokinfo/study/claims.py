@@ -1,7 +1,7 @@
 """What the source chapter states: one row per measured statement, and the models it is about.
 
-The rows are facts (`data/claims.yaml`); which cells of a study answer one is said by the study
-(`Replication`), and whether they agree is computed from them (`tokinfo.tables.replication`).
+The rows are facts (`data/claims.yaml`); the study says which cells test one (`Replication`),
+and whether they agree is computed from them (`tokinfo.tables.replication`).
 
 This module imports neither torch nor transformers: the study names rows by their ids.
 """
@@ -66,18 +66,19 @@ class Claim(Strict):
     prompt: str = Field(min_length=1, description="The text that was to be found.")
     restricted_to: str | None = Field(None, description="Only tokens of this text are candidates.")
     published: list[str] = Field(
-        default_factory=list, description="The text that came out, best first; empty: none printed."
+        default_factory=list,
+        description="The text that was decoded, best first; empty: none printed.",
     )
     found: bool | None = Field(
         None,
-        description="Whether the tokens in question came out: the hidden ones, or where the mask "
+        description="Whether the tokens in question were found: the hidden ones, or where the mask "
         "hides none, all of them.",
     )
     share: tuple[Real, Real] | None = Field(
-        None, description="In place of `found`: share of initialisations in which they did."
+        None, description="In place of `found`: share of initialisations in which they were."
     )
     top_k: Integer = Field(1, ge=1, le=5, description="Decoded tokens that count at a position.")
-    unordered: bool = Field(False, description="A token counts wherever in the prompt it came out.")
+    unordered: bool = Field(False, description="A token counts at any position of the prompt.")
     least: Real = Field(
         1.0, gt=0, le=1, description="Share of the tokens in question that counts as found."
     )
@@ -86,7 +87,7 @@ class Claim(Strict):
     @property
     def hides(self) -> bool:
         """Whether the tokens in question are hidden ones."""
-        return self.mask.hides_by_design
+        return self.mask.hides
 
     @property
     def criterion(self) -> str:
@@ -156,11 +157,11 @@ class Claims(Strict):
             twice = sorted({one for one in ids if ids.count(one) > 1})
             raise ValueError(f"given twice: {', '.join(twice)}")
         for claim in self.statements:
-            known = self.models.get(claim.model)
-            if known is None:
+            model = self.models.get(claim.model)
+            if model is None:
                 raise ValueError(f"claim {claim.id}: unknown model {claim.model!r}")
-            if claim.site.block > known.blocks:
-                raise ValueError(f"claim {claim.id}: {claim.site} of {known.blocks} blocks")
+            if claim.site.block > model.blocks:
+                raise ValueError(f"claim {claim.id}: {claim.site} of {model.blocks} blocks")
         return self
 
 

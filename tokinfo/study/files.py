@@ -92,8 +92,8 @@ def merge(*contents: Mapping[Any, Any]) -> dict[Any, Any]:
     for content in contents:
         for key, value in content.items():
             if isinstance(value, Mapping):
-                known = merged.get(key)
-                merged[key] = merge(known if isinstance(known, Mapping) else {}, value)
+                earlier = merged.get(key)
+                merged[key] = merge(earlier if isinstance(earlier, Mapping) else {}, value)
             else:
                 merged[key] = value
     return merged
@@ -108,14 +108,14 @@ def parse(entries: Iterable[str]) -> dict[str, Any]:
     Raises:
         ValueError: one is not of that form, or its value is not valid YAML.
     """
-    said: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for entry in entries:
         key, equals, text = entry.partition("=")
         text = text.strip("'\"")
         if not equals or not re.fullmatch(r"[a-zA-Z_][\w-]*\w", key):
             raise InvalidError(f"--config {entry}: not of the form KEY=VALUE")
-        said = merge(said, {key: _value(entry, text)})
-    return said
+        values = merge(values, {key: _value(entry, text)})
+    return values
 
 
 def _value(entry: str, text: str) -> Any:
@@ -128,8 +128,8 @@ def _value(entry: str, text: str) -> Any:
         # Numbers inside stay text, as they do there; the study's fields read them.
         return yaml.BaseLoader(text).get_single_data()
     except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or "cannot be read"
-        raise InvalidError(f"--config {entry}: not valid YAML: {problem}") from None
+        reason = getattr(error, "problem", None) or "cannot be read"
+        raise InvalidError(f"--config {entry}: not valid YAML: {reason}") from None
 
 
 def arguments(values: Mapping[str, Any]) -> list[str]:
@@ -168,11 +168,11 @@ def beyond(config: Mapping[Any, Any], files: Iterable[Path | str]) -> dict[Any, 
 def _beyond(whole: Mapping[Any, Any], part: Mapping[Any, Any]) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     for key, value in whole.items():
-        known = part.get(key, MISSING)
-        if isinstance(value, Mapping) and isinstance(known, Mapping):
-            if inner := _beyond(value, known):
+        written = part.get(key, MISSING)
+        if isinstance(value, Mapping) and isinstance(written, Mapping):
+            if inner := _beyond(value, written):
                 found[key] = inner
-        elif value != known:
+        elif value != written:
             found[key] = value
     return found
 

@@ -14,7 +14,7 @@ from tokinfo.study.files import value_at
 from tokinfo.study.mistakes import MISSING, Keys, Mistake, listing, suggestion
 from tokinfo.study.study import Study
 
-_UNSAID = {
+_MESSAGES = {
     "string_pattern_mismatch": "is not of the right form",
     "string_unicode": "has characters that are not text (lone surrogates)",
     "dict_type": "must be a mapping of keys to values",
@@ -62,10 +62,10 @@ def mistake(path: Keys, error: ErrorDetails) -> Mistake:
         )
         return Mistake(path, value, "the name is not allowed", allowed)
     if kind == "extra_forbidden":
-        known = list(_node(loc[:-1]).get("properties", {}))
-        hint = suggestion(path[-1], known)
-        return Mistake(path, value, f"unknown key{hint}", listing(known, "no key"))
-    message = _UNSAID.get(kind) or error["msg"].removeprefix("Input ")
+        keys = list(_node(loc[:-1]).get("properties", {}))
+        hint = suggestion(path[-1], keys)
+        return Mistake(path, value, f"unknown key{hint}", listing(keys, "no key"))
+    message = _MESSAGES.get(kind) or error["msg"].removeprefix("Input ")
     if kind == "string_type" and isinstance(value, int | float):
         message = "should be a text; write it in quotes"
     if kind == "missing":
@@ -119,11 +119,11 @@ def _resolve(node: dict[str, Any]) -> dict[str, Any]:
 def _allowed(loc: Iterable[str | int]) -> str:
     """Return in words what the schema allows at a location of pydantic's."""
     node = _node(loc)
-    said = _values(node)
+    values = _values(node)
     about = str(node.get("description", "")).split(". ")[0].rstrip(".")
-    if said and about:
-        return f"{said} ({about})"
-    return said or about
+    if values and about:
+        return f"{values} ({about})"
+    return values or about
 
 
 def _values(node: Mapping[str, Any]) -> str:
@@ -139,7 +139,7 @@ def _values(node: Mapping[str, Any]) -> str:
         "array": "a list",
         "object": "a mapping",
     }
-    said = [words.get(str(node.get("type")), "")]
+    parts = [words.get(str(node.get("type")), "")]
     for key, text in (
         ("minimum", "at least {}"),
         ("exclusiveMinimum", "above {}"),
@@ -152,5 +152,5 @@ def _values(node: Mapping[str, Any]) -> str:
         ("pattern", "matching {}"),
     ):
         if key in node:
-            said.append(text.format(node[key]))
-    return " ".join(filter(None, said))
+            parts.append(text.format(node[key]))
+    return " ".join(filter(None, parts))

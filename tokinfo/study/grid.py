@@ -57,15 +57,15 @@ class Grid(Strict):
     solvers: list[Name] = Field(
         [],
         description="Names of solvers; may be empty where `identify` names one, in a grid that "
-        "only asks what is there.",
+        "only tests what is identifiable.",
     )
     identify: list[Name] = Field(
         [],
         description="Names of solvers of kind `sweep` or `joint` that say what the activations "
         "identify in the settings of this grid (models, sites, masks, prompts, residual, causal, "
         "padding): one cell by each in every setting, under the first metric and seed, with "
-        "parametrisation `embedding` and target `own`. Which positions: the solver's own "
-        "`positions` and `first`.",
+        "parametrisation `embedding` and target `own`. The solver's `positions` "
+        "and `first` say which positions.",
     )
     prompts: list[Name] = Field(
         min_length=1, description="Names of prompt sets, of `prompts` or of `passages`."
@@ -79,13 +79,13 @@ class Grid(Strict):
     padding: list[Padding] = Field(
         ["none"],
         min_length=1,
-        description="`none`: the prompt's own length; `n_ctx`: padded to n_ctx, pads visible "
+        description="`none`: the prompt's length; `n_ctx`: padded to n_ctx, pads visible "
         "where the mask says so and searched for like any position.",
     )
     targets: list[Annotated[str, _TARGET]] = Field(
         [targets.OWN],
         min_length=1,
-        description="What is to be explained. `own`: the prompt's own activations. Controls, "
+        description="What is to be explained. `own`: the prompt's activations. Controls, "
         "which no prompt explains: `shuffled`, the same with their positions permuted; "
         "`of:MODEL`, another model's of the study, of the same tokenizer and width.",
     )

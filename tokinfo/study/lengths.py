@@ -1,6 +1,6 @@
 """How long prompts are in tokens, and what masks leave of them.
 
-Before a tokenizer exists a prompt's length is known only within bounds, which is enough to
+Before a tokenizer exists a prompt's length is certain only within bounds, which is enough to
 refuse what is certainly wrong; with a tokenizer the bounds meet. Both go the same way.
 """
 
@@ -14,7 +14,7 @@ from typing import Literal
 from tokinfo.study.masks import Mask
 
 # A tokenizer that comes with a model may begin with a special token, end with another and put
-# a space of its own before the text.
+# a space before the text.
 EXTRA_TOKENS = 3
 
 Bounds = tuple[int, int]
@@ -22,13 +22,13 @@ Fault = Literal["empty", "long", "blind", "open"]
 
 
 def bounds(prompt: str, *, pretrained: bool) -> Bounds:
-    """Return the fewest and the most tokens a prompt can have, known without a tokenizer.
+    """Return the fewest and the most tokens a prompt can have, without a tokenizer.
 
     Fewest: one for each run of characters between white space. Byte-level BPE cuts the text
     into pieces before it merges; in every pattern in use white space only ever begins a
     piece, so no token reaches from one word into the next. Most: one for each UTF-8 byte,
     the smallest piece there is; merges only make fewer. A ``pretrained`` tokenizer may add
-    `EXTRA_TOKENS` of its own.
+    `EXTRA_TOKENS`.
 
     >>> bounds("The sky is blue.", pretrained=False)
     (4, 16)
@@ -48,7 +48,7 @@ class Finding:
 
     Attributes:
         fault: `empty`: it has no token; `long`: it has more than n_ctx; `blind`: the mask
-            shows no position; `open`: the mask hides none although it should.
+            leaves no position visible; `open`: the mask hides none although it should.
         prompts: name of the prompt's set.
         index: its place in the set.
         mask: the mask, for `blind` and `open`; otherwise empty.
@@ -98,12 +98,12 @@ def findings(
                 lengths = range(n_ctx, n_ctx + 1)
             if all(mask.count(length) == 0 for length in lengths):
                 yield Finding("blind", name, index, mask.text, (low, high))
-            elif mask.hides_by_design and all(mask.count(n) == n for n in lengths):
+            elif mask.hides and all(mask.count(n) == n for n in lengths):
                 yield Finding("open", name, index, mask.text, (low, high))
 
 
 def sentence(finding: Finding, n_ctx: int) -> str:
-    """Return what a finding says, to go after the prompt or the mask it is about.
+    """Return a finding in words, to follow the prompt or the mask it is about.
 
     >>> sentence(Finding("long", "p", 0, "", (70, 300)), 64)
     'has 70 to 300 tokens, more than n_ctx = 64'
@@ -112,5 +112,5 @@ def sentence(finding: Finding, n_ctx: int) -> str:
         return "has no token"
     if finding.fault == "long":
         return f"has {finding.length}, more than n_ctx = {n_ctx}"
-    verb = "shows" if finding.fault == "blind" else "hides"
-    return f"{verb} no position"
+    verb = "leaves no visible" if finding.fault == "blind" else "hides no"
+    return f"{verb} position"

@@ -16,9 +16,9 @@ ALLOWED = "a Python slice or index such as ':', '1:', ':2', '2:5', '::2' or '-1'
 class Mask(Written):
     """The visible positions of a sequence, written as a Python slice or index.
 
-    The text is kept in one canonical form (``0:`` and ``::1`` are ``:``), so that masks that
-    show the same positions at every length are equal and share one slug. Raises InvalidError
-    when ``text`` is neither a slice nor an index.
+    The text is kept in one canonical form (``0:`` and ``::1`` are ``:``): masks that leave the
+    same positions visible at every length are equal and share one slug. Raises InvalidError when
+    ``text`` is neither a slice nor an index.
 
     >>> Mask("1:").visible(4)
     [1, 2, 3]
@@ -52,14 +52,14 @@ class Mask(Written):
 
     @property
     def slice(self) -> slice | int:
-        """The mask as Python's own slice, or an index where it has no colon."""
+        """The mask as a Python slice, or an index where it has no colon."""
         if ":" not in self.text:
             return int(self.text)
         return slice(*(int(part) if part else None for part in self.text.split(":")))
 
     @property
-    def hides_by_design(self) -> bool:
-        """Whether the mask is meant to hide something (every mask but the full one is)."""
+    def hides(self) -> bool:
+        """Whether the mask hides positions of a long enough prompt: every mask but `:` does."""
         return self.text != ":"
 
     @property
@@ -95,7 +95,7 @@ class Mask(Written):
 
     def visible(self, length: int) -> list[int]:
         """Return the visible positions of a sequence of ``length`` tokens, in order."""
-        return list(self._shown(length))
+        return list(self._positions(length))
 
     def count(self, length: int) -> int:
         """Return how many of ``length`` positions are visible, in constant time.
@@ -103,9 +103,9 @@ class Mask(Written):
         >>> Mask("1:").count(4)
         3
         """
-        return len(self._shown(length))
+        return len(self._positions(length))
 
-    def _shown(self, length: int) -> range:
+    def _positions(self, length: int) -> range:
         where = self.slice
         if isinstance(where, slice):
             return range(length)[where]

@@ -90,13 +90,13 @@ def show(value: object) -> str:
     return _SHORT.repr(value)
 
 
-def suggestion(value: object, known: Iterable[str]) -> str:
+def suggestion(value: object, names: Iterable[str]) -> str:
     """Return a hint at the name that was probably meant, or nothing.
 
     >>> suggestion("flta", ["flat", "expanded"])
     ' (did you mean `flat`?)'
     """
-    close = difflib.get_close_matches(str(value), list(known), n=1)
+    close = difflib.get_close_matches(str(value), list(names), n=1)
     return f" (did you mean `{close[0]}`?)" if close else ""
 
 

@@ -1,4 +1,4 @@
-"""How activations are compared and who searches: the settings of metrics and solvers."""
+"""How activations are compared and searched for: the settings of metrics and solvers."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ class ChapterSolver(SolverBase):
 
 
 class AdamSolver(SolverBase):
-    """Adam from the embedding's own mean and scale, several starts at once."""
+    """Adam from the embedding matrix's mean and scale, several starts at once."""
 
     kind: Literal["adam"] = Field("adam", description="Adam with restarts and a stopping rule.")
     steps: Integer = Field(300, ge=1, description="Most descent steps.")
     learning_rate: Real = Field(
         0.2,
         gt=0,
-        description="Step in units of the embedding matrix's own standard deviation "
+        description="Step in units of the embedding matrix's standard deviation "
         "(vocabulary parametrisation: scaled so that the embedding moves about as far).",
     )
     final_share: Real = Field(
@@ -78,7 +78,7 @@ class AdamSolver(SolverBase):
     )
     second_moment: Literal["component", "row"] = Field(
         "component",
-        description="What a step is divided by: the root of each component's own mean square "
+        description="What a step is divided by: the root of each component's mean square "
         "gradient (Adam), or of the whole row's, which keeps the gradient's direction.",
     )
     nearest_penalty: Real = Field(
@@ -127,7 +127,7 @@ class SequentialSolver(Strict):
     expected: Integer = Field(
         256,
         ge=0,
-        description="Most tokens tried of those that the model itself expects next; as many of "
+        description="Most tokens tried of those that the model expects next; as many of "
         "them as would have paid for the tokens found so far (0: none).",
     )
     steps: Integer = Field(20, ge=1, description="Descent steps for one token in one attempt.")
@@ -171,9 +171,9 @@ class NoiseSettings(Strict):
 
 
 class SweepSolver(Strict):
-    """Every token at each hidden position, the others known: what is identifiable at best."""
+    """Not an attack: given the other tokens, every candidate for one position is tested."""
 
-    kind: Literal["sweep"] = Field("sweep", description="Exhaustive, the other tokens known.")
+    kind: Literal["sweep"] = Field("sweep", description="Exhaustive, given the other tokens.")
     decode: DecodeSettings = Field(
         default_factory=lambda: DecodeSettings(), description="Which tokens are candidates."
     )
@@ -189,7 +189,7 @@ class SweepSolver(Strict):
 
 
 class JointSolver(Strict):
-    """Nothing known: descent, then search over tokens until the activations match."""
+    """Given no token: descent, then search over tokens until the activations match."""
 
     kind: Literal["joint"] = Field("joint", description="Descent, then search over tokens.")
     decode: DecodeSettings = Field(
@@ -223,8 +223,8 @@ class JointSolver(Strict):
     detection_rounds: Integer = Field(
         8,
         ge=1,
-        description="Times that a detection judges every position, each time knowing more of what "
-        "the others may hold (1: once, as if they held anything).",
+        description="Times that a detection judges every position, each time with a better "
+        "estimate of the others' tokens (1: once, with any token possible there).",
     )
     combinations: Integer = Field(
         1024,

@@ -122,7 +122,7 @@ class Passages(Strict):
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """The number of tokens of each passage, known before any is drawn.
+        """The number of tokens of each passage, fixed before any is drawn.
 
         >>> Passages(corpus="c", tokenizer="t", count=4, tokens=[8, 11]).lengths
         (8, 9, 10, 11)
@@ -194,8 +194,8 @@ class MixerSource(Strict):
 
 def _rotary(heads: int, width: int) -> None:
     """Rotary positions need heads of an even size."""
-    known = range(1, min(width // 2, 1024) + 1)
-    fitting = [str(n) for n in known if width % n == 0 and width // n % 2 == 0]
+    counts = range(1, min(width // 2, 1024) + 1)
+    fitting = [str(n) for n in counts if width % n == 0 and width // n % 2 == 0]
     if str(heads) not in fitting:
         raise misfit(
             f"does not divide d_model = {width}"
@@ -227,10 +227,10 @@ class PretrainedBase(Strict):
     """Fields of every source whose weights come from elsewhere."""
 
     blocks: Integer = Field(
-        ge=1, description="Its number of decoder blocks; checked against the model's own config."
+        ge=1, description="Its number of decoder blocks; checked against the model's config."
     )
     n_ctx: Integer = Field(
-        2048, ge=2, description="Longest prompt accepted, at most the model's own limit."
+        2048, ge=2, description="Longest prompt accepted, at most the model's limit."
     )
     config: dict[str, JsonValue] | str | None = Field(
         None,
@@ -240,7 +240,7 @@ class PretrainedBase(Strict):
     )
     special_tokens: bool = Field(
         True,
-        description="Whether prompts get the special tokens that the tokenizer adds of its own, "
+        description="Whether prompts get the special tokens that the tokenizer adds, "
         "such as Llama's `<s>` in front. False: the prompt's tokens alone, as published; mask "
         "`1:` then hides its first word.",
     )
@@ -329,7 +329,7 @@ class Model(Strict):
     )
     compute_dtype: Annotated[ComputeDtype | None, fits(_rounded_once, "quantization")] = Field(
         None,
-        description="What activations are computed in (null: the weights' own precision; float32 "
+        description="What activations are computed in (null: the weights' precision; float32 "
         "for int8 and nf4, whose embedding and norms have it too). Half-precision weights may "
         "compute in float32.",
     )

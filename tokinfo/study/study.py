@@ -1,7 +1,7 @@
 """The study: one validated configuration, and the cells it stands for.
 
 A study says which models are probed, where (sites), what stays visible (masks), how
-activations are compared (metrics) and who searches (solvers). Its grids are products of
+activations are compared (metrics) and which solvers search. Its grids are products of
 those axes; the union of the grids is the set of cells, each of which is one job.
 
 This module imports neither torch nor transformers: the Snakefile reads it again in every
@@ -32,20 +32,20 @@ from tokinfo.study.targets import OWN
 
 def _stand_in_padding(padding: str | None, stand_in: str) -> None:
     if padding is not None and not stand_in:
-        message = "is only another one than the rows' own in a stand-in"
+        message = "only a stand-in may have another padding than its rows"
         raise misfit(message, "null, or a `stand_in:`")
 
 
 def _stand_in_depth(depth: str, stand_in: str) -> None:
     if depth == "same" and not stand_in:
-        message = "says where a stand-in is read; the rows' own model is anyway"
+        message = "says where a stand-in is read, and nothing stands in here"
         raise misfit(message, "relative, or a `stand_in:`")
 
 
 class Replication(Strict):
-    """Rows of the source chapter, and the models, prompts and solvers whose cells answer them.
+    """Rows of the source chapter, and the models, prompts and solvers whose cells test them.
 
-    Site, mask, metric, parametrisation, residual, causality and padding are the row's own.
+    Site, mask, metric, parametrisation, residual, causality and padding are the row's.
     """
 
     rows: list[Name] = Field(
@@ -53,18 +53,18 @@ class Replication(Strict):
     )
     models: list[Name] = Field(
         min_length=1,
-        description="Models that answer them: the row's own, each with other random weights, or "
+        description="Models that test them: the row's, each with other random weights, or "
         "what stands in for it.",
     )
     stand_in: str = Field(
         "",
-        description="What stands in for the rows' own model, and why; empty: nothing does. A "
+        description="What stands in for the rows' model, and why; empty: nothing does. A "
         "stand-in is read at the same relative depth, `block.1` at its first block.",
     )
     depth: Annotated[Literal["relative", "same"], fits(_stand_in_depth, "stand_in")] = Field(
         "relative",
-        description="`same`: a stand-in is read behind the row's own block instead, as one made of "
-        "fewer such blocks should be.",
+        description="`same`: a stand-in is read behind the row's block instead, as suits one of "
+        "fewer such blocks.",
     )
     prompts: list[Name] = Field(
         min_length=1,
@@ -73,7 +73,7 @@ class Replication(Strict):
     passages: list[Name] = Field(
         [],
         description="Names of sets of `passages` that every row is run on as well, in the first "
-        "model and with the first seed: how much of a row's outcome is its own prompt's?",
+        "model and with the first seed: how much does a row's outcome depend on its prompt?",
     )
     published: Name = Field(
         description="Name of the solver of kind `chapter` that is the published protocol."
@@ -85,12 +85,12 @@ class Replication(Strict):
         "of hidden positions are made for rows that hide some, of all positions for the others.",
     )
     padding: Annotated[Padding | None, fits(_stand_in_padding, "stand_in")] = Field(
-        None, description="In place of the rows' own padding (null: theirs); stand-ins only."
+        None, description="In place of the rows' padding (null: theirs); stand-ins only."
     )
     identify_padding: Padding | None = Field(
         None,
         description="Padding of the cells that `identify` makes (null: as the others). Without "
-        "the pads a row shows less, and its margins and floors are not those of the padded row.",
+        "pads fewer positions are visible: margins and floors are not those of the padded row.",
     )
     seeds: list[Seed] = Field(
         [0], min_length=1, description="Seeds of the published protocol's starts."
@@ -99,7 +99,7 @@ class Replication(Strict):
 
 @dataclass(frozen=True)
 class Answer:
-    """One row of the chapter and the cells that answer it.
+    """One row of the chapter and the cells that test it.
 
     Attributes:
         name: of the `claims` entry.
@@ -144,7 +144,7 @@ def _free_name(corpus: str) -> None:
         raise misfit(f"names that end in `{HELD_OUT}` are taken by held-out texts", "another name")
 
 
-def _asks_something(prompts: list[str]) -> None:
+def _not_empty(prompts: list[str]) -> None:
     if not prompts:
         raise misfit("is an empty set", "at least one prompt")
 
@@ -174,8 +174,8 @@ class Study(Strict):
     cells_per_submission: Integer = Field(
         1,
         ge=1,
-        description="Cells of one model that a cluster is handed as one submission, to be solved "
-        "in turn; nothing on a workstation.",
+        description="Cells of one model in one submission to a cluster, solved one after another; "
+        "without effect on a workstation.",
     )
     corpora: dict[Annotated[Name, fits(_free_name)], Corpus] = Field(
         default_factory=dict, description="Texts, by name."
@@ -185,7 +185,7 @@ class Study(Strict):
         min_length=1, description="Where weights come from, by name."
     )
     models: dict[Name, Model] = Field(min_length=1, description="What is probed, by name.")
-    prompts: dict[Name, Annotated[list[Prompt], fits(_asks_something)]] = Field(
+    prompts: dict[Name, Annotated[list[Prompt], fits(_not_empty)]] = Field(
         default_factory=dict, description="Sets of prompts, by name."
     )
     passages: dict[Name, Passages] = Field(
@@ -207,13 +207,13 @@ class Study(Strict):
     )
     claims: dict[Name, Replication] = Field(
         default_factory=dict,
-        description="Which cells answer which rows of the source chapter, by a name for `run`; "
+        description="Which cells test which rows of the source chapter, by a name for `run`; "
         "they are probed beside the grids' and make the table `replication`.",
     )
     run: list[Name] | None = Field(
         None,
         description="Names of the `claims` that are run (null: all). The others' rows are listed "
-        "as not run, with the reason and the command that would.",
+        "as not run, with the reason and the command that would run them.",
     )
 
     def source_of(self, model: str) -> Source:
@@ -229,20 +229,20 @@ class Study(Strict):
     def cells(self) -> tuple[Cell, ...]:
         """Return every cell once: of the grids in their order, then of the claims that run."""
         gridded = (cell for grid in self.grids for cell in self._cells(grid))
-        answering = (
+        testing = (
             cell
             for answer in self.answers()
             if answer.runs
             for cell in (*answer.published, *answer.others)
         )
-        return tuple(dict.fromkeys((*gridded, *answering)))
+        return tuple(dict.fromkeys((*gridded, *testing)))
 
     def runs(self, entry: str) -> bool:
         """Return whether an entry of `claims` is run."""
         return self.run is None or entry in self.run
 
     def answers(self) -> tuple[Answer, ...]:
-        """Return every row that an entry of `claims` answers, with its cells."""
+        """Return every row that an entry of `claims` tests, with its cells."""
         return tuple(
             Answer(
                 name=name,
@@ -259,13 +259,13 @@ class Study(Strict):
         )
 
     def claim_grids(self, entry: Replication, claim: Claim) -> tuple[list[Grid], list[Grid]]:
-        """Return what asks a row of the chapter of an entry's models, as grids.
+        """Return the grids whose cells test a row of the chapter in an entry's models.
 
         Returns:
             Those of the published protocol, and those of the other solvers.
         """
         padding = entry.padding or load_claims().models[claim.model].padding
-        asked: dict[str, object] = {
+        axes: dict[str, object] = {
             "masks": [claim.mask.text],
             "metrics": [claim.metric],
             "residual": [claim.residual],
@@ -274,15 +274,15 @@ class Study(Strict):
         suiting = [name for name in entry.prompts if claim.prompt in self.prompts[name]]
         wanted = [(model, suiting, entry.seeds) for model in entry.models]
         if entry.passages:
-            # They are about prompts, not about weights or starts: one of each is enough.
+            # They vary the prompt, not the weights or the start: one of each is enough.
             wanted.append((entry.models[0], entry.passages, entry.seeds[:1]))
         published: list[Grid] = []
         others: list[Grid] = []
         for model, prompts, seeds in wanted:
-            here = asked | {"models": [model], "sites": [self._claimed_site(entry, claim, model)]}
+            here = axes | {"models": [model], "sites": [self._claimed_site(entry, claim, model)]}
             here |= {"prompts": prompts}
             descent = here | {"parametrisations": [claim.parametrisation], "padding": [padding]}
-            identify = [name for name in entry.identify if self._has_a_say(name, claim)]
+            identify = [name for name in entry.identify if self._sweeps_its_tokens(name, claim)]
             pads = [entry.identify_padding or padding]
             first = {"solvers": [entry.published], "seeds": seeds}
             published.append(Grid.model_validate(descent | first))
@@ -290,8 +290,8 @@ class Study(Strict):
             others.append(Grid.model_validate(here | {"identify": identify, "padding": pads}))
         return published, [grid for grid in others if grid.solvers or grid.identify]
 
-    def _has_a_say(self, solver: str, claim: Claim) -> bool:
-        """Return whether a solver that identifies sweeps the tokens that a row asks about."""
+    def _sweeps_its_tokens(self, solver: str, claim: Claim) -> bool:
+        """Return whether a solver that identifies sweeps the tokens in question of a row."""
         positions = getattr(self.solvers[solver], "positions", None)
         return positions is None or (positions == "hidden") == claim.hides
 
@@ -308,7 +308,7 @@ class Study(Strict):
             itertools.product(grid.models, grid.sites, grid.masks, grid.prompts),
             itertools.product(grid.residual, grid.causal, grid.padding),
         )
-        asked = [
+        searches = [
             *itertools.product(
                 grid.solvers, grid.metrics, grid.parametrisations, grid.seeds, grid.targets
             ),
@@ -319,7 +319,7 @@ class Study(Strict):
         for (model, site, text, prompts), (residual, causal, padding) in settings:
             where = Site.parse(site).resolve(self.source_of(model).blocks)
             mask = Mask(text)
-            for solver, metric, parametrisation, seed, target in asked:
+            for solver, metric, parametrisation, seed, target in searches:
                 yield Cell(
                     model=model,
                     site=where,

@@ -1,7 +1,7 @@
-"""What a search has to explain: its prompt's own activations, or a control's.
+"""What a search has to explain: its prompt's activations, or a control's.
 
 No prompt explains a control, so that whatever is certified under one is a fault. This module
-imports no torch: the study and its checks read a target's text here.
+imports no torch: the study and its checks read targets here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def kind(target: str) -> Kind:
 
 
 def other_model(target: str) -> str | None:
-    """Return the model whose activations are to be explained; None: the cell's own.
+    """Return the model whose activations are to be explained; None: the cell's model.
 
     >>> other_model("of:flat-other"), other_model("shuffled")
     ('flat-other', None)
@@ -45,7 +45,7 @@ def other_model(target: str) -> str | None:
 
 
 def slug(target: str) -> str:
-    """Return a target as part of a file name; empty for a prompt's own activations.
+    """Return a target as part of a file name; empty for a prompt's activations.
 
     >>> slug("own"), slug("shuffled"), slug("of:flat-other")
     ('', 'shuffled', 'of-flat-other')

@@ -1,4 +1,4 @@
-"""What answers a row of the chapter is checked before anything runs, and becomes cells."""
+"""What tests a row of the chapter is checked before anything runs, and becomes cells."""
 
 from __future__ import annotations
 
@@ -43,34 +43,34 @@ def test_the_study_is_valid_and_runs_what_it_says() -> None:
     assert {cell.model for cell in Study.model_validate(study).cells()} > {"llama-7b"}
 
 
-ENTRY = ("claims", "own")
+ENTRY = ("claims", "exact")
 
 
 @pytest.mark.parametrize(
     ("path", "value", "key", "reason"),
     [
-        (("run",), ["ownn"], "run[0]", "unknown claims entry (did you mean"),
-        ((*ENTRY, "rows"), ["mixer"], "claims.own.rows[0]", "unknown row"),
-        ((*ENTRY, "models"), ["d33"], "claims.own.models[0]", "unknown model"),
-        ((*ENTRY, "models"), ["tiny"], "claims.own.models[0]", "has state trained, and"),
-        ((*ENTRY, "models"), ["tiny-untrained"], "claims.own.models[0]", "has d_model 16, and the"),
-        ((*ENTRY, "models"), ["d32-untrained"] * 2, "claims.own.models[1]",
-         "repeats claims.own.models[0]"),
-        ((*ENTRY, "prompts"), ["sky"], "claims.own.prompts", "have no prompt of row"),
-        ((*ENTRY, "prompts"), ["sea"], "claims.own.prompts[0]", "unknown prompt set"),
-        ((*ENTRY, "published"), "adam", "claims.own.published", "is of kind adam"),
-        ((*ENTRY, "published"), "chapter-llama", "claims.own.published", "has learning_rate 2;"),
-        ((*ENTRY, "published"), "brief", "claims.own.published", "has steps 10;"),
-        ((*ENTRY, "solvers"), ["sweep"], "claims.own.solvers[0]", "is of kind sweep"),
-        ((*ENTRY, "identify"), ["adam"], "claims.own.identify[0]", "is of kind adam"),
-        ((*ENTRY, "padding"), "none", "claims.own.padding", "null, or a `stand_in:`"),
-        ((*ENTRY, "depth"), "same", "claims.own.depth", "relative, or a `stand_in:`"),
-        ((*ENTRY, "paddin"), "none", "claims.own.paddin", "unknown key"),
+        (("run",), ["exactt"], "run[0]", "unknown claims entry (did you mean"),
+        ((*ENTRY, "rows"), ["mixer"], "claims.exact.rows[0]", "unknown row"),
+        ((*ENTRY, "models"), ["d33"], "claims.exact.models[0]", "unknown model"),
+        ((*ENTRY, "models"), ["tiny"], "claims.exact.models[0]", "has state trained, and"),
+        ((*ENTRY, "models"), ["tiny-untrained"], "claims.exact.models[0]", "has d_model 16, and"),
+        ((*ENTRY, "models"), ["d32-untrained"] * 2, "claims.exact.models[1]",
+         "repeats claims.exact.models[0]"),
+        ((*ENTRY, "prompts"), ["sky"], "claims.exact.prompts", "have no prompt of row"),
+        ((*ENTRY, "prompts"), ["sea"], "claims.exact.prompts[0]", "unknown prompt set"),
+        ((*ENTRY, "published"), "adam", "claims.exact.published", "is of kind adam"),
+        ((*ENTRY, "published"), "chapter-llama", "claims.exact.published", "has learning_rate 2;"),
+        ((*ENTRY, "published"), "brief", "claims.exact.published", "has steps 10;"),
+        ((*ENTRY, "solvers"), ["sweep"], "claims.exact.solvers[0]", "is of kind sweep"),
+        ((*ENTRY, "identify"), ["adam"], "claims.exact.identify[0]", "is of kind adam"),
+        ((*ENTRY, "padding"), "none", "claims.exact.padding", "null, or a `stand_in:`"),
+        ((*ENTRY, "depth"), "same", "claims.exact.depth", "relative, or a `stand_in:`"),
+        ((*ENTRY, "paddin"), "none", "claims.exact.paddin", "unknown key"),
         (("claims", "smaller", "rows"), ["llama7b-untrained-two-blocks"], "claims.smaller.prompts",
          "have no prompt of row llama7b-untrained-two"),
-        (("solvers", "chapter", "decode"), {"restricted_to": "A sky"}, "claims.own.published",
+        (("solvers", "chapter", "decode"), {"restricted_to": "A sky"}, "claims.exact.published",
          "decodes among other tokens"),
-        (("prompts", "mario"), [SKY], "claims.own.prompts", "have no prompt of row"),
+        (("prompts", "mario"), [SKY], "claims.exact.prompts", "have no prompt of row"),
         (("corpora", "harbour", "path"), "none.txt", "corpora.harbour.path", "no such file"),
     ],
 )  # fmt: skip
@@ -81,15 +81,15 @@ def test_a_mistake_is_named_with_its_key(path: Keys, value: object, key: str, re
 
 def test_a_row_has_one_answer_besides_stand_ins() -> None:
     study = claims_study()
-    study["claims"]["again"] = study["claims"]["own"]
+    study["claims"]["again"] = study["claims"]["exact"]
     (first, *_) = mistakes(study)
-    assert (first.key, first.value) == ("claims.again.rows[0]", study["claims"]["own"]["rows"][0])
-    assert says(first, "is answered by claims.own already")
+    assert (first.key, first.value) == ("claims.again.rows[0]", study["claims"]["exact"]["rows"][0])
+    assert says(first, "is tested by claims.exact already")
     study["claims"]["again"] |= {"stand_in": "the same again"}
     assert mistakes(study) == []
 
 
-def test_what_does_not_fit_a_cell_is_said_of_its_row() -> None:
+def test_what_does_not_fit_a_cell_is_reported_for_its_row() -> None:
     study = put(claims_study(), ("prompts", "geralt"), ["Geralt of Rivia"])
     study["claims"]["smaller"] |= {
         "rows": ["llama7b-untrained-attention1-after1-geralt"],
@@ -109,7 +109,7 @@ def test_neither_grids_nor_claims_is_a_mistake() -> None:
 
 
 def test_a_cell_is_what_the_row_says() -> None:
-    published, adam, swept = cells(claims_study(), "own")
+    published, adam, swept = cells(claims_study(), "exact")
     assert (
         published.path
         == "cells/d32-untrained/block.1+padded/all/l1_embedding_chapter_mario_s0.parquet"

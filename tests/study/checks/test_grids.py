@@ -1,4 +1,4 @@
-"""What a grid asks must be there to be asked, of its models and of its solvers."""
+"""What a grid names must exist, in its models and in its solvers."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ from tokinfo.study.mistakes import Mistake
 from tokinfo.text.promptcheck import PromptError, check_prompts
 
 MASKS: list[Row] = [
-    (("grids", 0, "masks", 1), "90:", "shows no position of prompts."),
-    (("grids", 0, "masks", 1), ":0", "shows no position of prompts."),
+    (("grids", 0, "masks", 1), "90:", "leaves no visible position of prompts."),
+    (("grids", 0, "masks", 1), ":0", "leaves no visible position of prompts."),
     (("grids", 0, "masks", 1), ":90", "hides no position of prompts."),
 ]
 
@@ -106,16 +106,16 @@ def test_exact_lengths_say_exactly_what_does_not_fit() -> None:
     long, blind, open_ = found(1, 17)
     assert (long.key, long.value) == ("prompts.sky[1]", "This is a prompt sentence")
     assert says(long, "has 17 tokens, more than n_ctx = 16")
-    only = "no position of prompts.sky[0] = 'The sky is blue.' of 1 token"
+    only = "position of prompts.sky[0] = 'The sky is blue.' of 1 token"
     assert (blind.key, blind.value) == ("grids[0].masks[1]", "3:")
-    assert says(blind, f"shows {only}")
+    assert says(blind, f"leaves no visible {only}")
     assert (open_.key, open_.value) == ("grids[0].masks[2]", "-1")
-    assert says(open_, f"hides {only}")
+    assert says(open_, f"hides no {only}")
     assert [mistake.message for mistake in found(0, 9)] == ["has no token (model `flat`)"]
 
 
 def test_the_mask_of_a_padded_prompt_applies_to_the_pads_too() -> None:
-    """`90:` and `:90` of 16 positions, whatever the prompt; `10:` shows pads."""
+    """`90:` and `:90` of 16 positions, whatever the prompt; `10:` leaves pads visible."""
     grid = {**example()["grids"][0], "models": ["flat"], "padding": ["n_ctx"]}
     for mask, wrong in (("10:", 0), (":10", 0), ("16:", 1), (":16", 1), ("-16:", 1)):
         found = spoilt((("grids",), [{**grid, "masks": [mask]}]))
@@ -140,10 +140,10 @@ def test_special_tokens_are_left_out_where_a_source_says_so(tmp_path: Path) -> N
     file = tmp_path / "tokenizer.json"
     assert count_tokens(file, texts) == [count + 1 for count in bare]
     assert count_tokens(file, texts, special_tokens=False) == bare
-    # A mask that hides the only token of a prompt shows none; with one in front it shows one.
+    # A mask that hides the only token of a prompt leaves none visible; with one in front, one.
     study = {"n_ctx": 8, "prompts": {"p": ["b"]}, "uses": [["p", "1:", "none"]]}
     check_prompts(study, tmp_path, tmp_path / "counts.json")
-    with pytest.raises(PromptError, match="shows no position"):
+    with pytest.raises(PromptError, match="leaves no visible position"):
         check_prompts(study | {"special_tokens": False}, tmp_path, tmp_path / "counts.json")
 
 
@@ -160,7 +160,9 @@ def test_lengths_of_passages_are_known_before_they_are_drawn() -> None:
     (blind,) = drawn([4, 6], "5:")
     # Only to the tokenizer that counts them: SmolLM2 may find more tokens in the same text.
     assert blind.key == "grids[0].masks[0]"
-    assert says(blind, "shows no position of passages.p.tokens = [4, 6] of 4 tokens (model `flat`)")
+    assert says(
+        blind, "leaves no visible position of passages.p.tokens = [4, 6] of 4 tokens (model `flat`)"
+    )
     (long,) = drawn([4, 20], "3:")
     assert str(long) == (
         "passages.p.tokens = [4, 20]: has 20 tokens, more than n_ctx = 16 (model `flat`); "

@@ -1,8 +1,8 @@
 """The checks of a study that need more than one of its entries.
 
-What one entry may be, the schema says (`tokinfo.study.study`); that the entries fit together is
-said here. Every check yields all it finds. A study with mistakes in its form is checked as far as
-it could be read: `Draft` says what is missing from it, so that one mistake is one line.
+The schema says what one entry may be (`tokinfo.study.study`); these checks say whether the entries
+fit together. Every check yields all it finds. A study with mistakes in its form is checked as far
+as it could be read: `Draft` says what is missing from it, so that one mistake is one line.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ def check(draft: Draft) -> list[Mistake]:
     """Return everything that does not fit together."""
     found = [*references.mistakes(draft), *entries.mistakes(draft), *_needed(draft)]
     seen = {(mistake.path, mistake.message) for mistake in found}
-    wrong, asked = claims.examine(draft)
-    answering = draft.study.model_copy(update={"grids": [grid for *_, grid in asked], "claims": {}})
-    wrong += claims.of_rows(asked, _needed(replace(draft, study=answering)))
+    wrong, row_grids = claims.examine(draft)
+    grids_alone = {"grids": [grid for *_, grid in row_grids], "claims": {}}
+    testing = draft.study.model_copy(update=grids_alone)
+    wrong += claims.of_rows(row_grids, _needed(replace(draft, study=testing)))
     found += [mistake for mistake in wrong if (mistake.path, mistake.message) not in seen]
     found += grids.size(draft.study)
     if draft.complete and not found:

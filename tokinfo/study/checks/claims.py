@@ -1,7 +1,7 @@
-"""Whether a study's answers to the chapter's rows are answers: the row's model, solver and prompt.
+"""Whether a study's entries test the chapter's rows: with the row's model, solver and prompt.
 
-An entry that is not marked as a stand-in has to be what the row is about, as far as a study says
-so; the cells that follow from it are checked as those of any grid.
+An entry that is not marked as a stand-in must have what the row is about, as far as a study says
+what it has; its cells are checked as those of any grid.
 """
 
 from __future__ import annotations
@@ -26,40 +26,40 @@ _NAMED = (
 )
 DESCENTS = ("adam", "chapter")
 
-Asked = tuple[Keys, str, Grid]
-"""The keys that lead to a row in an entry, its id, and a grid whose cells answer it."""
+RowGrid = tuple[Keys, str, Grid]
+"""The keys that lead to a row in an entry, its id, and a grid whose cells test it."""
 
 
-def examine(draft: Draft) -> tuple[list[Mistake], list[Asked]]:
+def examine(draft: Draft) -> tuple[list[Mistake], list[RowGrid]]:
     """Return what is wrong with `claims` and `run`, and the grids of the entries that are right."""
     study = draft.study
     found: list[Mistake] = []
     for place, name in enumerate(study.run or []):
         found += unknown(draft, ("run", place), name, "claims entry", "claims")
     claims = load_claims()
-    asked: list[Asked] = []
-    answered: dict[str, str] = {}
+    row_grids: list[RowGrid] = []
+    tested: dict[str, str] = {}
     for name, entry in study.claims.items():
         wrong = [*_names(draft, name, entry, claims)] or [*_kinds(study, name, entry)]
         if not wrong and _readable(draft, entry):
-            wrong = [*_rows(study, name, entry, claims, answered)]
+            wrong = [*_rows(study, name, entry, claims, tested)]
             if not wrong and study.runs(name):
                 for place, row in enumerate(entry.rows):
                     published, others = study.claim_grids(entry, claims.rows[row])
                     path = ("claims", name, "rows", place)
-                    asked += [(path, row, grid) for grid in (*published, *others)]
+                    row_grids += [(path, row, grid) for grid in (*published, *others)]
         found += wrong
-    return found, asked
+    return found, row_grids
 
 
-def of_rows(asked: Sequence[Asked], mistakes: Iterable[Mistake]) -> Iterator[Mistake]:
+def of_rows(row_grids: Sequence[RowGrid], mistakes: Iterable[Mistake]) -> Iterator[Mistake]:
     """Yield mistakes of a study of these grids alone as mistakes of their rows."""
     seen = set()
     for mistake in mistakes:
         if mistake.path[0] != "grids":
             yield mistake
         elif isinstance(index := mistake.path[1], int):
-            path, row, _ = asked[index]
+            path, row, _ = row_grids[index]
             axis = mistake.path[2]
             # Once a row, whichever of its models and solvers it is about.
             if (path, axis) not in seen:
@@ -106,27 +106,27 @@ def _kinds(study: Study, name: str, entry: Replication) -> Iterator[Mistake]:
         *((("identify", place), one, SWEEPING) for place, one in enumerate(entry.identify)),
     ]
     for key, solver, kinds in wanted:
-        known = study.solvers.get(solver)
-        if known is not None and known.kind not in kinds:
+        settings = study.solvers.get(solver)
+        if settings is not None and settings.kind not in kinds:
             fitting = [n for n, other in study.solvers.items() if other.kind in kinds]
             yield Mistake(
                 ("claims", name, *key),
                 solver,
-                f"is of kind {known.kind}",
+                f"is of kind {settings.kind}",
                 f"solvers of kind {' or '.join(kinds)}: {listing(fitting, 'none here')}",
             )
 
 
 def _rows(
-    study: Study, name: str, entry: Replication, claims: Claims, answered: dict[str, str]
+    study: Study, name: str, entry: Replication, claims: Claims, tested: dict[str, str]
 ) -> Iterator[Mistake]:
     path: Keys = ("claims", name)
     published = study.solvers[entry.published]
     assert isinstance(published, ChapterSolver)
     for place, row in enumerate(entry.rows):
         where, claim = (*path, "rows", place), claims.rows[row]
-        if not entry.stand_in and (other := answered.setdefault(row, name)) != name:
-            message = f"is answered by claims.{other} already"
+        if not entry.stand_in and (other := tested.setdefault(row, name)) != name:
+            message = f"is tested by claims.{other} already"
             yield Mistake(where, row, message, "one entry a row, besides stand-ins")
         if not any(claim.prompt in study.prompts[one] for one in entry.prompts):
             yield Mistake(
@@ -170,14 +170,14 @@ def _protocol(solver: ChapterSolver, claimed: ClaimedModel) -> Iterator[tuple[st
 def _unlike(
     study: Study, name: str, claim: Claim, claimed: ClaimedModel
 ) -> Iterator[tuple[str, object, object]]:
-    """Yield what a model has otherwise than the one that a row is about, as far as is known."""
+    """Yield where a model differs from the one that a row is about, as far as the study says."""
     model, source = study.models[name], study.source_of(name)
-    known = {
+    compared = {
         "state": (model.state, claim.state),
         "quantization": (model.quantization, claim.quantization),
         **{what: (has, getattr(claimed, what)) for what, has in _facts(source).items()},
     }
-    for what, (has, needs) in known.items():
+    for what, (has, needs) in compared.items():
         if has is not None and needs is not None and has != needs:
             yield what, has, needs
 

@@ -1,7 +1,7 @@
 """Whether a study's controls are controls: targets that no prompt of the model explains.
 
-Knows of a model what the study says. What only its files say (the width and the tokenizer of a
-pretrained model) the cell itself checks (`tokinfo.solvers.pose`).
+These checks use what the study says of a model. The cell checks what only a model's files say: the
+width and the tokenizer of a pretrained one (`tokinfo.solvers.pose`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _shuffled(where: Keys, grid: Grid) -> Iterator[Mistake]:
         visible = parsed(Mask, mask)
         if visible is not None and visible.count(_FAR) == 1:
             message = (
-                f"needs two visible positions, and mask {mask!r} shows one, which a prompt of one "
+                f"needs two visible positions, and mask {mask!r} leaves one, which a prompt of one "
                 "repeated token may explain"
             )
             yield Mistake(where, targets.SHUFFLED, message, "another grid for that mask")
@@ -76,7 +76,7 @@ def _other(where: Keys, target: str, grid: Grid, draft: Draft) -> Iterator[Mista
 
 
 def _unlike(study: Study, model: str, other: str) -> str | None:
-    """Return why another model's activations are no control of a model, as far as is known."""
+    """Return why another model's activations are no control of a model; None: no reason found."""
     mine, its = study.models[model], study.models[other]
     ours, theirs = study.sources[mine.source], study.sources[its.source]
     if _weights(mine) == _weights(its):
@@ -87,7 +87,7 @@ def _unlike(study: Study, model: str, other: str) -> str | None:
         if ours.d_model != theirs.d_model:
             return f"is {theirs.d_model} wide, not {ours.d_model}"
     elif isinstance(ours, Built) or isinstance(theirs, Built):
-        return "has another tokenizer: of the two models one brings its own"
+        return "has another tokenizer: only one of the two models is built with the study's"
     if theirs.n_ctx < ours.n_ctx:
         return f"holds {theirs.n_ctx} positions, not {ours.n_ctx}"
     return None

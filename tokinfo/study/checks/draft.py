@@ -13,7 +13,7 @@ Parsed = TypeVar("Parsed")
 
 
 def parsed(parse: Callable[[str], Parsed], text: str) -> Parsed | None:
-    """Return what a text stands for; None: it is of the wrong form, a mistake that is known."""
+    """Return what a text stands for; None: its form is wrong, a mistake reported elsewhere."""
     try:
         return parse(text)
     except ValueError:
@@ -45,13 +45,13 @@ class Draft:
 
     def sound(self, section: str, name: str, *keys: str) -> bool:
         """Return whether an entry's values of these keys were read as they were written."""
-        known = name in getattr(self.study, section)
-        return known and not any((section, name, key) in self.repaired for key in keys)
+        there = name in getattr(self.study, section)
+        return there and not any((section, name, key) in self.repaired for key in keys)
 
     def source(self, model: str) -> Source | None:
         """Return the source of a model, or None where either could not be read."""
-        known = self.study.models.get(model)
-        return None if known is None else self.study.sources.get(known.source)
+        settings = self.study.models.get(model)
+        return None if settings is None else self.study.sources.get(settings.source)
 
     def sound_source(self, model: str) -> Source | None:
         """Return the source of a model if all that decides its weights was read as written."""

@@ -57,7 +57,7 @@ def _sources(draft: Draft) -> Iterator[Mistake]:
 
 def _trust(path: tuple[str, ...], revision: str) -> Iterator[Mistake]:
     if not _COMMIT.fullmatch(revision):
-        # Whoever may push to a branch would choose what is run here tomorrow.
+        # Anyone who may push to a branch would choose the code that runs here tomorrow.
         message = "is not a commit, which trust_remote_code needs"
         yield Mistake(path, revision, message, "40 hexadecimal digits")
 

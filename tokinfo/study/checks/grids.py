@@ -1,4 +1,4 @@
-"""Whether a study's grids can be asked: their sites, variants, solvers, sizes and files."""
+"""Whether a study's grids can be run: their sites, variants, solvers, sizes and files."""
 
 from __future__ import annotations
 
@@ -78,16 +78,16 @@ def _variants(path: tuple[str, int], grid: Grid, models: dict[str, Source]) -> I
 
 
 def _solvers(draft: Draft, path: tuple[str, int], grid: Grid) -> Iterator[Mistake]:
-    known = draft.study.solvers
-    sweeping = [name for name, solver in known.items() if solver.kind in SWEEPING]
+    solvers = draft.study.solvers
+    sweeping = [name for name, solver in solvers.items() if solver.kind in SWEEPING]
     for place, name in enumerate(grid.identify):
-        if name in known and name not in sweeping:
-            message = f"is of kind {known[name].kind}, which does not say what is identifiable"
+        if name in solvers and name not in sweeping:
+            message = f"is of kind {solvers[name].kind}, which does not say what is identifiable"
             allowed = f"solvers of kind {listing(SWEEPING)}: {listing(sweeping, 'none here')}"
             yield Mistake((*path, "identify", place), name, message, allowed)
     if not grid.solvers and not grid.identify:
         message = "is empty, and `identify` names no solver either"
-        yield Mistake((*path, "solvers"), [], message, listing(known))
+        yield Mistake((*path, "solvers"), [], message, listing(solvers))
     elif not grid.solvers and grid.targets != [targets.OWN]:
         message = "only `solvers` are given other targets, and this grid has none"
         yield Mistake((*path, "targets"), grid.targets, message, f"[{targets.OWN}], or solvers")
@@ -97,8 +97,8 @@ def _decoding(
     draft: Draft, path: tuple[str, int], grid: Grid, models: dict[str, Source]
 ) -> Iterator[Mistake]:
     """A square embedding matrix has a pseudo-inverse that nothing can be read with."""
-    known = draft.study.solvers
-    descents = [one for name in grid.solvers if isinstance(one := known.get(name), SolverBase)]
+    solvers = draft.study.solvers
+    descents = [one for name in grid.solvers if isinstance(one := solvers.get(name), SolverBase)]
     if all(solver.decode.method != "pseudo-inverse" for solver in descents):
         return
     for place, name in enumerate(grid.models):
@@ -120,8 +120,8 @@ def _lengths(draft: Draft) -> Iterator[Mistake]:
     # With a default in place of a wrong n_ctx nothing can be said about what is too long.
     models = draft.study.models
     sources = {name: models[name].source for name in probed if name in models}
-    known = [name for name, source in sources.items() if draft.sound("sources", source, "n_ctx")]
-    yield from prompts.mistakes(draft.study, *prompts.token_bounds(draft.study, known))
+    sound = [name for name, source in sources.items() if draft.sound("sources", source, "n_ctx")]
+    yield from prompts.mistakes(draft.study, *prompts.token_bounds(draft.study, sound))
 
 
 def size(study: Study) -> Iterator[Mistake]:

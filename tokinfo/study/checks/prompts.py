@@ -60,7 +60,7 @@ def _bounds(
 
 
 def _drawn(passages: Passages, tokenizer: str | None) -> list[lengths.Bounds]:
-    """Return the lengths of passages: known before they are drawn, to whom they are counted for."""
+    """Return the lengths of passages, which are certain for the tokenizer that counts them."""
     same = passages.tokenizer == tokenizer
     return [(count, count) if same else lengths.UNREAD for count in passages.lengths]
 
@@ -127,13 +127,13 @@ def mistakes(
                     message = lengths.sentence(found, n_ctx) + note
                     yield Mistake(path, prompt, message, f"1 to {n_ctx} tokens")
         for (text, fault), examples in grouped.items():
-            verb = "shows" if fault == "blind" else "hides"
+            verb = "leaves no visible" if fault == "blind" else "hides no"
             more = f" and {len(examples) - 1} more" if len(examples) > 1 else ""
             yield Mistake(
                 ("grids", index, "masks", places[text]),
                 text,
-                f"{verb} no position of {examples[0]}{more}",
-                "a mask that leaves every prompt of its grid something to see"
+                f"{verb} position of {examples[0]}{more}",
+                "a mask that leaves some position of every prompt of its grid visible"
                 if fault == "blind"
                 else "a mask that hides some position of every prompt of its grid, or `:`",
             )

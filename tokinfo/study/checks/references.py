@@ -53,9 +53,9 @@ def mistakes(draft: Draft) -> Iterator[Mistake]:
 
 def unknown(draft: Draft, path: Keys, name: str, what: str, *sections: str) -> Iterator[Mistake]:
     """Yield a name that none of these sections has, unless one of them could not be read."""
-    known = [other for section in sections for other in draft.names(section)]
-    if name not in known and not draft.sections.intersection(sections):
-        yield Mistake(path, name, f"unknown {what}{suggestion(name, known)}", listing(known))
+    names = [other for section in sections for other in draft.names(section)]
+    if name not in names and not draft.sections.intersection(sections):
+        yield Mistake(path, name, f"unknown {what}{suggestion(name, names)}", listing(names))
 
 
 def repeated(path: Keys, values: Sequence[object]) -> Iterator[Mistake]:
