@@ -37,8 +37,8 @@ except StudyError as error:
 PLAN = Plan(STUDY)
 lend_package(workflow.basedir)
 
-# A run that was killed leaves Snakemake's lock behind. What may be unlocked is, here; what may not
-# is said with the command that does it, and Snakemake refuses.
+# A run that was killed leaves Snakemake's lock behind. What may be unlocked is unlocked here. For the
+# rest the command that does it is printed, and Snakemake refuses.
 if workflow.is_main_process:
     unlock = shlex.join(["snakemake", *sys.argv[1:], "--unlock"])
     if (found := running.look(Path.cwd(), unlock)) is not None:
@@ -49,7 +49,7 @@ onstart:
     running.begin(Path.cwd(), elsewhere=workflow.non_local_exec)
 
 
-# Models are large: what will be fetched and held is said first, in a dry run above all.
+# Models are large: what will be fetched and held is printed first, above all in a dry run.
 if workflow.is_main_process and downloads.total(STUDY):
     print(downloads.table(STUDY), file=sys.stderr)
 
@@ -93,7 +93,7 @@ rule all:
         "<results>/tables/noise.csv",
         "<results>/pages/strips.html",
         "<results>/pages/identifiability.html",
-        # Of a study with `claims`: the rows of the source chapter that it answers.
+        # Of a study with `claims`: the rows of the source chapter that it tests.
         expand(
             "<results>/{made}",
             made=(

@@ -51,7 +51,7 @@ rule invert:
     threads: STUDY.threads
     resources:
         gpu=memory.gpus(STUDY),
-        cell=lambda w: submissions.turns(workflow),
+        cell=lambda w: submissions.slots(workflow),
         mem_mb=lambda w, attempt: memory.cell_mb(STUDY, PLAN.cell(w), attempt),
         runtime=lambda w, attempt: runtime.cell_minutes(STUDY, PLAN.cell(w), attempt),
     params:

@@ -34,7 +34,7 @@ rule train:
 
 
 # What is read of a model from elsewhere: its configuration and tokenizer, or as many blocks as
-# some cell reads, each in a directory of its own for the reason below. Blocks already fetched for
+# some cell reads, each in its own directory for the reason below. Blocks already fetched for
 # one of them are not fetched again for another.
 rule fetch:
     input:

@@ -1,7 +1,7 @@
 # From the cells to what a reader sees: tables, figures, pages.
 
 
-# Only the study's own cells are read: files of cells that a study no longer has stay unread.
+# Only the study's cells are read: files of cells that a study no longer has stay unread.
 rule collect:
     input:
         cells=expand("<results>/{path}", path=PLAN.cells),
@@ -83,7 +83,7 @@ rule noise_table:
         "scripts/noise_table.py"
 
 
-# What the source chapter states, row by row, beside what came out here.
+# What the source chapter states, row by row, beside what was found here.
 rule replication:
     input:
         recovery="<results>/tables/recovery.parquet",

@@ -1,4 +1,4 @@
-"""Rule `prompts`: check the prompts of a source's models with its own tokenizer."""
+"""Rule `prompts`: check the prompts of a source's models with its tokenizer."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

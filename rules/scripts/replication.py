@@ -1,4 +1,4 @@
-"""Rule `replication`: what the source chapter states beside what came out, row by row."""
+"""Rule `replication`: what the source chapter states beside what was found here, row by row."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

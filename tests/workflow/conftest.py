@@ -11,7 +11,7 @@ from tests.workflow.run import copy_repository, snakemake
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whoever asks first waits for the whole smoke study, beside what the other worker runs."""
+    """The first test to use it waits for the whole smoke study, beside the other worker's jobs."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents and item.get_closest_marker("timeout") is None:
@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository in which the smoke study has run; one for all workers.
 
-    Tests ask questions of it (dry runs). One that changes files takes `changed`.
+    Tests make dry runs in it. One that changes files takes `changed`.
     """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if base.name.startswith("popen-") else base
@@ -43,7 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def changed(finished: Path, tmp_path: Path) -> Iterator[Path]:
     """A copy of the finished run, times of files included, for a test to change."""
     directory = tmp_path / "run"
-    # Studies that another worker's `pending` asks about come and go.
+    # Studies of another worker's `pending` come and go.
     passing = shutil.ignore_patterns("study-*.yaml")
     shutil.copytree(finished, directory, symlinks=True, ignore=passing)
     yield directory

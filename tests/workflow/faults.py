@@ -49,7 +49,7 @@ STUDY: dict[str, Any] = {
 
 
 def start(directory: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """Start the user's command as the leader of a group of its own, as a terminal does."""
+    """Start the user's command as the leader of a process group, as a terminal does."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.Popen(
         [sys.executable, "-m", "snakemake", *(arguments or COMMAND)],
@@ -64,21 +64,21 @@ def start(directory: Path, *arguments: str, **options: Any) -> subprocess.Popen[
 
 
 def finish(run: subprocess.Popen[str]) -> str:
-    """Wait for a run to end; returns what it said."""
+    """Wait for a run to end; returns its output."""
     try:
-        said, _ = run.communicate(timeout=900)
-        return said
+        output, _ = run.communicate(timeout=900)
+        return output
     finally:
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)
 
 
 def again(directory: Path) -> str:
-    """Give the same command once more, which must succeed; returns what it said."""
+    """Give the same command once more, which must succeed; returns its output."""
     run = start(directory)
-    said = finish(run)
-    assert run.returncode == 0, said[-6000:]
-    return said
+    output = finish(run)
+    assert run.returncode == 0, output[-6000:]
+    return output
 
 
 def job_at_work(directory: Path, run: subprocess.Popen[str], rule: str) -> int:

@@ -23,7 +23,7 @@ RESULTS = "results/smoke"
 def snakemake(
     directory: Path, *arguments: str, timeout: int = 1500, gpus: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run Snakemake in a copy of the repository; the interpreter's own, nothing inherited.
+    """Run Snakemake in a copy of the repository; this interpreter's, nothing inherited.
 
     ``gpus`` names those that its jobs may take; torch finds no GPU under any name made up.
     """

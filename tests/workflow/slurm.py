@@ -181,7 +181,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _start(slurm: Slurm, started: list[int]) -> None:
-    """Start the three daemons in turn, noting each one's process id as soon as it is known."""
+    """Start the three daemons in turn, noting each one's process id as soon as it has one."""
     scratch = slurm.scratch
     key = scratch / "munge.key"
     key.write_bytes(os.urandom(1024))
@@ -257,7 +257,7 @@ def alive(pid: int) -> bool:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
-    # A daemon nobody waits for may stay a zombie where init does not collect it.
+    # A daemon that no process waits for may stay a zombie where init does not collect it.
     return stat.rsplit(")", 1)[1].split()[0] != "Z"
 
 

@@ -45,9 +45,9 @@ def test_rows_come_back_as_they_were_from_the_parameters_of_a_rule() -> None:
 
 
 def test_a_row_that_nothing_answers_says_so() -> None:
-    assert one("llama30b-block8-after1-l1").reason == "no entry answers it"
+    assert one("llama30b-block8-after1-l1").reason == "no entry tests it"
     stood_in = one("mixer-flat-d2048-untrained-block8", entry=None)
-    assert stood_in.reason == "only stand-ins answer it in this study"
+    assert stood_in.reason == "only stand-ins test it in this study"
     assert (stood_in.runs, stood_in.command) == (False, "")
 
 
@@ -59,7 +59,7 @@ def test_a_row_whose_weights_are_elsewhere_says_how_much_and_what_would_run_it()
     )
     assert found.command == (
         "snakemake --cores all --configfile studies/mine.yaml more.yaml "
-        "--config 'run=[own, smaller, trained, hub]'"
+        "--config 'run=[exact, smaller, trained, hub]'"
     )
 
 
@@ -79,10 +79,10 @@ def test_without_run_the_command_needs_no_choice() -> None:
 
 def test_the_command_keeps_what_the_command_line_said() -> None:
     made = Study.model_validate(claims_study())
-    over = {"corpora": {"harbour": {"path": "a b.txt"}}, "run": ["own"]}
+    over = {"corpora": {"harbour": {"path": "a b.txt"}}, "run": ["exact"]}
     _, *words = shlex.split(command(made, "hub", ["a.yaml"], over))
     assert words[:5] == ["--cores", "all", "--configfile", "a.yaml", "--config"]
-    assert parse(words[5:]) == over | {"run": ["own", "smaller", "trained", "hub"]}
+    assert parse(words[5:]) == over | {"run": ["exact", "smaller", "trained", "hub"]}
 
 
 @pytest.mark.parametrize(("width", "blocks", "tflop"), [(512, 1, 2.42), (1024, 8, 73.0)])
@@ -95,10 +95,10 @@ def test_the_published_protocol_costs_what_its_products_do(
     study["prompts"]["mario"] = study["prompts"]["mario"][:1]
     made = Study.model_validate(study)
     (cell,) = [c for c in made.cells() if c.model == "d32-untrained" and c.solver == "chapter"]
-    asked = cell.model_copy(update={"site": Site("block", blocks)})
+    deeper = cell.model_copy(update={"site": Site("block", blocks)})
     exact = 1000 * blocks * (16 * width**2 * 512 + 2 * 512**2 * width)
-    assert flop(made, asked) == pytest.approx(exact)
-    assert flop(made, asked) / 1e12 == pytest.approx(tflop, rel=0.01)
+    assert flop(made, deeper) == pytest.approx(exact)
+    assert flop(made, deeper) / 1e12 == pytest.approx(tflop, rel=0.01)
 
 
 def test_the_own_length_costs_less_than_padding() -> None:
@@ -119,10 +119,10 @@ def test_passages_count_with_the_tokens_asked_for() -> None:
     study["claims"]["smaller"]["passages"] = ["drawn"]
     row = "mixer-flat-d512-untrained-after1"
     cells = next(a for a in Study.model_validate(study).answers() if a.claim.id == row).published
-    asked = [flop(Study.model_validate(study), cell) for cell in cells if cell.prompts == "drawn"]
-    assert len(asked) == 1
+    costs = [flop(Study.model_validate(study), cell) for cell in cells if cell.prompts == "drawn"]
+    assert len(costs) == 1
     (more,) = [a for a in compared(study) if a.claim.id == row and a.entry]
-    assert more.tflop - one(row, entry="smaller").tflop == pytest.approx(asked[0] / 1e12)
+    assert more.tflop - one(row, entry="smaller").tflop == pytest.approx(costs[0] / 1e12)
     # Two passes of 10 steps; 15 tokens in 16 d^2 products, and the square of each length in 2 d.
     products = 15 * 16 * 16**2 + 2 * 16 * (4**2 + 5**2 + 6**2)
-    assert asked[0] == pytest.approx(2 * 10 * products, rel=0.02)
+    assert costs[0] == pytest.approx(2 * 10 * products, rel=0.02)

@@ -1,4 +1,4 @@
-"""Each job has GPUs of its own: real processes, and names that stand for GPUs."""
+"""Each job has other GPUs: real processes, and names that stand for GPUs."""
 
 from __future__ import annotations
 
@@ -150,8 +150,8 @@ def test_no_gpu_is_ever_used_twice_however_many_jobs_want_one(jobs: Jobs, tmp_pa
     )
     started = [jobs.start(1 + number % 2, "0,1,2", then=busy) for number in range(12)]
     for job in started:
-        _, told = job.communicate(timeout=60)
-        assert job.returncode == 0, told
+        _, errors = job.communicate(timeout=60)
+        assert job.returncode == 0, errors
     assert list(using.iterdir()) == []
 
 

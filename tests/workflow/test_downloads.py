@@ -65,17 +65,17 @@ def test_what_is_fetched_is_the_embedding_and_the_blocks_once() -> None:
 
 
 def test_a_large_model_asks_for_more_than_a_small_one() -> None:
-    asked = {need.model: need for need in needs(load_study(LLAMA)) if need.blocks == 1}
-    assert asked["llama-2-70b"].prepare > 8000
-    assert asked["llama-2-70b"].cell > asked["llama-7b"].cell > 3000
+    first_block = {need.model: need for need in needs(load_study(LLAMA)) if need.blocks == 1}
+    assert first_block["llama-2-70b"].prepare > 8000
+    assert first_block["llama-2-70b"].cell > first_block["llama-7b"].cell > 3000
 
 
 def test_unknown_sizes_are_marked_as_guesses() -> None:
-    said = table(study({"kind": "hub", "repository": "a/b"}))
-    assert "~" in said.splitlines()[1]
-    assert said.splitlines()[-1].startswith("~ guessed from the depth alone")
-    said = table(study({"kind": "hub", "repository": "a/b", "config": CONFIG}))
-    assert "~" not in said
+    text = table(study({"kind": "hub", "repository": "a/b"}))
+    assert "~" in text.splitlines()[1]
+    assert text.splitlines()[-1].startswith("~ guessed from the depth alone")
+    text = table(study({"kind": "hub", "repository": "a/b", "config": CONFIG}))
+    assert "~" not in text
 
 
 @pytest.mark.parametrize(

@@ -102,12 +102,12 @@ def test_a_run_that_is_stopped_is_finished_by_the_same_command(
     run = start(directory)
     job = job_at_work(directory, run, rule)
     send(run.pid, number, to)
-    said = finish(run)
-    assert run.returncode != 0, said[-3000:]
+    output = finish(run)
+    assert run.returncode != 0, output[-3000:]
     assert has_ended(job)
     every_file_is_whole(directory)
-    said = again(directory)
-    assert ("had left" in said and "unlocked" in said) == (number == signal.SIGKILL)
+    output = again(directory)
+    assert ("had left" in output and "unlocked" in output) == (number == signal.SIGKILL)
     same_table(undisturbed, directory)
 
 
@@ -121,10 +121,10 @@ def test_jobs_that_outlive_their_run_are_named_and_nothing_starts_beside_them(
     os.kill(run.pid, signal.SIGKILL)
     run.wait(timeout=60)
     second = start(directory)
-    said = finish(second)
+    output = finish(second)
     assert second.returncode != 0
-    assert f"still at work in {directory}: wait for them, or stop them: `kill {job}`" in said
-    assert "Directory cannot be locked" in said
+    assert f"still at work in {directory}: wait for them, or stop them: `kill {job}`" in output
+    assert "Directory cannot be locked" in output
     os.kill(job, signal.SIGTERM)
     os.kill(job, signal.SIGCONT)
     assert has_ended(job)
@@ -140,17 +140,17 @@ def test_a_second_run_beside_one_at_work_says_why_it_stops(
     job = job_at_work(directory, run, "invert")
     os.kill(job, signal.SIGSTOP)  # so that it is at work for as long as this test needs
     second = start(directory)
-    said = finish(second)
+    output = finish(second)
     assert second.returncode != 0
-    assert f"tokinfo: a snakemake is running in {directory} (process {run.pid} on " in said
-    assert "Directory cannot be locked" in said
+    assert f"tokinfo: a snakemake is running in {directory} (process {run.pid} on " in output
+    assert "Directory cannot be locked" in output
     # A dry run changes nothing, so it may look on.
     dry = start(directory, *COMMAND, "--dry-run")
     assert f"a snakemake is running in {directory}" in finish(dry)
     assert dry.returncode == 0
     os.kill(job, signal.SIGCONT)
-    said = finish(run)
-    assert run.returncode == 0, said[-3000:]
+    output = finish(run)
+    assert run.returncode == 0, output[-3000:]
     same_table(undisturbed, directory)
 
 
@@ -163,14 +163,14 @@ def test_a_lock_of_nobody_known_is_left_with_the_command_that_takes_it_away(
     lock.write_text(f"{TABLE}\n", encoding="utf-8")
     (directory / ".snakemake" / "tokinfo.run").unlink()
     run = start(directory)
-    said = finish(run)
+    output = finish(run)
     assert run.returncode != 0
-    found = re.search(r"if none runs there: `snakemake ([^`]*)`, then the same command", said)
-    assert found, said
+    found = re.search(r"if none runs there: `snakemake ([^`]*)`, then the same command", output)
+    assert found, output
     assert found[1] == " ".join([*COMMAND, "--unlock"])
     unlock = start(directory, *found[1].split())
-    said = finish(unlock)
-    assert unlock.returncode == 0, said
+    output = finish(unlock)
+    assert unlock.returncode == 0, output
     again(directory)
 
 
@@ -184,9 +184,9 @@ def test_a_job_that_is_killed_as_the_kernel_does_for_memory_is_made_again(
     take_away(directory, rule)
     run = start(directory)
     os.kill(job_at_work(directory, run, rule), signal.SIGKILL)
-    said = finish(run)
+    output = finish(run)
     # A profile may let a failed job try again; then the run itself recovers.
-    assert run.returncode == 0 or f"rule {rule}" in said
+    assert run.returncode == 0 or f"rule {rule}" in output
     every_file_is_whole(directory)
     again(directory)
     same_table(undisturbed, directory)
@@ -206,10 +206,10 @@ def test_a_cell_that_gets_no_more_memory_says_so_and_runs_when_there_is_some(
         directory,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
-    said = finish(run)
+    output = finish(run)
     assert run.returncode != 0
-    lines = {line for line in said.splitlines() if line.startswith("tokinfo: ")}
-    assert len(lines) == 1, said[-4000:]
+    lines = {line for line in output.splitlines() if line.startswith("tokinfo: ")}
+    assert len(lines) == 1, output[-4000:]
     cell = "results/faults/cells/flat/block.1/from1/l1_embedding_adam_sea_s0.parquet"
     line = lines.pop()
     assert line.startswith(f"tokinfo: invert {cell}: ")
@@ -239,10 +239,10 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(
     shutil.rmtree(directory / RESULTS / folder, ignore_errors=True)
     with full_disk(directory / RESULTS / folder, size) as make_room:
         run = start(directory)
-        said = finish(run)
-        assert run.returncode != 0, said[-3000:]
-        lines = {line for line in said.splitlines() if re.match(f"tokinfo: ({named})", line)}
-        assert lines, said[-5000:]
+        output = finish(run)
+        assert run.returncode != 0, output[-3000:]
+        lines = {line for line in output.splitlines() if re.match(f"tokinfo: ({named})", line)}
+        assert lines, output[-5000:]
         assert all("space" in line or "full" in line for line in lines), lines
         every_file_is_whole(directory)
         make_room()
@@ -277,16 +277,16 @@ def test_a_cut_file_is_named_with_the_command_that_heals_it(
     cut(path)
     take_away(directory, rule)
     run = start(directory)
-    said = finish(run)
+    output = finish(run)
     assert run.returncode != 0
-    lines = [line for line in said.splitlines() if line.startswith(f"tokinfo: {rule}")]
+    lines = [line for line in output.splitlines() if line.startswith(f"tokinfo: {rule}")]
     found = {
         match[1]
         for line in lines
         if path.name in line
         and (match := re.search(r"to have it made again: `(rm [^`]*)`, then the same", line))
     }
-    assert len(found) == 1, said[-5000:]
+    assert len(found) == 1, output[-5000:]
     assert os.system(f"cd '{directory}' && {found.pop()}") == 0
     again(directory)
     same_table(undisturbed, directory)

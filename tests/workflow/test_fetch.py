@@ -31,16 +31,16 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def study(*sites: str, **source: Any) -> dict[str, Any]:
     """Return a study of a model on the hub."""
     grid = {"sites": list(sites), "masks": ["1:"], "solvers": ["adam"], "prompts": ["sea"]}
-    known = {"kind": "hub", "repository": "some/model", "blocks": BLOCKS, "n_ctx": 32}
+    real = {"kind": "hub", "repository": "some/model", "blocks": BLOCKS, "n_ctx": 32}
     return smoke() | {
-        "sources": {"real": known | source},
+        "sources": {"real": real | source},
         "models": {"real": {"source": "real"}},
         "grids": [{"models": ["real"], **grid}],
     }
 
 
 def run(directory: Path, raw: dict[str, Any]) -> str:
-    """Run everything up to the cells; returns what Snakemake said."""
+    """Run everything up to the cells; returns what Snakemake printed."""
     (directory / "study.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     paths = [f"{RESULTS}/{cell.path}" for cell in Study.model_validate(raw).cells()]
     done = snakemake(directory, *paths, "--cores", "2", "--configfile", "study.yaml")
@@ -67,9 +67,9 @@ def test_a_model_is_fetched_cut_and_probed_and_a_deeper_site_fetches_one_more_bl
     cut = {"fetch real 0", "embedding real", "fetch real 1", "prepare real 1", "real/block.1"}
     # The configuration alone is for the check of the prompts, which no cell waits for.
     assert making(directory, study("block.1")) == cut | {"fetch real config"}
-    said = run(directory, study("block.1"))
-    assert re.search(r"real +1 of 5 +~0.\d\d GB ", said)
-    assert re.search(r"Fetching real, 1: \d+ MB", said)
+    output = run(directory, study("block.1"))
+    assert re.search(r"real +1 of 5 +~0.\d\d GB ", output)
+    assert re.search(r"Fetching real, 1: \d+ MB", output)
     assert server.weights_sent() <= 1.05 * needed_bytes(state, 1)
     checkpoint = directory / RESULTS / "checkpoints" / "real" / "1"
     assert '"depth": 5' in (checkpoint / "tokinfo.json").read_text()
@@ -111,10 +111,10 @@ def test_a_dry_run_of_the_llama_study_says_what_would_be_fetched_and_held(tmp_pa
     arguments = ("--dry-run", "--cores", "1", "--configfile", "studies/llama.yaml")
     done = snakemake(tmp_path, *arguments)
     assert done.returncode == 0, done.stderr
-    said = done.stdout + done.stderr
-    assert re.search(r"llama-2-70b +1 of 80 +2.24 GB +1.91 GB +8.7 GB +\d.\d GB +0\n", said)
-    assert "Pretrained Llama models: 15.69 GB to fetch in all" in said
-    assert "Fetching llama-30b, 8: 8996 MB" in said
+    output = done.stdout + done.stderr
+    assert re.search(r"llama-2-70b +1 of 80 +2.24 GB +1.91 GB +8.7 GB +\d.\d GB +0\n", output)
+    assert "Pretrained Llama models: 15.69 GB to fetch in all" in output
+    assert "Fetching llama-30b, 8: 8996 MB" in output
     assert not (tmp_path / "results").exists()
 
 

@@ -1,4 +1,4 @@
-"""Two GPUs on a workstation: Snakemake runs two jobs at once, and each has one of its own."""
+"""Two GPUs on a workstation: Snakemake runs two jobs at once, and each has another one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_jobs_that_run_side_by_side_have_different_gpus(changed: Path) -> None:
     for cell in Study.model_validate(study).cells():
         log = (changed / RESULTS / "logs" / cell.path).with_suffix(".log")
         lines = log.read_text(encoding="utf-8").splitlines()
-        # The scheduler keeps to the number of GPUs, so nobody ever had to wait for one.
+        # The scheduler keeps to the number of GPUs, so no job ever had to wait for one.
         assert lines[0].startswith("GPU made-up-"), lines
         taken.append(lines[0].removeprefix("GPU ").split(" of ")[0])
     assert set(taken) == set(names)

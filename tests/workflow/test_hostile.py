@@ -48,9 +48,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         patch.setenv("HF_TOKEN", TOKEN)
         for arguments in (["--cores", "2"], ["--report", f"{RESULTS}/report.html"]):
             run = start(directory, *arguments, "--configfile", "study.yaml")
-            said = finish(run)
-            assert run.returncode == 0, said[-6000:]
-            assert TOKEN not in said
+            output = finish(run)
+            assert run.returncode == 0, output[-6000:]
+            assert TOKEN not in output
     for path in directory.rglob("*"):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
     return [
@@ -61,7 +61,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_no_token_is_written_anywhere(pages: list[Path]) -> None:
-    # Looked for while they were made: in every file, Snakemake's own too, and on the terminal.
+    # Looked for while they were made: in every file, Snakemake's too, and on the terminal.
     assert all(page.is_file() for page in pages)
 
 
@@ -79,7 +79,7 @@ def test_nothing_of_a_prompt_or_title_runs_in_a_browser(
     pages: list[Path], number: int, tmp_path: Path
 ) -> None:
     page = Path(shutil.copy(pages[number], tmp_path / "page.html"))
-    if number < 2:  # without the page's own policy, escaping alone must do
+    if number < 2:  # without the page's policy, escaping alone must do
         text = page.read_text(encoding="utf-8")
         policy = text.index("<meta http-equiv")
         page.write_text(text[:policy] + text[text.index(">", policy) + 1 :], encoding="utf-8")

@@ -76,19 +76,19 @@ def test_a_defect_keeps_its_traceback_in_the_log(
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (ValueError("no such mask"), "Traceback"),
         (InvalidError("no such mask"), "tokinfo: a: no such mask"),
     ],
-    ids=["of a library", "of our own"],
+    ids=["of a library", "of this package"],
 )
 def test_only_a_foreseen_error_goes_without_a_traceback(
-    tmp_path: Path, error: Exception, told: str
+    tmp_path: Path, error: Exception, message: str
 ) -> None:
     with pytest.raises(SystemExit), job(tmp_path / "a.log", "a"):
         raise error
-    assert (tmp_path / "a.log").read_text(encoding="utf-8").startswith(told)
+    assert (tmp_path / "a.log").read_text(encoding="utf-8").startswith(message)
 
 
 def test_the_device_follows_the_study_and_what_was_granted() -> None:

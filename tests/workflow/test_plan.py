@@ -90,9 +90,9 @@ def test_a_local_models_files_are_inputs_and_its_weights_not_of_the_config(
 def test_what_is_said_of_a_fetched_model_reruns_nothing() -> None:
     source = {"kind": "hub", "repository": "a/b", "blocks": 3}
     bare = fetched_plan(source)
-    told = fetched_plan(source | {"note": "a note", "config": {"hidden_size": 8}})
-    assert bare.fetch_settings("real", "1") == told.fetch_settings("real", "1")
-    assert bare.prepare_settings("real", 1) == told.prepare_settings("real", 1)
+    noted = fetched_plan(source | {"note": "a note", "config": {"hidden_size": 8}})
+    assert bare.fetch_settings("real", "1") == noted.fetch_settings("real", "1")
+    assert bare.prepare_settings("real", 1) == noted.prepare_settings("real", 1)
     assert bare.fetch_settings("real", "1") != bare.fetch_settings("real", "3")
 
 
@@ -202,10 +202,10 @@ def test_a_cell_s_code_is_that_of_its_own_solver() -> None:
 
 
 def test_a_title_is_given_to_the_pages_without_a_character_of_markup() -> None:
-    told = {"name": "</script><b>é & co", "description": "<!--"}
-    (text,) = Plan(Study.model_validate(example() | told)).labels().values()
+    labels = {"name": "</script><b>é & co", "description": "<!--"}
+    (text,) = Plan(Study.model_validate(example() | labels)).labels().values()
     assert not set(text) & set("<>&")
-    assert json.loads(text) == told
+    assert json.loads(text) == labels
 
 
 def test_a_figure_is_drawn_from_its_table_and_the_training_curves_know_the_families() -> None:

@@ -1,4 +1,4 @@
-"""A study that answers rows of the chapter runs what it can and says what the rest would need."""
+"""A study that tests rows of the chapter runs what it can and lists what the rest would need."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAGE = "results/claims/pages/replication.html"
 
 def small() -> dict[str, Any]:
     study = claims_study()
-    study["claims"]["own"] |= {"solvers": [], "identify": ["sweep-all"]}
+    study["claims"]["exact"] |= {"solvers": [], "identify": ["sweep-all"]}
     study["claims"]["smaller"] |= {"solvers": [], "identify": ["sweep"]}
     study["claims"]["smaller"]["rows"] = ["mixer-flat-d512-untrained-after1"]
     drawn = {"corpus": "harbour", "tokenizer": "small", "count": 3, "tokens": [4, 6]}
@@ -49,11 +49,11 @@ def test_a_run_answers_rows_and_lists_the_others(finished: Path) -> None:
     table = pl.read_parquet(finished / "results/claims/tables/replication.parquet")
     assert table["row"].n_unique() == 55
     ran = {row["entry"]: row for row in table.filter(pl.col("runs") > 0).to_dicts()}
-    assert set(ran) == {"own", "smaller", "trained"}
-    own, smaller, trained = (ran[name] for name in ("own", "smaller", "trained"))
+    assert set(ran) == {"exact", "smaller", "trained"}
+    exact, smaller, trained = (ran[name] for name in ("exact", "smaller", "trained"))
     # The chapter found this one: so must its protocol here, on a mixer of 32 positions of width.
-    assert (own["padding"], own["runs"], own["n_prompts"]) == ("n_ctx", 1, 2)
-    assert own["swept"] > 10  # every token of the prompt
+    assert (exact["padding"], exact["runs"], exact["n_prompts"]) == ("n_ctx", 1, 2)
+    assert exact["swept"] > 10  # every token of the prompt
     assert (smaller["runs"], smaller["initialisations"]) == (2, 2)
     assert (smaller["swept"], smaller["identifiable"]) == (2, 1.0)
     assert (smaller["n_prompts"], smaller["prompts_identifiable"]) == (2 + 3, 1.0)
@@ -68,8 +68,8 @@ def test_the_command_of_a_row_that_was_not_run_would_run_it(finished: Path) -> N
     table = pl.read_parquet(finished / "results/claims/tables/replication.parquet")
     row = table.row(by_predicate=pl.col("row") == "llama7b-block1-after2", named=True)
     assert row["verdict"] == "not run"
-    _, *asked = shlex.split(row["command"])
-    planned = snakemake(finished, PAGE, *asked, "-n")
+    _, *arguments = shlex.split(row["command"])
+    planned = snakemake(finished, PAGE, *arguments, "-n")
     assert planned.returncode == 0, planned.stderr
     assert "Fetching llama, 1" in planned.stdout
     assert "llama-7b at block.1, from2: l1 by chapter-llama" in planned.stdout
@@ -79,9 +79,9 @@ def test_the_command_of_a_row_that_was_not_run_would_run_it(finished: Path) -> N
 
 def test_the_study_of_the_chapter_answers_every_row() -> None:
     study = load_study(CHAPTER)
-    answered = {answer.claim.id for answer in study.answers() if not answer.entry.stand_in}
-    # Of the untrained Llamas by width only the sizes are known: their tokenizer is Llama's.
-    assert set(load_claims().rows) - answered == {
+    tested = {answer.claim.id for answer in study.answers() if not answer.entry.stand_in}
+    # Of the untrained Llamas by width only the sizes are stated: their tokenizer is Llama's.
+    assert set(load_claims().rows) - tested == {
         row.id for row in load_claims().statements if row.model.startswith("llama-width")
     }
     stood_in = {answer.claim.id for answer in study.answers() if answer.entry.stand_in}
@@ -118,6 +118,6 @@ def test_rows_from_the_hub_plan_without_a_fault(tmp_path: Path) -> None:
     study = Study.model_validate(
         yaml.safe_load(CHAPTER.read_text(encoding="utf-8")) | {"run": entries}
     )
-    # Every row of theirs is asked with the published steps for Llama.
+    # Every row of theirs is run with the published steps for Llama.
     steps = {study.solvers[a.entry.published].steps for a in study.answers() if a.runs}
     assert steps == {2000}

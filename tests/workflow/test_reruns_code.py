@@ -134,8 +134,8 @@ def _clean(directory: Path, study: dict[str, Any], *arguments: str) -> list[str]
 def test_nothing_of_a_finished_run_is_stale(finished: Path) -> None:
     assert _clean(finished, smoke(), "--dry-run") == []
     # Logs and benchmarks too.
-    known = set(outputs(Plan(Study.model_validate(smoke()))))
-    assert [path for path in known if not (finished / RESULTS / path).exists()] == []
+    written = set(outputs(Plan(Study.model_validate(smoke()))))
+    assert [path for path in written if not (finished / RESULTS / path).exists()] == []
 
 
 def test_cleaning_leaves_nothing_to_do_but_the_aggregate_which_never_read_it(

@@ -50,9 +50,9 @@ def another_run(directory: Path, *more: str) -> subprocess.Popen[str]:
 def test_the_lock_of_a_living_run_stays_and_it_is_named(directory: Path) -> None:
     run = another_run(directory)
     try:
-        said = running.look(directory)
-        assert said is not None
-        assert said.startswith(f"a snakemake is running in {directory} (process {run.pid} on ")
+        line = running.look(directory)
+        assert line is not None
+        assert line.startswith(f"a snakemake is running in {directory} (process {run.pid} on ")
         assert locked(directory)
         assert (running.busy(directory) or "").startswith("a snakemake is running in ")
     finally:
@@ -64,9 +64,9 @@ def test_the_lock_of_a_run_that_was_killed_is_taken_away_once(directory: Path) -
     run = another_run(directory)
     run.send_signal(signal.SIGKILL)
     run.wait()
-    said = running.look(directory)
-    assert said is not None
-    assert said.startswith(f"a run that was killed (process {run.pid} on ")
+    line = running.look(directory)
+    assert line is not None
+    assert line.startswith(f"a run that was killed (process {run.pid} on ")
     assert not locked(directory)
     assert running.look(directory) is None
     # What another run locks from now on is not the dead one's.
@@ -83,11 +83,11 @@ def test_the_run_that_is_left_of_two_is_seen(directory: Path) -> None:
         for ended, left in ((second, first), (first, None)):
             ended.kill()
             ended.wait()
-            said, busy = running.look(directory) or "", running.busy(directory)
+            line, busy = running.look(directory) or "", running.busy(directory)
             if left is None:
                 assert (busy, locked(directory)) == (None, False)
             else:
-                assert said.startswith(f"a snakemake is running in {directory} (process {left.pid}")
+                assert line.startswith(f"a snakemake is running in {directory} (process {left.pid}")
                 assert f"(process {left.pid}" in (busy or "")
                 assert locked(directory)
     finally:
@@ -101,9 +101,9 @@ def test_a_killed_run_whose_jobs_may_wait_on_a_cluster_is_not_unlocked(directory
     run.kill()
     run.wait()
     for _ in range(2):
-        said = running.look(directory, "snakemake --profile slurm --unlock") or ""
-        assert "may be waiting on the cluster still (squeue)" in said
-        assert "once none is, `snakemake --profile slurm --unlock`, then the same" in said
+        line = running.look(directory, "snakemake --profile slurm --unlock") or ""
+        assert "may be waiting on the cluster still (squeue)" in line
+        assert "once none is, `snakemake --profile slurm --unlock`, then the same" in line
         assert locked(directory)
     (directory / ".snakemake" / "locks" / "0.output.lock").unlink()
     assert running.look(directory) is None
@@ -114,21 +114,21 @@ def test_nothing_is_unlocked_while_a_job_of_the_dead_run_is_at_work(directory: P
     run.kill()
     run.wait()
     with running.at_work(directory):
-        said = running.look(directory)
-        assert said is not None
-        assert said.startswith("jobs of a run that was killed are still at work in ")
-        assert f"`kill {os.getpid()}`" in said
+        line = running.look(directory)
+        assert line is not None
+        assert line.startswith("jobs of a run that was killed are still at work in ")
+        assert f"`kill {os.getpid()}`" in line
         assert locked(directory)
     assert "unlocked" in (running.look(directory) or "")
 
 
 def test_a_run_on_another_machine_is_not_judged(directory: Path) -> None:
-    told = {"host": socket.gethostname() + "-2", "process": 1, "begun": 0}
-    (directory / ".snakemake" / "tokinfo.run").write_text(json.dumps(told))
-    said = running.look(directory, "snakemake --cores 1 --unlock")
-    assert said is not None
-    assert "another machine" in said
-    assert "`snakemake --cores 1 --unlock`, then the same command" in said
+    record = {"host": socket.gethostname() + "-2", "process": 1, "begun": 0}
+    (directory / ".snakemake" / "tokinfo.run").write_text(json.dumps(record))
+    line = running.look(directory, "snakemake --cores 1 --unlock")
+    assert line is not None
+    assert "another machine" in line
+    assert "`snakemake --cores 1 --unlock`, then the same command" in line
     assert locked(directory)
 
 

@@ -1,4 +1,4 @@
-"""Time asked of a cluster: above all that was measured, not absurdly so, more each attempt."""
+"""Time requested of a cluster: above all measurements, within reason, more at each attempt."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LLAMA = {
 
 
 def study(solver: dict[str, Any], **changes: Any) -> Study:
-    """Return a study of SmolLM2, of which one cell is asked for."""
+    """Return a study of SmolLM2, of one cell."""
     source = {"kind": "hub", "repository": "a/b", "blocks": 30, "config": LLAMA}
     made = smoke() | {
         "device": "cpu",
@@ -35,11 +35,11 @@ def study(solver: dict[str, Any], **changes: Any) -> Study:
             "packed": {"source": "smol", "quantization": "int8"},
         },
         "prompts": {"sea": ["x" * 20]},
-        "solvers": {"asked": solver},
+        "solvers": {"timed": solver},
         "grids": [
             {
                 **{"models": ["smol"], "sites": ["block.15"], "masks": ["1:"]},
-                **{"solvers": ["asked"], "prompts": ["sea"]},
+                **{"solvers": ["timed"], "prompts": ["sea"]},
             }
         ],
     }
@@ -68,9 +68,9 @@ def test_what_was_measured_fits_with_room_to_spare(
     solver: dict[str, Any], prompts: int, tokens: int, site: str, measured: float
 ) -> None:
     mask = ":" if solver["kind"] == "sequential" else "1:"
-    asked = minutes(solver, prompts, tokens, site=site, mask=mask)
-    assert 2 * measured < asked + FLOOR
-    assert asked < 100 * max(measured, 1)
+    requested = minutes(solver, prompts, tokens, site=site, mask=mask)
+    assert 2 * measured < requested + FLOOR
+    assert requested < 100 * max(measured, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Studies through `profiles/slurm` and a real Slurm, judged by Slurm's own records."""
+"""Studies through `profiles/slurm` and a real Slurm, judged by Slurm's records."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 TABLE = f"{RESULTS}/tables/recovery.parquet"
-# A cluster has accounting, which answers for jobs that are gone; a Slurm for a test has none.
+# A cluster has accounting, which has records of jobs that are gone; a Slurm for a test has none.
 HERE = (
     *("--slurm-no-account", "--slurm-status-command", "squeue"),
     *("--slurm-init-seconds-before-status-checks", "8"),
@@ -106,13 +106,13 @@ def test_jobs_ask_slurm_for_what_they_need_and_cells_share_submissions(
     made = Study.model_validate(study)
     jobs = submit(slurm, study, changed, "--until", "invert")
     assert {job["JobState"] for job in jobs} == {"COMPLETED"}
-    said = {job["Comment"]: job for job in jobs}
+    by_comment = {job["Comment"]: job for job in jobs}
 
     # Were that run killed, its jobs might wait on: its lock would not be taken away unasked.
     assert json.loads((changed / ".snakemake" / "tokinfo.run").read_text())["elsewhere"] is True
 
-    # A GPU for whoever trains and searches, and for no other.
-    for comment, job in said.items():
+    # A GPU for jobs that train or search, and for no other.
+    for comment, job in by_comment.items():
         wants = "train" in comment or "invert" in comment
         assert job.get("TresPerJob") == ("gres:gpu:1" if wants else None), comment
         assert job["NumCPUs"] == "1"
@@ -122,9 +122,9 @@ def test_jobs_ask_slurm_for_what_they_need_and_cells_share_submissions(
     by_model = sorted(job["Comment"].removeprefix("rule_cells.") for job in cells)
     assert by_model == [*["mixer-flat_invert"] * 2, "mixer-parallel-untrained_invert"]
     flat = [job for job in cells if "mixer-flat" in job["Comment"]]
-    asked = [cell_minutes(made, cell) for cell in made.cells() if cell.model == "mixer-flat"]
-    assert len(set(asked)) == 1  # so that it does not matter which cells went together
-    assert sorted(minutes(job["TimeLimit"]) for job in flat) == [2 * asked[0], 3 * asked[0]]
+    requested = [cell_minutes(made, cell) for cell in made.cells() if cell.model == "mixer-flat"]
+    assert len(set(requested)) == 1  # so that it does not matter which cells went together
+    assert sorted(minutes(job["TimeLimit"]) for job in flat) == [2 * requested[0], 3 * requested[0]]
     # One after another: the memory of the largest, not of all.
     largest = max(cell_mb(made, cell) for cell in made.cells())
     assert {int(job["MinMemoryNode"].removesuffix("M")) for job in flat} <= {largest, largest - 1}
@@ -184,14 +184,14 @@ def test_a_cancelled_job_and_a_drained_node_are_made_good_by_one_plain_rerun(
 
     since = max([0, *(int(job["JobId"]) for job in slurm.jobs())])
     arguments = command(study, changed, TABLE)
-    with (tmp_path / "told").open("w") as told:
+    with (tmp_path / "output").open("w") as output:
         # Without the profile's retries, which would submit the cancelled job again by itself.
         process = subprocess.Popen(
             [*arguments, "--retries", "0"],
             cwd=changed,
             env=environment(slurm),
-            stdout=told,
-            stderr=told,
+            stdout=output,
+            stderr=output,
         )
         try:
             until(lambda: "RUNNING" in states(slurm, since).values(), "a running cell")

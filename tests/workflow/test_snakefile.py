@@ -25,13 +25,13 @@ def fresh(tmp_path: Path) -> Path:
 
 def test_every_mistake_is_told_at_once_without_a_traceback(fresh: Path) -> None:
     study = smoke()
-    study["grids"][0]["models"].append("nobody")
+    study["grids"][0]["models"].append("no-model")
     study["solvers"]["adam"]["restarts"] = 0
     study["sources"]["transformer"]["headz"] = 3
     (fresh / "wrong.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
     done = snakemake(fresh, "--cores", "2", "--configfile", "wrong.yaml")
     assert done.returncode == 1
-    for part in ("nobody", "solvers.adam.restarts", "sources.transformer.headz", "wrong.yaml"):
+    for part in ("no-model", "solvers.adam.restarts", "sources.transformer.headz", "wrong.yaml"):
         assert part in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert not (fresh / "results").exists()
@@ -93,7 +93,7 @@ def test_every_rule_writes_a_log_and_a_benchmark(finished: Path) -> None:
     for folder in ("logs", "benchmarks"):
         found = {path.parts[0] for path in _files(finished / RESULTS / folder)}
         found = {Path(part).stem for part in found}
-        # This study fetches nothing and asks no row of the chapter; cells, figures and pages are
+        # This study fetches nothing and tests no row of the chapter; cells, figures and pages are
         # filed under those words.
         expected = {*CODE, "figures", "pages", "cells"} - {
             *("fetch", "figure", "page", "invert", "replication")

@@ -106,10 +106,10 @@ def test_what_is_known_here_is_what_snakemake_plans_to_write(
     assert planned.returncode == 0, planned.stderr
     made = {line.split("\t")[0] for line in planned.stdout.splitlines()[1:]}
     plan = Plan(Study.model_validate(raw))
-    # Figures and axes have names of the workflow's own, the same in every study.
+    # Figures and axes have the same names in every study.
     same = tuple(f"{plan.study.results}/{folder}/" for folder in ("tables", "figures", "pages"))
-    known = {path for path in outputs(plan) if not path.startswith(("logs/", "benchmarks/"))}
-    assert {f"{plan.study.results}/{path}" for path in known} == {
+    written = {path for path in outputs(plan) if not path.startswith(("logs/", "benchmarks/"))}
+    assert {f"{plan.study.results}/{path}" for path in written} == {
         path for path in made if not path.startswith(same)
     }
 
@@ -131,9 +131,9 @@ def test_passages_and_what_they_are_drawn_with_stay() -> None:
 def test_a_dry_run_lists_and_changes_nothing() -> None:
     make(study())
     before = everything()
-    said = clean(study(masks=("1:",)), "--dry-run")
-    assert "1.0 kB  results/cells/flat/block.1/all/l1_embedding_adam_sky_s0.parquet" in said
-    assert said.splitlines()[-1] == "36 stale files and directories, 36.0 kB, would be removed"
+    output = clean(study(masks=("1:",)), "--dry-run")
+    assert "1.0 kB  results/cells/flat/block.1/all/l1_embedding_adam_sky_s0.parquet" in output
+    assert output.splitlines()[-1] == "36 stale files and directories, 36.0 kB, would be removed"
     Path("study.yaml").unlink()
     assert everything() == before
 
@@ -149,14 +149,14 @@ def test_cleaning_removes_what_was_listed_and_the_empty_directories() -> None:
 
 def test_what_the_workflow_did_not_write_stays() -> None:
     make(study())
-    own = ("report.html", "cells/notes.txt", "cells/flat/notes.parquet", "smoke/cells/x.parquet")
-    own += ("checkpoints/README", "sources/flat.txt", "tables/mine.csv", "logs/cells/a.txt")
-    for path in own:
+    others = ("report.html", "cells/notes.txt", "cells/flat/notes.parquet", "smoke/cells/x.parquet")
+    others += ("checkpoints/README", "sources/flat.txt", "tables/mine.csv", "logs/cells/a.txt")
+    for path in others:
         put(path)
     (RESULTS / "sources" / "my-papers").mkdir()
     (RESULTS / "sources" / "my-papers" / "paper.pdf").touch()
     clean(study(models=("llama",)))
-    assert [path for path in own if not (RESULTS / path).exists()] == []
+    assert [path for path in others if not (RESULTS / path).exists()] == []
     assert (RESULTS / "sources" / "my-papers" / "paper.pdf").exists()
 
 
@@ -164,8 +164,8 @@ def test_downloads_and_resume_points_stay_and_are_told() -> None:
     make(study())
     put(".state/downloads/model.whl")
     put(".state/training/flat/resume.safetensors")
-    said = clean(study(models=("llama",)))
-    assert "kept: results/.state: 2.0 kB of downloads and resume points" in said
+    output = clean(study(models=("llama",)))
+    assert "kept: results/.state: 2.0 kB of downloads and resume points" in output
     assert (RESULTS / ".state" / "training" / "flat" / "resume.safetensors").exists()
 
 
@@ -198,11 +198,11 @@ def test_no_link_is_followed_out_of_the_results(directory: Path) -> None:
     put("unigrams/old.safetensors")
     before = sorted(outside.rglob("*"))
     assert {"checkpoints/flat/7", "decoders/old.safetensors", "sources/linked"} <= stale(study())
-    said = clean(study())
+    output = clean(study())
     assert sorted(outside.rglob("*")) == before
     assert not os.path.lexists(RESULTS / "checkpoints" / "flat" / "7")
     assert not (RESULTS / "sources" / "old").exists()
-    assert "kept: results/unigrams: a link, not followed" in said
+    assert "kept: results/unigrams: a link, not followed" in output
 
 
 def test_results_that_are_themselves_a_link_are_cleaned_where_they_lie(directory: Path) -> None:
@@ -231,8 +231,8 @@ def test_what_was_made_with_values_of_the_command_line_stays_where_they_are_told
     chosen = study(models=("flat",))
     assert "cells/llama" in clean(chosen, "-n")
     grids = yaml.safe_dump(study(models=("flat", "llama"))["grids"], default_flow_style=True)
-    told = f"grids={' '.join(grids.split())}"
-    assert clean(chosen, "-n", "--config", told).startswith("0 stale")
+    value = f"grids={' '.join(grids.split())}"
+    assert clean(chosen, "-n", "--config", value).startswith("0 stale")
 
 
 def test_nothing_is_removed_while_a_run_is_at_work(directory: Path) -> None:

@@ -12,11 +12,11 @@ import yaml
 
 from tests.workflow.run import RESULTS, pending, smoke, snakemake
 from tokinfo.study.study import Study
-from tokinfo.workflow.submissions import group, turns
+from tokinfo.workflow.submissions import group, slots
 
 
 class Workflow(SimpleNamespace):
-    """What of Snakemake's own object the module uses."""
+    """What the module uses of Snakemake's object."""
 
     def __init__(self, non_local_exec: bool = False, is_main_process: bool = True) -> None:
         super().__init__(
@@ -52,14 +52,14 @@ def test_models_have_groups_of_their_own_and_one_number_between_them() -> None:
     [
         ({}, 0),  # a workstation: cells run side by side, as its cores and GPUs allow
         ({"non_local_exec": True}, 1),  # the process that submits
-        ({"is_main_process": False}, 1),  # a submission: its cells take turns
+        ({"is_main_process": False}, 1),  # a submission: its cells run in turn
         ({"non_local_exec": True, "is_main_process": False}, 1),
     ],
 )
 def test_cells_take_turns_in_a_submission_and_not_on_a_workstation(
     where: dict[str, Any], taken: int
 ) -> None:
-    assert turns(Workflow(**where)) == taken
+    assert slots(Workflow(**where)) == taken
 
 
 def test_snakemake_plans_submissions_of_one_model_each(tmp_path: Path, finished: Path) -> None:
@@ -81,9 +81,9 @@ def test_snakemake_plans_submissions_of_one_model_each(tmp_path: Path, finished:
     wanted = [cell for cell in Study.model_validate(study).cells() if cell.solver == "chapter"]
     sizes: dict[str, list[int]] = {}
     found = []
-    for told in groups:
-        name = told.split()[2].removeprefix("cells.")
-        cells = re.findall(r"Job [0-9]+: (\S+) at (\S+), (\S+): \S+ by chapter", told)
+    for text in groups:
+        name = text.split()[2].removeprefix("cells.")
+        cells = re.findall(r"Job [0-9]+: (\S+) at (\S+), (\S+): \S+ by chapter", text)
         assert {model for model, _, _ in cells} == {name}
         sizes.setdefault(name, []).append(len(cells))
         found += cells

@@ -1,7 +1,7 @@
 """What the table `replication` is given: every row of the chapter, its cells, and what it needs.
 
-A row is answered by the cells of the entries that name it. For those that are not run the reason
-is worked out here, from what their models would fetch and hold (`downloads`) and how much
+The cells of the entries that name a row test it. For entries that are not run the reason is
+worked out here, from what their models would fetch and hold (`downloads`) and how much
 arithmetic their descent takes, with the command that would run them. Like `tokinfo.workflow.plan`,
 this module imports neither torch nor transformers.
 """
@@ -34,38 +34,38 @@ def answers(
     Args:
         study: a valid study.
         files: the configuration files it came from, for the commands.
-        over: what the command line said besides, for the commands.
+        over: values of the command line, for the commands.
 
     Returns:
-        One for each row and entry that answers it, in the order of the rows, a row's own model
-        before what stands in for it.
+        One for each row and entry that tests it, in the order of the rows, a row's model before
+        what stands in for it.
     """
-    known = study.answers()
+    tested = study.answers()
     files = list(files)
     needed = {name: "" if study.runs(name) else _needs(study, name) for name in study.claims}
     commands = {name: command(study, name, files, over or {}) for name in study.claims}
     found = []
     for claim in load_claims().statements:
-        direct = [a for a in known if a.claim == claim and not a.entry.stand_in]
-        others = [a for a in known if a.claim == claim and a.entry.stand_in]
+        direct = [a for a in tested if a.claim == claim and not a.entry.stand_in]
+        others = [a for a in tested if a.claim == claim and a.entry.stand_in]
         if not direct:
-            found.append(_unanswered(claim, bool(others)))
+            found.append(_untested(claim, bool(others)))
         for one in (*direct, *others):
-            found.append(_answered(study, one, needed[one.name], commands[one.name]))
+            found.append(_tested(study, one, needed[one.name], commands[one.name]))
     return found
 
 
-def _unanswered(claim: Claim, stood_in: bool) -> Comparison:
+def _untested(claim: Claim, stood_in: bool) -> Comparison:
     return Comparison(
         claim=claim,
         criterion=claim.criterion,
         hides=claim.hides,
         claimed=load_claims().models[claim.model],
-        reason="only stand-ins answer it in this study" if stood_in else "no entry answers it",
+        reason="only stand-ins test it in this study" if stood_in else "no entry tests it",
     )
 
 
-def _answered(study: Study, answer: Answer, needs: str, would_run: str) -> Comparison:
+def _tested(study: Study, answer: Answer, needs: str, would_run: str) -> Comparison:
     claim, models = answer.claim, answer.entry.models
     sources = tuple(dict.fromkeys(study.models[name].source for name in models))
     return Comparison(
@@ -94,7 +94,7 @@ def command(study: Study, entry: str, files: Sequence[str], over: Mapping[str, A
         study: the study.
         entry: name of the entry.
         files: the study's configuration files.
-        over: what the command line said besides; without it other cells would be run again.
+        over: values of the command line; without them other cells would be run again.
     """
     names = [name for name in study.claims if study.runs(name) or name == entry]
     values = {**over, **({} if study.run is None else {"run": names})}
@@ -106,14 +106,14 @@ def command(study: Study, entry: str, files: Sequence[str], over: Mapping[str, A
 
 def size(study: Study, source: str) -> str:
     """Return the size of a source's models in words."""
-    known = study.sources[source]
-    if isinstance(known, Built):
-        kind = f"{known.form} mixer" if isinstance(known, MixerSource) else "transformer"
-        return f"{kind}, width {known.d_model}, {known.blocks} blocks, n_ctx {known.n_ctx}"
+    entry = study.sources[source]
+    if isinstance(entry, Built):
+        kind = f"{entry.form} mixer" if isinstance(entry, MixerSource) else "transformer"
+        return f"{kind}, width {entry.d_model}, {entry.blocks} blocks, n_ctx {entry.n_ctx}"
     sizes = sizes_of(study, source)
     # Not from an estimate, which is there to be rather too large.
     width = f"width {sizes.width}, " if not sizes.guessed else ""
-    return f"{source}, {width}{known.blocks} blocks"
+    return f"{source}, {width}{entry.blocks} blocks"
 
 
 def flop(study: Study, cell: Cell) -> float:
@@ -138,7 +138,7 @@ def flop(study: Study, cell: Cell) -> float:
 
 
 def _lengths(study: Study, prompts: str) -> Iterable[int]:
-    """Return about how many tokens each prompt of a set has; passages have as many as is asked."""
+    """Return about how many tokens each prompt of a set has; passages have a set number."""
     if prompts in study.passages:
         return study.passages[prompts].lengths
     sizes = (len(prompt.encode()) for prompt in study.prompts[prompts])

@@ -35,8 +35,8 @@ def visible(
     """Return the GPUs that a process started here would see, found out without importing torch.
 
     ``CUDA_VISIBLE_DEVICES`` decides where it is set, by a scheduler or a user. Otherwise there is
-    one for each of the driver's device files, numbered from 0 as CUDA does, whatever the files'
-    own numbers are.
+    one for each of the driver's device files, numbered from 0 as CUDA does, whatever
+    the numbers of the files.
     """
     chosen = (os.environ if environment is None else environment).get(VISIBLE)
     if chosen is not None:
@@ -51,19 +51,21 @@ def visible(
 def lock_directory(environment: Mapping[str, str] | None = None) -> Path:
     """Return where this user's locks lie on this machine.
 
-    Inside a scheduler's job it is the job's own: its GPUs may be numbered from 0 like those of
-    the job beside it, and are different ones.
+    Each job of a scheduler has one: its GPUs may be numbered from 0 like those of the job beside
+    it, and are different ones.
 
     Raises:
-        RuntimeError: the directory is somebody else's.
+        RuntimeError: the directory belongs to another user.
     """
-    known = os.environ if environment is None else environment
-    job = next((f"{name}-{known[name]}" for name in SCHEDULERS if known.get(name)), "machine")
+    variables = os.environ if environment is None else environment
+    job = next(
+        (f"{name}-{variables[name]}" for name in SCHEDULERS if variables.get(name)), "machine"
+    )
     # Not $TMPDIR: two shells may have different ones, and jobs of both must meet here.
     base = Path("/tmp") / f"tokinfo-gpus-{os.geteuid()}"
     base.mkdir(mode=0o700, exist_ok=True)
     if base.is_symlink() or base.stat().st_uid != os.geteuid():
-        raise InvalidError(f"{base} belongs to somebody else: GPUs cannot be shared out safely")
+        raise InvalidError(f"{base} belongs to another user: GPUs cannot be shared out safely")
     return base / _file_name(job)
 
 
@@ -72,7 +74,7 @@ def claim(
 ) -> list[str]:
     """Take GPUs for the rest of this process's life, and hide the others from it.
 
-    Waits where too few are free. Jobs take turns at choosing, so one that needs several is neither
+    Waits where too few are free. One job at a time chooses: one that needs several is neither
     overtaken for ever nor left waiting for one that waits for it. On a machine without a GPU
     nothing is taken or hidden.
 
@@ -129,7 +131,7 @@ def _take(count: int, there: Sequence[str], place: Path) -> list[str]:
 
 
 def _free(there: Sequence[str], taken: Sequence[str], place: Path) -> Iterator[str]:
-    """Yield GPUs that nobody uses, each with its lock now held by this process."""
+    """Yield GPUs that no job uses, each with its lock now held by this process."""
     for name in there:
         if name in taken:
             continue

@@ -54,7 +54,7 @@ def needs(study: Study) -> list[Need]:
     for model in plan.models:
         cells = [cell for cell in plan.cells.values() if model in cell.models]
         for blocks in sorted({cell.block for cell in cells}):
-            asked = [memory.cell_mb(study, cell) for cell in cells if cell.block == blocks]
+            sizes = [memory.cell_mb(study, cell) for cell in cells if cell.block == blocks]
             source = study.models[model].source
             found.append(
                 Need(
@@ -65,7 +65,7 @@ def needs(study: Study) -> list[Need]:
                     fetched=_fetched(plan, model, blocks),
                     held=memory.held_mb(study, model, blocks),
                     prepare=memory.prepare_mb(study, model, blocks),
-                    cell=max(asked),
+                    cell=max(sizes),
                     gpus=memory.gpus(study),
                     guessed=sizes_of(study, source).guessed,
                 )

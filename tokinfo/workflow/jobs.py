@@ -79,7 +79,7 @@ def _foreseen(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def _redirected(log: Path) -> Iterator[TextIO]:
-    """Send everything written to 1 and 2 to a file; gives the terminal's own standard error."""
+    """Send everything written to 1 and 2 to a file; yields the terminal's standard error."""
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -105,29 +105,29 @@ def lend_package(directory: str) -> None:
 
     A conda environment of the rules holds the package's dependencies, not the package.
     """
-    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if directory not in known:
-        os.environ["PYTHONPATH"] = os.pathsep.join([directory, *filter(None, known)])
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if directory not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([directory, *filter(None, paths)])
 
 
-def device(asked: str, gpus: int) -> str:
-    """Return the torch device of a job that was granted ``gpus`` GPUs, and make them its own.
+def device(wanted: str, gpus: int) -> str:
+    """Return the torch device of a job that was granted ``gpus`` GPUs, and reserve them for it.
 
-    To be called before anything imports torch, which then sees those GPUs and no other.
+    Call it before anything imports torch, which then sees those GPUs and no other.
     ``--resources gpu=0`` keeps a study that says ``auto`` on the CPU. One that says ``cuda``
-    means it.
+    needs a GPU.
 
     Raises:
         RuntimeError: the study says ``cuda`` and torch finds no GPU here, or there are fewer
             GPUs than were granted.
     """
-    if asked == "cpu" or (asked == "auto" and gpus < 1):
+    if wanted == "cpu" or (wanted == "auto" and gpus < 1):
         return "cpu"
     claim(max(gpus, 1))
     import torch
 
     if torch.cuda.is_available():
         return "cuda"
-    if asked == "cuda":
+    if wanted == "cuda":
         raise InvalidError("the study says `device: cuda`, and torch finds no GPU here")
     return "cpu"

@@ -74,11 +74,11 @@ def held_mb(study: Study, model: str, blocks: int) -> int:
 
     Weights are widened to what they compute in; those that bitsandbytes packs are not.
     """
-    known = study.models[model]
-    if known.quantization in SCALES:
+    settings = study.models[model]
+    if settings.quantization in SCALES:
         return checkpoint_mb(study, model, blocks)
-    whole = sizes_of(study, known.source).megabytes(blocks)
-    return int(whole * BYTES[known.activations] / 4) + 1
+    whole = sizes_of(study, settings.source).megabytes(blocks)
+    return int(whole * BYTES[settings.activations] / 4) + 1
 
 
 def checkpoint_mb(study: Study, model: str, blocks: int) -> int:
@@ -86,13 +86,17 @@ def checkpoint_mb(study: Study, model: str, blocks: int) -> int:
 
     bitsandbytes packs the blocks' matrices; the embedding is what activations are computed in.
     """
-    known = study.models[model]
-    sizes = sizes_of(study, known.source)
-    each, whole, embedding = BYTES[known.quantization], sizes.megabytes(blocks), sizes.megabytes(0)
-    if known.quantization not in SCALES:
+    settings = study.models[model]
+    sizes = sizes_of(study, settings.source)
+    each, whole, embedding = (
+        BYTES[settings.quantization],
+        sizes.megabytes(blocks),
+        sizes.megabytes(0),
+    )
+    if settings.quantization not in SCALES:
         return int(whole * each / 4) + 1
-    outside = embedding * BYTES[known.activations] / 4
-    return int(outside + (whole - embedding) * (each + SCALES[known.quantization]) / 4) + 1
+    outside = embedding * BYTES[settings.activations] / 4
+    return int(outside + (whole - embedding) * (each + SCALES[settings.quantization]) / 4) + 1
 
 
 def training_mb(study: Study, source: str, attempt: int = 1) -> int:
@@ -101,13 +105,13 @@ def training_mb(study: Study, source: str, attempt: int = 1) -> int:
     It holds weights, gradients and AdamW's two moments, and the activations of a batch, of
     which the logits and their gradients are the largest at small widths.
     """
-    known, sizes = study.sources[source], sizes_of(study, source)
+    built, sizes = study.sources[source], sizes_of(study, source)
     activations = 0.0
-    if isinstance(known, Built) and known.training is not None:
-        tokens = known.training.batch * known.n_ctx
-        width = 16 * sizes.width * known.blocks + 3 * sizes.vocabulary
+    if isinstance(built, Built) and built.training is not None:
+        tokens = built.training.batch * built.n_ctx
+        width = 16 * sizes.width * built.blocks + 3 * sizes.vocabulary
         activations = tokens * width * 4 / 1e6
-    return attempt * int(PROCESS_MB + 4 * sizes.megabytes(known.blocks) + activations)
+    return attempt * int(PROCESS_MB + 4 * sizes.megabytes(built.blocks) + activations)
 
 
 def prepare_mb(study: Study, model: str, blocks: int, attempt: int = 1) -> int:
@@ -116,10 +120,10 @@ def prepare_mb(study: Study, model: str, blocks: int, attempt: int = 1) -> int:
     Random weights are those of the whole model, whatever is kept of it, beside a copy of a part.
     Weights that are there already pass block by block: the embedding and two blocks are held.
     """
-    known = study.models[model]
-    sizes = sizes_of(study, known.source)
+    settings = study.models[model]
+    sizes = sizes_of(study, settings.source)
     held = sizes.megabytes(0) + 2 * sizes.block_megabytes
-    if known.state == "untrained":
+    if settings.state == "untrained":
         held = sizes.megabytes(study.source_of(model).blocks) + sizes.megabytes(blocks)
     return attempt * (PROCESS_MB + held)
 
@@ -127,7 +131,7 @@ def prepare_mb(study: Study, model: str, blocks: int, attempt: int = 1) -> int:
 def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:
     """Return the memory in MB of a cell: its blocks, and its batch's activations and gradients."""
     blocks = cell.block
-    # A target's own model is gone before the cell's comes.
+    # The other model of a target is freed before the cell's is loaded.
     weights = max(held_mb(study, name, blocks) for name in cell.models)
     sizes = sizes_of(study, study.models[cell.model].source)
     solver = study.solvers[cell.solver]

@@ -3,7 +3,7 @@
 Snakemake reruns a job when its parameters change, so a job must be given what it uses and
 nothing more: a setting that leaks into another job's parameters reruns that job for nothing,
 and one that is left out leaves a stale result. Both are decided here, by pure functions of the
-study; the rules only ask.
+study; the rules only call them.
 
 Snakemake compares the *set* of a job's parameter values, without their names. Everything a job
 uses therefore goes into one dictionary, in which a value cannot change places unnoticed.
@@ -75,7 +75,7 @@ class Plan:
     def scaling(self) -> tuple[str, ...]:
         """Names of the axes on which some model takes values enough for a line of a figure.
 
-        Of pretrained models the width is not known here: they make no line along it.
+        The width of pretrained models is not in the study: they make no line along it.
         """
         values: dict[str, dict[object, set[object]]] = {}
         for cell in self.cells.values():
@@ -100,7 +100,7 @@ class Plan:
 
     @property
     def state(self) -> str:
-        """Directory of resume points and download caches, which are nobody's output."""
+        """Directory of resume points and download caches, which no rule declares."""
         return f"{self.study.results}/.state"
 
     @cached_property
@@ -124,15 +124,15 @@ class Plan:
 
     def tokenizer_of(self, source: str) -> str | None:
         """Return the name of a source's tokenizer; None: it comes with the fetched model."""
-        known = self.study.sources[source]
-        return known.tokenizer if isinstance(known, Built) else None
+        built = self.study.sources[source]
+        return built.tokenizer if isinstance(built, Built) else None
 
     def tokenizer_path(self, source: str) -> str:
         """Return the directory that holds a source's tokenizer."""
-        own = self.tokenizer_of(source)
-        if own is None:
+        tokenizer = self.tokenizer_of(source)
+        if tokenizer is None:
             return f"<results>/sources/{source}/{CONFIG}"
-        return f"<results>/tokenizers/{own}"
+        return f"<results>/tokenizers/{tokenizer}"
 
     def origin(self, model: str, blocks: int) -> str:
         """Return the directory that a model's checkpoint of ``blocks`` blocks is made from.
@@ -140,19 +140,19 @@ class Plan:
         Of a fetched model there is one directory for each number of blocks; its untrained twin is
         made from its configuration alone.
         """
-        known = self.study.models[model]
-        if self.is_local(known.source):
-            trained = f"<results>/sources/{known.source}"
-            return trained if known.state == "trained" else self.tokenizer_path(known.source)
-        part = CONFIG if known.state == "untrained" else str(blocks)
-        return f"<results>/sources/{known.source}/{part}"
+        entry = self.study.models[model]
+        if self.is_local(entry.source):
+            trained = f"<results>/sources/{entry.source}"
+            return trained if entry.state == "trained" else self.tokenizer_path(entry.source)
+        part = CONFIG if entry.state == "untrained" else str(blocks)
+        return f"<results>/sources/{entry.source}/{part}"
 
     def checkpoint(self, cell: Cell) -> str:
         """Return the directory of the checkpoint that a cell loads: no block more than it needs."""
         return f"<results>/checkpoints/{cell.model}/{cell.block}"
 
     def target(self, cell: Cell) -> list[str]:
-        """Return the checkpoint whose activations a cell explains, where it is not its own."""
+        """Return the checkpoint whose activations a cell explains, where it is another model's."""
         return [f"<results>/checkpoints/{name}/{cell.block}" for name in cell.models[1:]]
 
     def prior(self, cell: Cell) -> list[str]:
@@ -171,14 +171,14 @@ class Plan:
         return self.cells[CELL_PATH.format(**wildcards)]
 
     def wildcard_patterns(self) -> dict[str, str]:
-        """Return a regular expression for each wildcard, made from the study's own names."""
+        """Return a regular expression for each wildcard, made from the study's names."""
         values: dict[str, set[str]] = {}
         for cell in self.cells.values():
             for name, value in cell.wildcards.items():
                 values.setdefault(name, set()).add(value)
         values["blocks"] = {str(cell.block) for cell in self.cells.values()}
         values["part"] = {CONFIG, "0", *values["blocks"]}
-        values["blocks"].discard("0")  # the embedding alone is a rule of its own
+        values["blocks"].discard("0")  # the embedding alone has its own rule
         values["model"] = set(self.models)
         values["source"] = set(self.sources)
         values["corpus"] = set(self.study.corpora)
@@ -227,11 +227,11 @@ class Plan:
         A directory's own time does not change when a file inside is rewritten, so the files
         themselves are the inputs.
         """
-        known = self.study.sources[source]
-        if not isinstance(known, Saved | GgufSource) or known.path is None:
+        entry = self.study.sources[source]
+        if not isinstance(entry, Saved | GgufSource) or entry.path is None:
             return []
-        path = Path(known.path).expanduser()
-        if isinstance(known, GgufSource):
+        path = Path(entry.path).expanduser()
+        if isinstance(entry, GgufSource):
             return [str(path)]
         kept = {".json", ".model", ".txt"} | (set() if part == CONFIG else {".safetensors", ".bin"})
         found = sorted(p for p in path.glob("*") if p.suffix in kept and p.is_file())
@@ -242,39 +242,39 @@ class Plan:
     def prepare_settings(self, model: str, blocks: int) -> Settings:
         """Return what cutting a checkpoint of ``blocks`` blocks depends on.
 
-        A trained model's own training enters through the files that the job reads. An untrained
+        A trained model's training enters through the files that the job reads. An untrained
         one is built from its architecture alone, so its source's training plays no part.
         """
-        known = self.study.models[model]
-        source = self.study.sources[known.source]
+        entry = self.study.models[model]
+        source = self.study.sources[entry.source]
         built = isinstance(source, Built)
         unused = {"training"} if built else _UNFETCHED
-        facts = {"model": model, "source": known.source, "n_ctx": source.n_ctx}
+        facts = {"model": model, "source": entry.source, "n_ctx": source.n_ctx}
         settings: Settings = {
             "blocks": blocks,
             "built": not self.needs_weights(model),
-            "model": known.model_dump(),
+            "model": entry.model_dump(),
             "source": source.model_dump(exclude=unused),
             "facts": facts | _prompt_facts(source),
         }
         training = source.training if isinstance(source, Built) else None
-        if training is not None and known.at < 1:
-            settings["snapshot"] = f"at-{training.step_at(known.at)}"
+        if training is not None and entry.at < 1:
+            settings["snapshot"] = f"at-{training.step_at(entry.at)}"
         return canonical(settings)
 
     def prompt_settings(self, source: str) -> Settings:
         """Return what checking the prompts of a source's models with its tokenizer depends on."""
-        known = self.study.sources[source]
+        entry = self.study.sources[source]
         uses = self._uses(source)
         sets = {name for name, _, _ in uses}
         return canonical(
             {
-                "n_ctx": known.n_ctx,
+                "n_ctx": entry.n_ctx,
                 "prompts": {
                     name: list(texts) for name, texts in self.study.prompts.items() if name in sets
                 },
                 "uses": [list(use) for use in sorted(uses)],
-                **_prompt_facts(known),
+                **_prompt_facts(entry),
             }
         )
 
@@ -291,15 +291,15 @@ class Plan:
         }
 
     def cell_code(self, cell: Cell) -> str:
-        """Return the digest of the code that solves a cell: of its own solver, and of no other."""
+        """Return the digest of the code that solves a cell: of its solver, and of no other."""
         return code("invert", f"tokinfo.solvers.{self.study.solvers[cell.solver].kind}")
 
     def cell_settings(self, cell: Cell) -> Settings:
         """Return what solving a cell depends on, besides its checkpoints, decoder and prior.
 
-        The metric's weights are there for the metric that has some, and for no other; so are
-        the name of the prior and what the model is whose activations are to be explained. Prompts
-        drawn from a text come in a file.
+        The metric's weights are there for the one metric that has some. The name of the prior and
+        the settings of a target's model are there for the cells that use them. Prompts drawn from
+        a text come in a file.
         """
         model = self.study.models[cell.model]
         source = self.study.sources[model.source]
@@ -359,15 +359,15 @@ class Plan:
         Snakemake's report holds these parameters inside a script element, as they are: a
         ``</script>`` in a title would end it. So no markup character is written as itself.
         """
-        told = {"description": self.study.description, "name": self.study.name}
-        text = json.dumps(told)
+        labels = {"description": self.study.description, "name": self.study.name}
+        text = json.dumps(labels)
         for mark in "<>&":
             text = text.replace(mark, f"\\u{ord(mark):04x}")
         return {"labels": text}
 
 
 def _prompt_facts(source: Source) -> Settings:
-    """Return how prompts are read, where that is not as the tokenizer itself has it."""
+    """Return how prompts are read, where that is not the tokenizer's default."""
     return {} if getattr(source, "special_tokens", True) else {"special_tokens": False}
 
 

@@ -43,7 +43,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
 }
 """What each rule writes whose files bear a name of the study. What has no suffix is a directory.
 
-Figures, tables and pages have names of the workflow's own, the same in every study."""
+Figures, tables and pages have the same names in every study."""
 
 _JOBS = {
     rule: "/".join([rule, *re.findall(r"\{\w+\}", next(iter(made.values())))])
@@ -159,7 +159,7 @@ def code(rule: str, *more: str) -> str:
         more: modules, or functions, that this output depends on besides those of every output of
             the rule.
 
-    Comments do not count, in the script neither. This stands in for Snakemake's own `code`
+    Comments do not count, in the script neither. This stands in for Snakemake's `code`
     trigger, which reruns a rule for a comment and overlooks the package.
     """
     script = ast.parse((SCRIPTS / f"{rule}.py").read_text(encoding="utf-8"))

@@ -1,13 +1,13 @@
 """Who is at work in a directory: runs of Snakemake, and their jobs.
 
-Snakemake's own lock is a file without an owner. A run that is killed (SIGKILL, power) leaves it,
+Snakemake's lock is a file without an owner. A run that is killed (SIGKILL, power) leaves it,
 and the next one refuses until somebody who knows that nothing runs says `--unlock`. Here a run
 says who it is and holds a lock of the operating system (`flock`), which ends with its process
 whatever ends it. The lock of a run that is provably dead can then be taken away. Jobs hold one
 too, because those of a killed run may live on and write to the same files.
 
 Where there are no such locks (some network file systems), or where a run on another machine left
-its mark, nothing is concluded: Snakemake's own lock stays, and a message says what to type.
+its mark, nothing is concluded: Snakemake's lock stays, and a message says what to type.
 
 This module imports nothing heavy: the Snakefile reads it again in every cluster job.
 """
@@ -27,8 +27,8 @@ from typing import Any
 KEPT = Path(".snakemake")
 """Where Snakemake keeps what it remembers of a directory."""
 
-_RUN, _JOBS = "tokinfo.run", "tokinfo.workflow.jobs"
-_SECOND, _PATIENCE = 1.0, 10.0  # for which one looks at another's lock, and waits for one's own
+_RUN, _JOBS = "tokinfo.run", "tokinfo.jobs"
+_SECOND, _PATIENCE = 1.0, 10.0  # to look at another run's lock, and to wait for this run's
 _MARK = 512  # bytes of a mark, as long as any
 _held: list[int] = []  # descriptors that stay open until the process ends
 
@@ -41,14 +41,14 @@ def begin(directory: Path, *, elsewhere: bool = False) -> None:
         elsewhere: its jobs are handed to a cluster.
     """
     with contextlib.suppress(OSError):
-        own = _open(directory / KEPT / _RUN)
-        if not _lock(own, fcntl.LOCK_SH, _PATIENCE):
-            os.close(own)
+        mark = _open(directory / KEPT / _RUN)
+        if not _lock(mark, fcntl.LOCK_SH, _PATIENCE):
+            os.close(mark)
             return
-        told = {"host": socket.gethostname(), "process": os.getpid(), "begun": time.time()}
+        record = {"host": socket.gethostname(), "process": os.getpid(), "begun": time.time()}
         # In one piece: another run may begin at the same moment.
-        os.pwrite(own, json.dumps(told | {"elsewhere": elsewhere}).ljust(_MARK).encode(), 0)
-        _held.append(own)
+        os.pwrite(mark, json.dumps(record | {"elsewhere": elsewhere}).ljust(_MARK).encode(), 0)
+        _held.append(mark)
 
 
 @contextlib.contextmanager
@@ -94,35 +94,35 @@ def _look(directory: Path, unlock: str) -> str | None:
     try:
         if not _lock(mark, fcntl.LOCK_EX):
             return f"a snakemake is running in {directory} ({_runs(mark)}): wait for it, or stop it"
-        told = _told(mark)
-        if told is None:
+        record = _record(mark)
+        if record is None:
             return unknown if locks else None
-        if locks and told["host"] != socket.gethostname():
+        if locks and record["host"] != socket.gethostname():
             return (
-                f"{directory} is locked by a snakemake on another machine ({_who(told)}); if it "
+                f"{directory} is locked by a snakemake on another machine ({_who(record)}); if it "
                 f"is gone: `{unlock}`, then the same command again"
             )
         if left := _jobs(directory):
             return left
-        if locks and told.get("elsewhere"):
+        if locks and record.get("elsewhere"):
             return (
-                f"{directory} is locked by a snakemake that was killed ({_who(told)}); its jobs "
+                f"{directory} is locked by a snakemake that was killed ({_who(record)}); its jobs "
                 f"may be waiting on the cluster still (squeue): once none is, `{unlock}`, then the "
                 "same command again"
             )
         for lock in locks:
             lock.unlink(missing_ok=True)
-        # Under the lock that is held here, so that nobody else concludes the same of a run that
-        # has begun since: an empty mark is nobody's.
+        # Under the lock that is held here, so that no other process concludes the same of a run
+        # that has begun since: an empty mark belongs to no run.
         os.ftruncate(mark, 0)
-        said = f"a run that was killed ({_who(told)}) had left {directory} locked: unlocked"
-        return said if locks else None
+        line = f"a run that was killed ({_who(record)}) had left {directory} locked: unlocked"
+        return line if locks else None
     finally:
         os.close(mark)
 
 
 def busy(directory: Path) -> str | None:
-    """Return one line about who is at work in a directory; None: nobody, as far as can be told."""
+    """Return one line about who is at work in a directory; None: no run or job is found."""
     try:
         if (directory / KEPT / _RUN).exists():
             mark = _open(directory / KEPT / _RUN)
@@ -136,21 +136,21 @@ def busy(directory: Path) -> str | None:
         return None
 
 
-def _who(told: dict[str, Any]) -> str:
-    begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(told["begun"]))
-    return f"process {told['process']} on {told['host']}, since {begun}"
+def _who(record: dict[str, Any]) -> str:
+    begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["begun"]))
+    return f"process {record['process']} on {record['host']}, since {begun}"
 
 
 def _runs(mark: int) -> str:
-    """Say who holds a mark: the run that wrote its name there, or another that is left."""
-    told, holders = _told(mark), _holders(os.fstat(mark))
-    if told is not None and (not holders or told["process"] in holders):
-        return _who(told)
+    """Return who holds a mark: the run that wrote its name there, or another that is left."""
+    record, holders = _record(mark), _holders(os.fstat(mark))
+    if record is not None and (not holders or record["process"] in holders):
+        return _who(record)
     return f"process {' '.join(map(str, holders))}" if holders else "it does not say which"
 
 
 def _jobs(directory: Path) -> str | None:
-    """Return what is to be said of jobs that are still at work although their run is dead."""
+    """Return one line about jobs that are still at work although their run is dead."""
     path = directory / KEPT / _JOBS
     if not path.exists():
         return None
@@ -212,9 +212,9 @@ def _lock(descriptor: int, kind: int, seconds: float = _SECOND) -> bool:
             time.sleep(0.05)
 
 
-def _told(descriptor: int) -> dict[str, Any] | None:
+def _record(descriptor: int) -> dict[str, Any] | None:
     try:
-        told = json.loads(os.pread(descriptor, 4096, 0))
-        return told if {"host", "process", "begun"} <= set(told) else None
+        record = json.loads(os.pread(descriptor, 4096, 0))
+        return record if {"host", "process", "begun"} <= set(record) else None
     except (ValueError, TypeError):
         return None

@@ -121,33 +121,33 @@ def _joint(solver: JointSolver, length: int, hidden: int, vocabulary: int) -> tu
 
 def training_minutes(study: Study, source: str, attempt: int = 1) -> int:
     """Return the minutes that a training job asks for."""
-    known = study.sources[source]
-    if not isinstance(known, Built) or known.training is None:
+    built = study.sources[source]
+    if not isinstance(built, Built) or built.training is None:
         return _minutes(0, attempt)
-    training, sizes = known.training, sizes_of(study, source)
-    weights = 1e6 / 4 * (sizes.megabytes(known.blocks) - sizes.megabytes(0))
+    training, sizes = built.training, sizes_of(study, source)
+    weights = 1e6 / 4 * (sizes.megabytes(built.blocks) - sizes.megabytes(0))
     # The logits' matrix is as large as the embedding, which itself is only looked up.
     each = BACKWARD * 2 * (weights + sizes.vocabulary * sizes.width)
-    # Held-out losses take a share of the steps' own time.
+    # Held-out losses take a part of the time of the steps.
     steps = 2 * training.steps
-    seconds = steps * training.batch * known.n_ctx * each / _rate(study)
-    return _minutes(seconds + steps * known.blocks * STEP_SECONDS * BACKWARD, attempt)
+    seconds = steps * training.batch * built.n_ctx * each / _rate(study)
+    return _minutes(seconds + steps * built.blocks * STEP_SECONDS * BACKWARD, attempt)
 
 
 def fetch_minutes(study: Study, source: str, part: str, attempt: int = 1) -> int:
-    """Return the minutes that a job asks for that fetches."""
+    """Return the minutes that a fetching job asks for."""
     return _minutes(fetched_mb(study, source, part) / FETCH_MB, attempt)
 
 
 def prepare_minutes(study: Study, model: str, blocks: int, attempt: int = 1) -> int:
-    """Return the minutes that a job asks for that cuts a model: what it reads, and what it writes.
+    """Return the minutes that a job cutting a model asks for: to read it, and to write the part.
 
     An untrained model is drawn whole, whatever is kept of it.
     """
-    known = study.models[model]
-    depth = study.source_of(model).blocks if known.state == "untrained" else blocks
-    seconds = 2 * sizes_of(study, known.source).megabytes(depth) / READ_MB
-    return _minutes(seconds * PACKED.get(known.quantization, 1), attempt)
+    settings = study.models[model]
+    depth = study.source_of(model).blocks if settings.state == "untrained" else blocks
+    seconds = 2 * sizes_of(study, settings.source).megabytes(depth) / READ_MB
+    return _minutes(seconds * PACKED.get(settings.quantization, 1), attempt)
 
 
 def _rate(study: Study) -> float:

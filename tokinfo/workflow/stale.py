@@ -1,8 +1,8 @@
 """What a study's results directory holds that the study no longer has.
 
 Only what the workflow itself writes is ever looked at: a path must fit one of the patterns below
-and belong to nothing in the study. A reader's own notes beside the cells, another study's results
-in a directory of their own, and the report stay. No link is followed.
+and belong to nothing in the study. A reader's notes beside the cells, another study's results in
+another directory, and the report stay. No link is followed.
 
 This module imports neither torch nor polars: cleaning up must not wait for them.
 """
@@ -55,7 +55,7 @@ class Found:
     """What `find` found.
 
     Attributes:
-        root: the results directory, links in its own path resolved.
+        root: the results directory, links in its path resolved.
         stale: what belongs to nothing in the study, by path.
         notes: what is left alone, and why, one line each.
     """
@@ -138,25 +138,25 @@ def _unwanted(root: Path, folder: str, wanted: set[str]) -> Iterator[str]:
     def below(path: str) -> Iterator[str]:
         with os.scandir(root / path) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                own = f"{path}/{entry.name}"
-                # What an attempt that was killed left under a name nobody reads.
-                named = re.sub(r"/\.([^/]+)\.partial$", r"/\1", own)
-                if own in wanted:
+                inner = f"{path}/{entry.name}"
+                # What an attempt that was killed left under a name that nothing reads.
+                named = re.sub(r"/\.([^/]+)\.partial$", r"/\1", inner)
+                if inner in wanted:
                     continue
                 if not entry.is_dir(follow_symlinks=False):
                     fitting = (*files, *directories) if entry.is_symlink() else files
                     if _fits(fitting, named):
-                        yield own
-                elif _fits(directories, named) and (named != own or _is_made(root / own)):
-                    yield own
+                        yield inner
+                elif _fits(directories, named) and (named != inner or _is_made(root / inner)):
+                    yield inner
                 else:
-                    yield from below(own)
+                    yield from below(inner)
 
     yield from below(folder)
 
 
 def _is_made(directory: Path) -> bool:
-    """Return whether a directory is an output rather than something of a reader's own."""
+    """Return whether a directory is an output rather than a reader's files."""
     return any((directory / name).is_file() for name in STAMPS)
 
 

@@ -25,7 +25,7 @@ def group(workflow: Any, cells_per_submission: int) -> Callable[[Any], str] | No
     their times.
 
     Args:
-        workflow: Snakemake's own object, as the Snakefile sees it.
+        workflow: Snakemake's object, as the Snakefile sees it.
         cells_per_submission: the study's setting.
     """
     if cells_per_submission == 1:
@@ -42,10 +42,10 @@ def group(workflow: Any, cells_per_submission: int) -> Callable[[Any], str] | No
     return of_model
 
 
-def turns(workflow: Any) -> int:
-    """Return how much of its submission's one `cell` a cell takes: none where none is submitted.
+def slots(workflow: Any) -> int:
+    """Return how much of its submission's one `cell` a cell takes: 0 where it is not submitted.
 
-    To be asked once the jobs are known: while the Snakefile is read, Snakemake does not yet say
+    Call it once the jobs are determined: while the Snakefile is read, Snakemake does not yet say
     where they will run.
     """
     return int(workflow.non_local_exec or not workflow.is_main_process)
