@@ -67,7 +67,7 @@ def test_a_sweep_ranks_the_true_token_at_every_hidden_position(checkpoint: Path)
     assert rows[0][-1] == "identifiable"
     assert all(row[1] == "yes" and row[-1] == "(given)" for row in rows[1:])
     assert "Identifiable: 1 of 1 swept positions" in done.stdout
-    assert done.stderr == "", "no progress bar where nobody watches"
+    assert done.stderr == "", "no progress bar without a terminal"
 
 
 def test_an_inversion_says_what_is_certified_and_recovered(checkpoint: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_missing_checkpoint_is_answered_with_the_command_that_makes_it(
 
 
 BAD = {
-    "model": (["nobody", "block.1", "1:"], "model 'nobody': allowed: flat, llama, smol"),
+    "model": (["absent", "block.1", "1:"], "model 'absent': allowed: flat, llama, smol"),
     "depth": (["llama", "block.9", "1:"], "site block.9"),
     "site": (["llama", "head.1", "1:"], "head.1"),
     "solver": (["llama", "block.1", "1:", "--solver", "x"], "solver 'x': allowed: adam, chapter"),

@@ -1,6 +1,6 @@
 """The command line: `tokinfo validate`, `cells`, `plan`, `clean`, `invert`, `sweep` and others.
 
-Every command imports what it needs when it runs, so that `tokinfo --help` answers at once.
+Every command imports what it needs when it runs, so that `tokinfo --help` is quick.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def invert(
     solver: SolverName = None,
     checkpoint: CheckpointPath = None,
 ) -> None:
-    """Find one prompt from its visible activations alone, and say what is certain of it."""
+    """Find one prompt from its visible activations alone, and report what is certain."""
     _one_prompt("joint", model, site, mask, prompt, configfile, config, metric, solver, checkpoint)
 
 
@@ -172,7 +172,7 @@ def sweep(
     solver: SolverName = None,
     checkpoint: CheckpointPath = None,
 ) -> None:
-    """Try every token at each hidden position of one prompt, the other tokens known."""
+    """Test every candidate for each hidden position of one prompt, given its other tokens."""
     _one_prompt("sweep", model, site, mask, prompt, configfile, config, metric, solver, checkpoint)
 
 
@@ -190,7 +190,7 @@ def _one_prompt(
 ) -> None:
     from tokinfo.cli.prompt import Request, answer
 
-    # A checkpoint of one's own needs no study, unless one is named for its solvers.
+    # A checkpoint directory needs no study, unless one is named for its solvers.
     study = read_study(configfile, config) if checkpoint is None or configfile else None
     named = ["--configfile", *map(str, configfile)] if configfile else []
     named += ["--config", *config] if config else []

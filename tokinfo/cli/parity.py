@@ -27,7 +27,7 @@ def parity(
     ] = 12,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts, as one batch.")] = 2,
 ) -> None:
-    """Compare the activations of a model, site by site, with transformers' own hidden states.
+    """Compare the activations of a model, site by site, with the hidden states of transformers.
 
     In float32, at the embedding and at blocks 1, 2 and last; exits with 1 if a site differs.
     """

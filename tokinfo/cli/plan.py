@@ -20,7 +20,7 @@ def plan(
         ),
     ] = None,
 ) -> None:
-    """Say what a study will fetch and what its jobs will hold; nothing is fetched for it."""
+    """List what a study will fetch and what its jobs will hold; fetches nothing."""
     from tokinfo.workflow.downloads import depth_table, table
 
     study = read_study(configfile, config)

@@ -43,11 +43,11 @@ _WIDE = 200
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for.
+    """The arguments of one command.
 
     Attributes:
         kind: ``sweep``, or ``joint`` for any search.
-        model: name in the study; with a checkpoint of one's own, a name for the output.
+        model: name in the study; with ``checkpoint``, a name for the output.
         site: where activations are read.
         mask: what stays visible.
         prompt: the text.
@@ -70,13 +70,13 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
     """Solve one prompt and print what was found.
 
     Args:
-        request: what was asked for.
+        request: the command's arguments.
         study: where models and solvers are looked up; needed without ``request.checkpoint``.
         named: arguments of Snakemake that name the study, for the command that prepares a
             missing checkpoint.
 
     Raises:
-        InvalidError: something asked for does not exist or does not suit; one line.
+        InvalidError: something requested does not exist or does not suit; one line.
     """
     name, solver = _solver(request, study)
     if request.kind == "sweep" and solver.kind != "sweep":
@@ -86,7 +86,7 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
         directory, site = _prepared(request, study, named)
     else:
         directory, site = request.checkpoint, Site.parse(request.site)
-    # Imported late: whatever can be refused without torch is refused at once.
+    # Imported late: what can be refused without torch is refused at once.
     from tokinfo.cell import make_rows, pick_device
     from tokinfo.models.checkpoint import load
     from tokinfo.models.remote_code import trusted
@@ -94,10 +94,10 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
     from tokinfo.solvers.pose import make_problem
     from tokinfo.solvers.run import run
 
-    # The bar moves on its own; a warning between its lines would break it.
+    # A warning between the lines of the bar would break it.
     logging.getLogger("tokinfo").setLevel(logging.ERROR)
     try:
-        # A checkpoint named on the command line is nobody's word that its code may be run.
+        # To name a checkpoint on the command line is not to trust its code.
         source = study.source_of(request.model) if study and request.checkpoint is None else None
         with trusted(getattr(source, "trust_remote_code", False)):
             model = load(directory, pick_device(study.device if study else "auto"))
@@ -108,31 +108,31 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
             model, inverse_gram(model.embedding), cell, solver, weights, [request.prompt]
         )
         _check(request, solver, problem, model)
-        with _progress(request, solver, problem) as told:
-            result = run(replace(problem, probe=_counted(problem, told)), solver, truth)
+        with _progress(request, solver, problem) as report:
+            result = run(replace(problem, probe=_counted(problem, report)), solver, truth)
         rows = make_rows(settings, model, problem, truth, result)
     except (TokinfoError, ValueError, OSError) as error:
         words = " ".join(str(error).split())
         raise InvalidError(
             f"{request.model} at {request.site}, mask {request.mask}: {words}"
         ) from None
-    _print(rows, told=solver.kind == "sweep", heading=_heading(request, site, name, model))
+    _print(rows, sweep=solver.kind == "sweep", heading=_heading(request, site, name, model))
 
 
 # --- what is used -------------------------------------------------------------------------
 
 
 def _solver(request: Request, study: Study | None) -> tuple[str, Solver]:
-    """Return the solver asked for, or the study's first of the command's kind, with its name."""
-    known: dict[str, Solver] = dict(study.solvers) if study else {}
+    """Return the requested solver, or the study's first of the command's kind, with its name."""
+    solvers: dict[str, Solver] = dict(study.solvers) if study else {}
     if request.solver is None:
-        first = next((name for name in known if known[name].kind == request.kind), request.kind)
-        return first, known.get(first) or _SOLVER.validate_python({"kind": first})
-    if request.solver in known:
-        return request.solver, known[request.solver]
+        first = next((name for name in solvers if solvers[name].kind == request.kind), request.kind)
+        return first, solvers.get(first) or _SOLVER.validate_python({"kind": first})
+    if request.solver in solvers:
+        return request.solver, solvers[request.solver]
     if request.solver in _KINDS:
         return request.solver, _SOLVER.validate_python({"kind": request.solver})
-    allowed = ", ".join(dict.fromkeys([*known, *_KINDS]))
+    allowed = ", ".join(dict.fromkeys([*solvers, *_KINDS]))
     raise InvalidError(f"solver {request.solver!r}: allowed: {allowed}")
 
 
@@ -259,14 +259,14 @@ def _progress(
         yield lambda count: bar.advance(task, count)
 
 
-def _counted(problem: Problem, told: Callable[[int], None]) -> Any:
-    """Return the problem's probe, telling how many rows each of its calls evaluates."""
+def _counted(problem: Problem, report: Callable[[int], None]) -> Any:
+    """Return the problem's probe, which reports how many rows each of its calls evaluates."""
     from tokinfo.probe.probe import Probe
 
     class Counted(Probe):
         def __call__(self, embeddings: Tensor, *arguments: Any, **named: Any) -> Tensor:
             found = super().__call__(embeddings, *arguments, **named)
-            told(len(embeddings))
+            report(len(embeddings))
             return found
 
     counted = Counted.__new__(Counted)
@@ -285,7 +285,7 @@ def _heading(request: Request, site: Site, solver: str, model: Checkpoint) -> st
     )
 
 
-def _print(rows: list[dict[str, Any]], *, told: bool, heading: str) -> None:
+def _print(rows: list[dict[str, Any]], *, sweep: bool, heading: str) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDE)
@@ -300,20 +300,20 @@ def _print(rows: list[dict[str, Any]], *, told: bool, heading: str) -> None:
             "yes" if row["visible"] else "hidden",
             # Text, because rich would read a token such as `[b]` as markup.
             Text(show(row["true_token"])),
-            Text(_found(row, told)),
+            Text(_found(row, sweep)),
             f"{row['rank']:,}" if judged else "",
             _margin(row) if judged else "",
             _bits(row) if judged else "",
-            _verdict(row, told),
+            _verdict(row, sweep),
         )
     console.print(heading, markup=False, highlight=False)
     console.print(table)
-    for line in _summary(rows, told):
+    for line in _summary(rows, sweep):
         console.print(line, markup=False, highlight=False)
 
 
-def _found(row: dict[str, Any], told: bool) -> str:
-    if told and row.get("rank") is None:
+def _found(row: dict[str, Any], sweep: bool) -> str:
+    if sweep and row.get("rank") is None:
         return "(given)"
     found = show(row["found_token"])
     if not row["correct"] and found == show(row["true_token"]):
@@ -331,25 +331,25 @@ def _bits(row: dict[str, Any]) -> str:
     return f"{bounds} of {math.log2(row['vocabulary']):.1f}"
 
 
-def _verdict(row: dict[str, Any], told: bool) -> str:
+def _verdict(row: dict[str, Any], sweep: bool) -> str:
     if row.get("identified") is None:
-        return "" if told else "found" if row["correct"] else "not found"
+        return "" if sweep else "found" if row["correct"] else "not found"
     words = str(row["identified"])
     if row["identified"] == "ambiguous":
         words += f" ({row['candidates']:,} candidates)"
     level = row.get("noise_threshold")
     if level is not None:
         words += f", lost at noise {level:.3g}" if math.isfinite(level) else ", no noise loses it"
-    return words if told else f"{'found' if row['correct'] else 'not found'}, {words}"
+    return words if sweep else f"{'found' if row['correct'] else 'not found'}, {words}"
 
 
-def _summary(rows: list[dict[str, Any]], told: bool) -> Iterator[str]:
+def _summary(rows: list[dict[str, Any]], sweep: bool) -> Iterator[str]:
     """Yield what the rows say about the prompt as a whole."""
     first = rows[0]
     floor = f"noise floor {first['noise_floor']:.3g}"
     swept = [row for row in rows if row.get("identified") is not None]
     identifiable = [row for row in swept if row["identified"] == "identifiable"]
-    if told:
+    if sweep:
         yield (
             f"Identifiable: {len(identifiable)} of {len(swept)} swept positions, the other "
             f"tokens known: an upper bound of what any search could claim ({floor})."
