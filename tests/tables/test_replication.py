@@ -64,12 +64,12 @@ def test_a_row_that_is_not_run_says_why_and_what_would_run_it(tmp_path: Path) ->
     published = runs([True])
     hub = comparison(HIDDEN, [], runs=False, reason="weights not at hand")
     dear = comparison(HIDDEN, [], runs=False, tflop=120.0)
-    nobody = comparison(
+    untested = comparison(
         HIDDEN, [], runs=False, entry=None, reason="no entry comparisons it", command=""
     )
     done = comparison(FOUND, published, tflop=2.0)
     rows = [row | {"seconds": 4.0} for row in published]
-    made = table(rows, [done, hub, dear, nobody], tmp_path)
+    made = table(rows, [done, hub, dear, untested], tmp_path)
     assert [row["verdict"] for row in made] == ["agrees", "not run", "not run", "not run"]
     assert made[1]["reason"] == "weights not at hand"
     assert made[1]["command"] == "snakemake --config 'run=[mine]'"

@@ -18,7 +18,7 @@ def test_tokens_in_any_order_count_once_each(tmp_path: Path) -> None:
     row = "width8192-untrained-block1-after3"  # two best texts, any order
     published = runs([False], mask="3:")
     true = [one["true_id"] for one in published]
-    # The three hidden tokens came out: two in the best text, elsewhere, one in the second.
+    # The three hidden tokens were found: two in the best text, elsewhere, one in the second.
     lists = [[9, true[2], 1, 1, 1], [true[0], 8, 1, 1, 1], [7, 7, 1, 1, 1], [true[1], 7, 1, 1, 1]]
     found = [one | {"top5_ids": top} for one, top in zip(published, lists, strict=True)]
     (made,) = table(found, [comparison(row, found)], tmp_path)
@@ -51,16 +51,16 @@ def test_where_nothing_is_hidden_every_token_is_in_question(tmp_path: Path) -> N
 
 
 def test_how_far_the_published_descent_came_is_the_median_of_its_runs(tmp_path: Path) -> None:
-    own = runs([False] * 3)
-    models = dict.fromkeys(row["model"] for row in own)
+    published = runs([False] * 3)
+    models = dict.fromkeys(row["model"] for row in published)
     losses = dict(zip(models, ((9.0, 8.0), (9.0, 1.0), (7.0, 2.0)), strict=True))
-    for row in own:
+    for row in published:
         row["first_loss"], row["loss"] = losses[row["model"]]
-    (made,) = table(own, [comparison(HIDDEN, own)], tmp_path)
+    (made,) = table(published, [comparison(HIDDEN, published)], tmp_path)
     assert (made["first_loss"], made["loss"]) == (9.0, 2.0)
 
 
-def test_seeds_of_one_model_are_runs_of_their_own(tmp_path: Path) -> None:
+def test_seeds_of_one_model_are_separate_runs(tmp_path: Path) -> None:
     published = runs([True]) + [row | {"seed": 1} for row in runs([False])]
     (made,) = table(published, [comparison(FOUND, published)], tmp_path)
     expected = clustered_share([1, 0], [1, 1])
@@ -76,7 +76,7 @@ def test_better_searches_stand_beside_the_published_one(tmp_path: Path) -> None:
     assert (made["adam_found"], made["joint_found"], made["joint_certified"]) == (0.5, 1.0, 1.0)
     assert (made["visible_found"], made["adam_visible"], made["joint_visible"]) == (1.0, 0.0, 1.0)
     assert made["recovered"] == 1.0
-    # A sweep around a FOUND prompt does not say what is there; that the true tokens came out does.
+    # A sweep around a FOUND prompt does not say what is there; finding the true tokens does.
     assert (made["swept"], made["joint_returned"], made["verdict"]) == (None, 1.0, OPTIMISER)
 
 

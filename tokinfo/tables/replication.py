@@ -1,4 +1,4 @@
-"""The chapter, row by row: what it states, what came out here, and whether the two agree.
+"""The chapter, row by row: what it states, what was found here, and whether the two agree.
 
 Every share is computed from the long table (`replication_shares`), and every verdict from the
 shares (`verdicts`); nothing is typed. A *run* is one start in one model: of an untrained
@@ -45,7 +45,7 @@ REPLICATION_SCHEMA: dict[str, pl.DataType] = {
     **dict.fromkeys(("mask", "metric", "parametrisation", "prompt"), pl.String()),
     "hides": pl.Boolean(),
     **dict.fromkeys(("criterion", "published", "published_found"), pl.String()),
-    # what answers it, under the published protocol
+    # the cells that test it, under the published protocol
     **dict.fromkeys(("models", "size", "site", "padding", "ours"), pl.String()),
     **dict.fromkeys(("runs", "runs_found", "initialisations"), pl.Int64()),
     **{f"found{end}": pl.Float64() for end in ENDS},
@@ -67,15 +67,14 @@ REPLICATION_SCHEMA: dict[str, pl.DataType] = {
     **dict.fromkeys(("tflop", "seconds", "minutes_needed"), pl.Float64()),
     **dict.fromkeys(("device", "model_digests", "code_digests", "note"), pl.String()),
 }
-"""Columns of `replication.parquet`. ``found``: share of runs in which the tokens in question came
-out by the row's own criterion; ``tokens_found``: of these tokens, over all runs.
-``..._visible``: share of the visible tokens, by which a search that failed is told from one that
-misses hidden ones. ``first_loss`` and ``loss``: the published descent's at its start and end,
-medians over runs, in the row's metric. ``joint_returned``: share of joint searches that found
-the tokens in question and certified the prompt. ``identifiable`` is of swept tokens around the
-true prompt, ``margin`` their median. ``prompts_found``, ``prompts_adam`` and ``prompts_joint``:
-share of the tokens in question that the published protocol and other searches found (top-1, in
-place) over all prompts that the row was asked of, passages and its own among them;
+"""Columns of `replication.parquet`. ``found``: share of runs that found the tokens in question,
+by the row's criterion; ``tokens_found``: of these tokens, over all runs. ``..._visible``: share of
+the visible tokens, which is low where the search failed. ``first_loss`` and ``loss``: the
+published descent's at its start and end, medians over runs, in the row's metric.
+``joint_returned``: share of joint searches that found the tokens in question and certified the
+prompt. ``identifiable`` is of swept tokens around the true prompt, ``margin`` their median.
+``prompts_found``, ``prompts_adam`` and ``prompts_joint``: share of the tokens in question that the published protocol and other searches found (top-1, in
+place) over all prompts that the row was run on, passages and its own among them;
 ``prompts_identifiable``: of the swept ones. Intervals of these are over prompts."""
 
 
@@ -92,7 +91,7 @@ _STATED = {
 def replication(
     recovery: Path, comparisons: Sequence[Comparison], histories: Mapping[str, Path]
 ) -> pl.DataFrame:
-    """Return one row for each row of the chapter and what answers it (`REPLICATION_SCHEMA`).
+    """Return a row for each row of the chapter and entry that tests it (`REPLICATION_SCHEMA`).
 
     Args:
         recovery: the long table, with the cells of every comparison that runs.
@@ -202,10 +201,10 @@ SUMMARY_SCHEMA: dict[str, pl.DataType] = {
 
 
 def counts(table: pl.DataFrame) -> pl.DataFrame:
-    """Return how many rows have each verdict, by their own models and by stand-ins apart.
+    """Return how many rows have each verdict, tested with their models and with stand-ins.
 
-    Every verdict is listed, those that no row has too. A row that several stand-ins answer
-    counts once for each.
+    Every verdict is listed, also those that no row has. A row that several stand-ins test counts
+    once for each.
     """
     out = []
     for answered_by, part in (

@@ -26,7 +26,7 @@ ENDS = ("", "_low", "_high")
 """A share is three columns: its value, and the ends of its interval."""
 
 OVER_PROMPTS = ("found", "adam", "joint", "identifiable")
-"""What is said of all prompts of a row, in columns ``prompts_...``."""
+"""Shares over all prompts of a row, in columns ``prompts_...``."""
 
 _PROMPT = ("prompts", "prompt_id")
 _IDENTIFIABLE = pl.col("identified") == "identifiable"
@@ -43,10 +43,10 @@ def published_columns(rows: pl.DataFrame, comparison: Comparison) -> tuple[dict[
         comparison: of the row.
     """
     claim = comparison.claim
-    own = rows.filter(prompt=claim.prompt)
+    of_prompt = rows.filter(prompt=claim.prompt)
     outcomes = [
         (model, *_tokens(part, comparison))
-        for (model, *_), part in own.group_by("model", "seed", "prompts", maintain_order=True)
+        for (model, *_), part in of_prompt.group_by("model", "seed", "prompts", maintain_order=True)
     ]
     by_model: dict[str, list[bool]] = {}
     for model, found, of in outcomes:
@@ -55,8 +55,8 @@ def published_columns(rows: pl.DataFrame, comparison: Comparison) -> tuple[dict[
     if len(groups) == 1:
         groups = [[one] for one in groups[0]]
     share = clustered_share([sum(group) for group in groups], [len(group) for group in groups])
-    first, once = own.row(0, named=True), own.unique([*CELL_KEYS, "prompt_id"])
-    one = own.filter(model=first["model"], seed=first["seed"], prompts=first["prompts"])
+    first, once = of_prompt.row(0, named=True), of_prompt.unique([*CELL_KEYS, "prompt_id"])
+    one = of_prompt.filter(model=first["model"], seed=first["seed"], prompts=first["prompts"])
     return {
         "site": " ".join(rows["site"].unique(maintain_order=True)),
         "padding": first["padding"],
@@ -66,7 +66,7 @@ def published_columns(rows: pl.DataFrame, comparison: Comparison) -> tuple[dict[
         "initialisations": len(by_model),
         **_share_columns("found", share),
         "tokens_found": sum(o[1] for o in outcomes) / sum(o[2] for o in outcomes),
-        "visible_found": own.filter("visible")["correct"].mean(),
+        "visible_found": of_prompt.filter("visible")["correct"].mean(),
         "first_loss": once["first_loss"].median(),
         "loss": once["loss"].median(),
         "seconds": rows.unique([*CELL_KEYS, "prompt_id"])["seconds"].sum(),
@@ -83,16 +83,18 @@ def _suffices(found: int, of: int, claim: Claim) -> bool:
 def _tokens(rows: pl.DataFrame, comparison: Comparison) -> tuple[int, int]:
     """Return how many of the tokens in question one run found, by the row's criterion."""
     claim = comparison.claim
-    asked = rows.filter(_in_question(comparison))
+    in_question = rows.filter(_in_question(comparison))
     if not claim.unordered:
         best = pl.col("top5_ids").list.head(claim.top_k)
-        return int(asked.select(best.list.contains(pl.col("true_id")).sum()).item()), len(asked)
+        return int(in_question.select(best.list.contains(pl.col("true_id")).sum()).item()), len(
+            in_question
+        )
     if claim.top_k == 1:
-        return int(asked["in_prompt"].sum()), len(asked)
-    # Each of the k texts holds every position once: a token counts as often as it came out.
+        return int(in_question["in_prompt"].sum()), len(in_question)
+    # Each of the k texts holds every position once: a token counts as often as it was decoded.
     texts = Counter(rows["top5_ids"].list.head(claim.top_k).explode().to_list())
-    wanted = Counter(asked["true_id"].to_list())
-    return sum(min(count, texts[token]) for token, count in wanted.items()), len(asked)
+    wanted = Counter(in_question["true_id"].to_list())
+    return sum(min(count, texts[token]) for token, count in wanted.items()), len(in_question)
 
 
 def _in_question(comparison: Comparison) -> pl.Expr:
@@ -117,26 +119,28 @@ def _share_columns(name: str, share: Share) -> dict[str, float]:
 
 
 def search_columns(rows: pl.DataFrame, comparison: Comparison) -> dict[str, Any]:
-    """Return what other searches found in the row's own prompt.
+    """Return what other searches found in the row's prompt.
 
     Args:
         rows: of the cells of other solvers.
         comparison: of the row.
     """
     claim = comparison.claim
-    own = rows.filter(prompt=claim.prompt)
+    of_prompt = rows.filter(prompt=claim.prompt)
     out: dict[str, Any] = {}
     for kind in ("adam", "joint"):
         runs = [
             (_suffices(*_tokens(part, comparison), claim), (part["verdict"] == "certified").all())
-            for _, part in own.filter(kind=kind).group_by("model", "solver", maintain_order=True)
+            for _, part in of_prompt.filter(kind=kind).group_by(
+                "model", "solver", maintain_order=True
+            )
         ]
         if runs:
             out[f"{kind}_found"] = sum(found for found, _ in runs) / len(runs)
-            visible = own.filter("visible", kind=kind)
+            visible = of_prompt.filter("visible", kind=kind)
             out[f"{kind}_visible"] = visible["correct"].mean()
         if runs and kind == "joint":
-            joint = own.filter(kind=kind)
+            joint = of_prompt.filter(kind=kind)
             prompts = joint.unique([*CELL_KEYS, "prompt_id"])
             out["joint_certified"] = (prompts["verdict"] == "certified").mean()
             out["joint_returned"] = sum(all(run) for run in runs) / len(runs)
@@ -145,7 +149,7 @@ def search_columns(rows: pl.DataFrame, comparison: Comparison) -> dict[str, Any]
 
 
 def sweep_columns(rows: pl.DataFrame, comparison: Comparison) -> dict[str, Any]:
-    """Return what sweeps around the row's own prompt identify; nothing where none was made.
+    """Return what sweeps around the row's prompt identify; nothing where none was made.
 
     Arguments as `search_columns` takes them.
     """
@@ -165,18 +169,18 @@ def sweep_columns(rows: pl.DataFrame, comparison: Comparison) -> dict[str, Any]:
 def prompt_columns(
     published: pl.DataFrame, others: pl.DataFrame, comparison: Comparison
 ) -> dict[str, Any]:
-    """Return what was found of all prompts that the row was asked of, its own among them.
+    """Return what was found of all prompts that the row was run on, its own among them.
 
     Args:
         published: rows of the cells under the published protocol.
         others: of the cells of other solvers.
         comparison: of the row.
     """
-    asked = _in_question(comparison)
+    in_question = _in_question(comparison)
     counted = {
-        "found": (published.filter(asked), pl.col("correct")),
-        "adam": (others.filter(asked, kind="adam"), pl.col("correct")),
-        "joint": (others.filter(asked, kind="joint"), pl.col("correct")),
+        "found": (published.filter(in_question), pl.col("correct")),
+        "adam": (others.filter(in_question, kind="adam"), pl.col("correct")),
+        "joint": (others.filter(in_question, kind="joint"), pl.col("correct")),
         "identifiable": (others.filter(_SWEPT), _IDENTIFIABLE),
     }
     out: dict[str, Any] = {"n_prompts": published.select(_PROMPT).n_unique()}
@@ -187,7 +191,7 @@ def prompt_columns(
 
 
 def _share_by(keys: Sequence[str], rows: pl.DataFrame, hit: pl.Expr) -> Share:
-    """Return the share of hits among rows, those of one group being no independent ones."""
+    """Return the share of hits among rows; the rows of one group are not independent."""
     groups = rows.group_by(keys, maintain_order=True).agg(found=hit.sum(), of=pl.len())
     return clustered_share(groups["found"].to_list(), groups["of"].to_list())
 
@@ -228,10 +232,10 @@ def training_columns(comparison: Comparison, histories: Mapping[str, Path]) -> d
 
     Raises DamagedError where a history cannot be read.
     """
-    known = [histories[name] for name in comparison.sources if name in histories]
-    if comparison.claim.state != "trained" or not known:
+    trained = [histories[name] for name in comparison.sources if name in histories]
+    if comparison.claim.state != "trained" or not trained:
         return {}
-    training = read_training(known[0])
+    training = read_training(trained[0])
     published = comparison.claimed.held_out_loss
     return {
         "trained_tokens": training.tokens,

@@ -1,7 +1,7 @@
 """Whether runs here agree with what the source chapter states.
 
 What the chapter printed is one run, of which nothing says whether it is typical. So a statement
-agrees where at least half of the runs here came out as that one did; `settled` says whether the
+agrees where at least half of the runs here had the same outcome; `settled` says whether the
 interval over runs leaves one half out.
 """
 
@@ -27,14 +27,14 @@ def verdict(
         share: the range that the share of initialisations lies in, as stated.
         ours: share of runs in which they were found; None: there were none.
         identifiable: share of these tokens that a sweep identifies; None: nothing was swept.
-        searched: share of joint searches, which are told as little as descent, that found these
+        searched: share of joint searches, given the same input as descent, that found these
             tokens and certified the prompt; None: there were none.
 
     Returns:
         ``not run``; for a stated share ``agrees`` where the interval meets it, else ``differs``;
-        otherwise ``agrees`` where at least half of the runs came out as stated, else ``differs``.
-        Where both did not find them although most are identifiable, or most of the other searches
-        came back with them: ``agrees, but it is the optimiser``.
+        otherwise ``agrees`` where at least half of the runs had the stated outcome, else
+        ``differs``. Where neither found them although most are identifiable, or most of the joint
+        searches found them: ``agrees, but it is the optimiser``.
 
     >>> verdict(False, None, Share(0.0, 0.0, 0.56, "wilson"), 1.0, None)
     'agrees, but it is the optimiser'
@@ -52,12 +52,12 @@ def verdict(
 
 
 def hollow(found: bool | None, least: float, ours: Share, visible: float | None) -> bool:
-    """Return whether it only says that the search failed that tokens are not found.
+    """Return whether tokens may be missing only because the search failed.
 
-    Fewer than half of the *visible* tokens came back, whose activations the search was given: it
-    would have found no hidden one either way, and neither agreement nor difference says more. So
-    it is with a stated share (``found`` is None) where no run found them. Where the statement
-    itself is that hardly any token is found (``least`` below one half) that is no failure.
+    Fewer than half of the *visible* tokens were found, whose activations the search was given: it
+    would have missed the hidden ones in any case, and neither verdict means more than that. The
+    same holds for a stated share (``found`` is None) where no run found them. Where the statement
+    is that hardly any token is found (``least`` below one half), that is no failure.
 
     >>> nothing = Share(0.0, 0.0, 0.43, "wilson")
     >>> hollow(False, 1.0, nothing, 0.1), hollow(False, 1.0, nothing, 0.9)
