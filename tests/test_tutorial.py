@@ -28,5 +28,5 @@ def test_the_tutorial_reads_the_tables(
     blocks = re.findall(r"```python\n(.*?)```", TUTORIAL.read_text(), re.DOTALL)
     assert len(blocks) >= 3
     monkeypatch.chdir(tmp_path)
-    exec("\n".join(blocks), {})  # our own file, run as a reader would run it
+    exec("\n".join(blocks), {})  # a file of this repository, run as a reader would run it
     assert "flat-untrained" in capsys.readouterr().out
