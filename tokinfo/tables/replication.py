@@ -73,9 +73,10 @@ the visible tokens, which is low where the search failed. ``first_loss`` and ``l
 published descent's at its start and end, medians over runs, in the row's metric.
 ``joint_returned``: share of joint searches that found the tokens in question and certified the
 prompt. ``identifiable`` is of swept tokens around the true prompt, ``margin`` their median.
-``prompts_found``, ``prompts_adam`` and ``prompts_joint``: share of the tokens in question that the published protocol and other searches found (top-1, in
-place) over all prompts that the row was run on, passages and its own among them;
-``prompts_identifiable``: of the swept ones. Intervals of these are over prompts."""
+``prompts_found``, ``prompts_adam`` and ``prompts_joint``: share of the tokens in question that the
+published protocol and other searches found (top-1, in place) over all prompts that the row was run
+on, passages and its own among them; ``prompts_identifiable``: of the swept ones. Intervals of these
+are over prompts."""
 
 
 _COMPARED = {"hides", "criterion", "entry", "stand_in", "size", "tflop", "reason", "command"}

@@ -3,7 +3,7 @@
 Snakemake counts GPUs and gives none away: two jobs that were granted one each would both find the
 first. So a job takes a lock on each GPU that it uses, one file a GPU, and sees no other. The locks
 are POSIX record locks: they belong to the process, not to its children, and end with it however
-it ends. Nothing here imports torch, which must see the choice when it is first asked for a GPU.
+it ends. Nothing here imports torch, which must see the choice before it first looks for a GPU.
 """
 
 from __future__ import annotations

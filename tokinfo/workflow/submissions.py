@@ -3,7 +3,7 @@
 Snakemake merges jobs of one group up to a number that it takes from its command line. The study
 says that number, in the process that submits and, alike, in every process on the cluster that
 unpacks a submission. Snakemake reads its command line after the Snakefile, so the number is set
-when the first group is asked for.
+when the first group is requested.
 """
 
 from __future__ import annotations
