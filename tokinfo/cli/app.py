@@ -144,64 +144,45 @@ CheckpointPath = Annotated[
 ]
 
 
-@app.command(context_settings=_ONE_PROMPT)
-def invert(
-    model: ModelName,
-    site: SiteName,
-    mask: MaskText,
-    prompt: Prompt,
-    configfile: ConfigFiles = None,
-    config: Config = None,
-    metric: Metric = "l1",
-    solver: SolverName = None,
-    checkpoint: CheckpointPath = None,
-) -> None:
-    """Find one prompt from its visible activations alone, and report what is certain."""
-    _one_prompt("joint", model, site, mask, prompt, configfile, config, metric, solver, checkpoint)
+def _one_prompt(name: str, kind: str, about: str) -> None:
+    """Add the command of this name, which solves one prompt by a solver of a kind."""
+
+    @app.command(name, help=about, context_settings=_ONE_PROMPT)
+    def command(
+        model: ModelName,
+        site: SiteName,
+        mask: MaskText,
+        prompt: Prompt,
+        configfile: ConfigFiles = None,
+        config: Config = None,
+        metric: Metric = "l1",
+        solver: SolverName = None,
+        checkpoint: CheckpointPath = None,
+    ) -> None:
+        from tokinfo.cli.prompt import Request, answer
+
+        # A checkpoint directory needs no study, unless one is named for its solvers.
+        study = read_study(configfile, config) if checkpoint is None or configfile else None
+        named = ["--configfile", *map(str, configfile)] if configfile else []
+        named += ["--config", *config] if config else []
+        request = Request(kind, model, site, mask, prompt, metric, solver, checkpoint)
+        try:
+            answer(request, study, named)
+        except TokinfoError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(1) from None
 
 
-@app.command(context_settings=_ONE_PROMPT)
-def sweep(
-    model: ModelName,
-    site: SiteName,
-    mask: MaskText,
-    prompt: Prompt,
-    configfile: ConfigFiles = None,
-    config: Config = None,
-    metric: Metric = "l1",
-    solver: SolverName = None,
-    checkpoint: CheckpointPath = None,
-) -> None:
-    """Test every candidate for each hidden position of one prompt, given its other tokens."""
-    _one_prompt("sweep", model, site, mask, prompt, configfile, config, metric, solver, checkpoint)
-
-
-def _one_prompt(
-    kind: str,
-    model: str,
-    site: str,
-    mask: str,
-    prompt: str,
-    configfile: list[Path] | None,
-    config: list[str] | None,
-    metric: str,
-    solver: str | None,
-    checkpoint: Path | None,
-) -> None:
-    from tokinfo.cli.prompt import Request, answer
-
-    # A checkpoint directory needs no study, unless one is named for its solvers.
-    study = read_study(configfile, config) if checkpoint is None or configfile else None
-    named = ["--configfile", *map(str, configfile)] if configfile else []
-    named += ["--config", *config] if config else []
-    request = Request(kind, model, site, mask, prompt, metric, solver, checkpoint)
-    try:
-        answer(request, study, named)
-    except TokinfoError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
-
-
+_one_prompt(
+    "invert",
+    "joint",
+    "Find one prompt from its visible activations alone, and say what is certain of it.",
+)
+_one_prompt(
+    "sweep",
+    "sweep",
+    "Try every token at each hidden position of one prompt, the other tokens known.",
+)
 app.command()(clean)
 app.command()(parity)
 app.command()(plan)

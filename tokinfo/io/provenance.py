@@ -171,20 +171,15 @@ def _imported(node: ast.AST, here: str) -> Iterator[str]:
             yield str(first.value)
 
 
-@cache
-def _versions() -> tuple[tuple[str, str | None], ...]:
-    found: list[tuple[str, str | None]] = [("python", platform.python_version())]
-    for name in RECORDED:
-        try:
-            found.append((name, importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:
-            found.append((name, None))
-    return tuple(found)
-
-
 def versions() -> dict[str, str | None]:
     """Return the versions of Python and of the packages that make results; None: not there.
 
     Read from the packages' metadata, so that none of them is imported for it.
     """
-    return dict(_versions())
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in RECORDED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
