@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tokinfo.io.damaged import STAMP, reading
-from tokinfo.io.errors import DamagedError
+from tokinfo.io.damaged import reading
+from tokinfo.io.errors import STAMP, DamagedError
 
 
 def cut_file(path: Path) -> Path:

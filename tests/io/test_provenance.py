@@ -140,14 +140,22 @@ def test_what_does_not_run_changes_nothing(package: Path, digest: Digest, text: 
         ("raise ValueError('bad') from E()", "raise ValueError('no good') from E()"),
         ("y = Field(1, ge=0, description='One.')", "y = Field(1, ge=0, description='A number.')"),
         ("log.info('at %d', x)", "log.debug('now at %d', x + 1)"),
+        ("print('at', x, file=sys.stderr)", "print('now at', x, file=sys.stderr, flush=True)"),
     ],
-    ids=["exception", "exception with a cause", "description", "log"],
+    ids=["exception", "exception with a cause", "description", "log", "standard error"],
 )
 def test_rewording_a_text_for_readers_changes_nothing(
     package: Path, digest: Digest, text: str, reworded: str
 ) -> None:
     (package / "leaf.py").write_text(f"def f(x):\n    {text}\n")
     assert changed_by(package, digest, "leaf.py", f"def f(x):\n    {reworded}\n") == set()
+
+
+def test_what_errors_say_changes_nothing(package: Path, digest: Digest) -> None:
+    (package / "io").mkdir()
+    (package / "io" / "errors.py").write_text("WORDS = 'damaged'\n")
+    (package / "leaf.py").write_text("from pack.io.errors import WORDS\n")
+    assert changed_by(package, digest, "io/errors.py", "WORDS = 'cut short'\n") == set()
 
 
 @pytest.mark.parametrize(
@@ -159,6 +167,7 @@ def test_rewording_a_text_for_readers_changes_nothing(
         ("y = Field(1, ge=0, description='One.')", "y = Field(1, ge=1, description='One.')"),
         ("y = log.info('at %d', x)", "y = log.info('now at %d', x)"),
         ("other.info('at %d', x)", "other.info('now at %d', x)"),
+        ("print(x, file=out)", "print(x + 1, file=out)"),
     ],
     ids=[
         "kind of exception",
@@ -167,6 +176,7 @@ def test_rewording_a_text_for_readers_changes_nothing(
         "bound of a field",
         "a value",
         "no logger",
+        "a file",
     ],
 )
 def test_what_stands_beside_those_words_counts(

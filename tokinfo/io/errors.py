@@ -1,10 +1,17 @@
 """Failures that were foreseen: one base class, one line of text each.
 
-A job or a command prints the line of a `TokinfoError` and nothing else. Any other error is a
-defect and keeps its traceback.
+Whoever starts a job or a command shows the line of a `TokinfoError` and nothing else; any other
+error is a defect and keeps its traceback. No result depends on this module, so no digest of code
+counts it (`tokinfo.io.provenance`).
 """
 
 from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+STAMP = ".snakemake_timestamp"
+"""The file that Snakemake leaves in a directory that is one of its outputs."""
 
 
 class TokinfoError(Exception):
@@ -26,3 +33,21 @@ class DamagedError(InvalidError):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the error's name without one."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def cure(path: Path) -> str:
+    """Return what to type so that the next run makes a damaged file again.
+
+    Only outputs of the workflow have such a cure: single files, and directories that bear
+    Snakemake's stamp. A user's model has none: the text is empty.
+
+    >>> cure(Path("results/cells/a b.parquet"))
+    "; to have it made again: `rm 'results/cells/a b.parquet'`, then the same command"
+    """
+    if (path.parent / STAMP).is_file():
+        remove = f"rm -r {shlex.quote(str(path.parent))}"
+    elif (path.parent / "config.json").is_file():
+        return ""
+    else:
+        remove = f"rm {shlex.quote(str(path))}"
+    return f"; to have it made again: `{remove}`, then the same command"

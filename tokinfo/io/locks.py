@@ -42,8 +42,10 @@ def _acquired(name: Path) -> BaseFileLock:
         try:
             lock.acquire(timeout=patience)
         except Timeout:
-            wait = f"waiting for the job that holds it; if no job is at work: `rm {name}`"
-            print(f"{name}: {wait}", file=sys.stderr, flush=True)
+            print(
+                f"{name}: waiting for the job that holds it; if no job is at work: `rm {name}`",
+                file=sys.stderr,
+            )
             patience *= 10
         else:
             return lock

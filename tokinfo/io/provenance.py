@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
+MESSAGES = "io.errors"
+"""The module of what errors say, which no result depends on."""
 RECORDED = (
     "tokinfo",
     "torch",
@@ -33,10 +35,10 @@ def code_digest(*modules: str) -> str:
     """Return the SHA-256 of the code of modules and of all they import from this package.
 
     Imports are followed wherever they stand (in functions too), transitively, and into the
-    packages on the way; those under ``if TYPE_CHECKING:`` never run and do not count. A
-    comment, a docstring, a line break, the text in ``raise X(...)``, a ``description=`` or a line
-    that logs changes nothing; a change that may alter what the code does changes the
-    digest of every module that reaches it.
+    packages on the way; those under ``if TYPE_CHECKING:`` never run and do not count. Nor do
+    comments, docstrings, layout, and what only a reader sees: the text in ``raise X(...)``, a
+    ``description=``, a line that logs or writes to standard error, what errors say (`MESSAGES`).
+    Any other change alters the digest of every module that reaches it.
 
     A page's template counts to its module: the file of that name in ``templates`` beside it, and
     with it those there whose names begin with an underscore, which the pages share.
@@ -59,7 +61,7 @@ def _digest(package: Path, modules: tuple[str, ...]) -> str:
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        if name in reached:
+        if name in reached or name == f"{package.name}.{MESSAGES}":
             continue
         reached.add(name)
         waiting.extend(_read(package, name)[1])
@@ -145,10 +147,13 @@ class _Wordless(ast.NodeTransformer):
 
 
 def _logs(node: ast.expr) -> bool:
-    """Return whether an expression writes to a module's ``log`` and does nothing else."""
-    called = node.func if isinstance(node, ast.Call) else None
-    logger = called.value if isinstance(called, ast.Attribute) else None
-    return isinstance(logger, ast.Name) and logger.id == "log"
+    """Return whether an expression writes to ``log`` or to standard error, and nothing else."""
+    if not isinstance(node, ast.Call):
+        return False
+    if isinstance(node.func, ast.Attribute):
+        return isinstance(node.func.value, ast.Name) and node.func.value.id == "log"
+    to = [ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "file"]
+    return isinstance(node.func, ast.Name) and node.func.id == "print" and to == ["sys.stderr"]
 
 
 def _imported(node: ast.AST, here: str) -> Iterator[str]:

@@ -18,8 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tokinfo.io.atomic import new_file
-from tokinfo.io.damaged import cure
-from tokinfo.io.errors import InvalidError
+from tokinfo.io.errors import InvalidError, cure
 from tokinfo.models.checkpoint import empty_decoder, family, shorter
 from tokinfo.models.parts import EMBEDDING, block_file, sort_tensors
 from tokinfo.models.structure import blocks_path

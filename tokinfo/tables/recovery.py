@@ -18,8 +18,7 @@ from typing import Any
 import polars as pl
 
 from tokinfo.io.atomic import new_file
-from tokinfo.io.damaged import cure
-from tokinfo.io.errors import TokinfoError, first_line
+from tokinfo.io.errors import TokinfoError, cure, first_line
 from tokinfo.study.targets import OWN
 from tokinfo.tables.schema import CELL_KEYS, METADATA_KEY, RECOVERY_SCHEMA, schema_mismatch
 
