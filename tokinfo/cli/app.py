@@ -181,7 +181,7 @@ _one_prompt(
 _one_prompt(
     "sweep",
     "sweep",
-    "Try every token at each hidden position of one prompt, the other tokens known.",
+    "Test every candidate for each hidden position of one prompt, given its other tokens.",
 )
 app.command()(clean)
 app.command()(parity)
