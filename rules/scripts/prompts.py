@@ -12,8 +12,8 @@ with job(snakemake.log[0], f"prompts for {snakemake.wildcards.source}"):
     from tokinfo.text.promptcheck import check_prompts
 
     check_prompts(
-        snakemake.params.settings,
         Path(snakemake.input.tokenizer),
         Path(snakemake.output[0]),
         [Path(path) for path in snakemake.input.passages],
+        **snakemake.params.settings,
     )

@@ -35,19 +35,19 @@ def test_passages_are_counted_and_checked_like_other_prompts(
     file.write_text(json.dumps({"passages": [{"text": "abcd"}, {"text": "ab"}]}), encoding="utf-8")
     arguments = settings(["abc"], (":", "none"))
     arguments["uses"].append(["drawn", "1:", "none"])
-    check_prompts(arguments, tokenizer, tmp_path / "p.json", [file])
+    check_prompts(tokenizer, tmp_path / "p.json", [file], **arguments)
     counts = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
     assert counts == {"p": [3], "drawn": [4, 2]}
     arguments["uses"].append(["drawn", "3:", "none"])
     with pytest.raises(
         PromptError, match=r"mask '3:' leaves no visible position of passages\.drawn\[1\]"
     ):
-        check_prompts(arguments, tokenizer, tmp_path / "p.json", [file])
+        check_prompts(tokenizer, tmp_path / "p.json", [file], **arguments)
 
 
 def test_counts_are_written_when_all_is_well(tokenizer: Path, tmp_path: Path) -> None:
     out = tmp_path / "p.json"
-    check_prompts(settings(["abc", "abcdefgh"], (":", "none"), ("1:", "none")), tokenizer, out)
+    check_prompts(tokenizer, out, **settings(["abc", "abcdefgh"], (":", "none"), ("1:", "none")))
     assert json.loads(out.read_text(encoding="utf-8")) == {"p": [3, 8]}
 
 
@@ -67,7 +67,7 @@ def test_what_is_wrong_is_named(
 ) -> None:
     out = tmp_path / "p.json"
     with pytest.raises(PromptError) as failed:
-        check_prompts(arguments, tokenizer, out)
+        check_prompts(tokenizer, out, **arguments)
     assert message in str(failed.value)
     assert not out.exists()
 
@@ -75,5 +75,5 @@ def test_what_is_wrong_is_named(
 def test_one_message_names_all_mistakes(tokenizer: Path, tmp_path: Path) -> None:
     arguments = settings(["abcdefghi", "ab"], (":", "none"), ("2:", "none"))
     with pytest.raises(PromptError) as failed:
-        check_prompts(arguments, tokenizer, tmp_path / "p.json")
+        check_prompts(tokenizer, tmp_path / "p.json", **arguments)
     assert str(failed.value).count(";") == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokinfo.io.atomic import new_file
 from tokinfo.io.errors import TokinfoError
@@ -13,7 +13,7 @@ from tokinfo.study.lengths import Finding, findings, sentence
 from tokinfo.text.documents import read_passages
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 
 class PromptError(TokinfoError):
@@ -21,36 +21,40 @@ class PromptError(TokinfoError):
 
 
 def check_prompts(
-    settings: Mapping[str, Any], tokenizer: Path, out: Path, passages: Sequence[Path] = ()
+    tokenizer: Path,
+    out: Path,
+    passages: Sequence[Path] = (),
+    *,
+    prompts: Mapping[str, Sequence[str]],
+    uses: Iterable[Sequence[str]],
+    n_ctx: int,
+    special_tokens: bool = True,
 ) -> None:
     """Count the tokens of every prompt and write the counts, if every prompt can be used.
 
     Args:
-        settings: ``prompts`` (texts by the name of their set), ``uses`` ([set, mask, padding]
-            of every combination that is probed), ``n_ctx`` and, where prompts do not get the
-            tokenizer's special tokens, ``special_tokens`` (false).
         tokenizer: directory with a ``tokenizer.json``.
         out: JSON file to write: number of tokens of each prompt, by set.
         passages: files of sets that are drawn from a text, each named for its set.
+        prompts: texts by the name of their set.
+        uses: (set, mask, padding) of every combination that is probed.
+        n_ctx: most positions of the models.
+        special_tokens: whether prompts get those that the tokenizer adds.
 
     Raises:
         PromptError: a prompt is too long, or a mask leaves no position of one visible or hidden.
     """
     drawn = {path.stem: read_passages(path) for path in passages}
-    sets = {**settings["prompts"], **drawn}
+    sets = {**prompts, **drawn}
+    file = tokenizer / "tokenizer.json"
     counts = {
-        name: count_tokens(
-            tokenizer / "tokenizer.json",
-            texts,
-            special_tokens=settings.get("special_tokens", True),
-        )
+        name: count_tokens(file, texts, special_tokens=special_tokens)
         for name, texts in sets.items()
     }
     exact = {name: [(count, count) for count in found] for name, found in counts.items()}
-    uses = [(name, mask, padding) for name, mask, padding in settings["uses"]]
     wrong = [
-        _line(found, "passages" if found.prompts in drawn else "prompts", sets, settings["n_ctx"])
-        for found in findings(exact, uses, settings["n_ctx"])
+        _line(found, "passages" if found.prompts in drawn else "prompts", sets, n_ctx)
+        for found in findings(exact, ((name, mask, pads) for name, mask, pads in uses), n_ctx)
     ]
     if wrong:
         raise PromptError("; ".join(wrong))

@@ -142,9 +142,9 @@ def test_special_tokens_are_left_out_where_a_source_says_so(tmp_path: Path) -> N
     assert count_tokens(file, texts, special_tokens=False) == bare
     # A mask that hides the only token of a prompt leaves none visible; with one in front, one.
     study = {"n_ctx": 8, "prompts": {"p": ["b"]}, "uses": [["p", "1:", "none"]]}
-    check_prompts(study, tmp_path, tmp_path / "counts.json")
+    check_prompts(tmp_path, tmp_path / "counts.json", **study)
     with pytest.raises(PromptError, match="leaves no visible position"):
-        check_prompts(study | {"special_tokens": False}, tmp_path, tmp_path / "counts.json")
+        check_prompts(tmp_path, tmp_path / "counts.json", **study, special_tokens=False)
 
 
 def drawn(tokens: list[int], mask: str) -> list[Mistake]:

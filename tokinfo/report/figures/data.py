@@ -19,13 +19,7 @@ SETTING = ("solver", "metric", "parametrisation")
 """What a searcher may choose, as against what is being measured."""
 
 _PLACES = {"block": "block", "attention": "attention of block", "mlp": "MLP of block"}
-_AVERAGED = (
-    "top1",
-    "top1_low",
-    "top1_high",
-    "chance_top1",
-    "descent",
-)
+_AVERAGED = ("top1", "top1_low", "top1_high", "chance_top1", "descent")
 
 
 def load(summary: Path) -> list[Row]:
@@ -40,25 +34,16 @@ def load(summary: Path) -> list[Row]:
     family, depth, source, state and weights.
     """
     table = pl.read_parquet(summary).filter(~pl.col("kind").is_in(SWEEPING))
-    seeds = [
-        name
-        for name in table.columns
-        if name not in {"seed", "positions", "n_prompts", "interval"} | _averages(table)
-    ]
-    averaged = (
-        table.group_by(seeds, maintain_order=True).agg(
-            pl.col(_AVERAGED).mean(), pl.col("positions").sum(), n_seeds=pl.col("seed").n_unique()
-        )
-        if len(table)
-        else table.with_columns(n_seeds=pl.lit(1))
-    )
-    rows = averaged.to_dicts()
-    several_sets = table["prompts"].n_unique() > 1
+    # Measurements are averaged or dropped, never grouped by.
+    measured = {name for name, dtype in table.schema.items() if dtype == pl.Float64}
+    left_out = {"seed", "positions", "n_prompts", "interval"} | measured
+    averaged = table.group_by(
+        [name for name in table.columns if name not in left_out], maintain_order=True
+    ).agg(pl.col(_AVERAGED).mean(), pl.col("positions").sum(), n_seeds=pl.col("seed").n_unique())
+    rows = _labelled(averaged)
     for row in rows:
-        row["label"] = label_of(row, several_sets)
-        row["place"] = place_of(row["site"], row["depth"])
         row["share_of_depth"] = row["block"] / row["depth"] if row["depth"] else 0.0
-    return _ordered(rows)
+    return rows
 
 
 def settings(table: pl.DataFrame, by: Sequence[str]) -> list[Row]:
@@ -68,25 +53,20 @@ def settings(table: pl.DataFrame, by: Sequence[str]) -> list[Row]:
     facts, `label`, `place` and `control` (all of its hidden positions are controls).
     """
     facts = ["source", "family", "state", "quantization", "weights_note", "block", "depth"]
-    rows = (
-        table.group_by(by, maintain_order=True)
-        .agg(*(pl.col(name).first() for name in facts), pl.col("control").all())
-        .to_dicts()
+    return _labelled(
+        table.group_by(by, maintain_order=True).agg(
+            *(pl.col(name).first() for name in facts), pl.col("control").all()
+        )
     )
-    several = table["prompts"].n_unique() > 1
+
+
+def _labelled(table: pl.DataFrame) -> list[Row]:
+    """Return the rows of a table with `label` and `place`, in the order of the figures' models."""
+    rows, several = table.to_dicts(), table["prompts"].n_unique() > 1
     for row in rows:
         row["label"] = label_of(row, several)
         row["place"] = place_of(row["site"], row["depth"])
-    return _ordered(rows)
-
-
-def _ordered(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (display_order(row), len(row["label"]), row["label"]))
-
-
-def _averages(table: pl.DataFrame) -> set[str]:
-    """Return the columns that are measurements: averaged or dropped, never grouped by."""
-    return {name for name, dtype in table.schema.items() if dtype == pl.Float64}
 
 
 def label_of(row: Row, several_sets: bool) -> str:
