@@ -88,11 +88,8 @@ def checkpoint_mb(study: Study, model: str, blocks: int) -> int:
     """
     settings = study.models[model]
     sizes = sizes_of(study, settings.source)
-    each, whole, embedding = (
-        BYTES[settings.quantization],
-        sizes.megabytes(blocks),
-        sizes.megabytes(0),
-    )
+    each = BYTES[settings.quantization]
+    whole, embedding = sizes.megabytes(blocks), sizes.megabytes(0)
     if settings.quantization not in SCALES:
         return int(whole * each / 4) + 1
     outside = embedding * BYTES[settings.activations] / 4
