@@ -149,7 +149,7 @@ def test_the_whole_smoke_study_gives_the_workstations_table(
     shutil.rmtree(changed / ".snakemake")
     jobs = submit(slurm, smoke() | {"cells_per_submission": 4}, changed)
     rules = {job["Comment"].split("_wildcards_")[0] for job in jobs}
-    assert {"rule_train", "rule_collect", "rule_strips", "rule_figure"} <= rules
+    assert {"rule_train", "rule_collect", "rule_page", "rule_figure"} <= rules
     cells = Study.model_validate(smoke()).cells()
     models = {cell.model for cell in cells}
     wanted = sum(-(-sum(cell.model == model for cell in cells) // 4) for model in models)
