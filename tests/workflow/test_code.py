@@ -117,6 +117,13 @@ def test_most_packages_have_words_to_change() -> None:
             {"cells of adam", "cells of joint"},
         ),
         ("solvers/decoding.py", " @ ", " * ", CELLS | {"embedding"}),
+        ("solvers/chapter.py", "() - rate", "() + rate", {"cells of chapter"}),
+        ("solvers/joint.py", "self.loss > 2", "self.loss >= 2", {"cells of joint"}),
+        ("solvers/sweep.py", "residuals <= ", "residuals < ", {"cells of sweep", "cells of joint"}),
+        ("solvers/scores.py", " <= ", " < ", CELLS),
+        ("solvers/run.py", "count == 1", "count <= 1", CELLS),
+        ("text/promptcheck.py", " in drawn", " not in drawn", {"prompts"}),
+        ("report/figures/training.py", " / ", " * ", {"figure training_curves"}),
         ("tables/scaling.py", '"block") > 0', '"block") >= 0', {"scaling"}),
         (
             "report/figures/margins.py",

@@ -15,8 +15,6 @@ import pytest
 
 from tests.workflow.expected import (
     AGGREGATE,
-    ALL_SOURCES,
-    CURVES,
     FIGURE_JOBS,
     PAGES,
     TRAINED_FLAT,
@@ -56,9 +54,6 @@ def test_comments_and_docstrings_rerun_nothing(changed: Path) -> None:
     ("module", "expected"),
     [
         ("report/figures/style.py", FIGURE_JOBS),
-        ("report/figures/margins.py", {"figure margin_by_depth", "figure noise_threshold"}),
-        ("report/figures/training.py", CURVES),
-        ("report/pages/strips.py", {"page strips"}),
         ("report/pages/template.py", PAGES),
         ("report/pages/templates/strips.html", {"page strips"}),
         (
@@ -69,7 +64,6 @@ def test_comments_and_docstrings_rerun_nothing(changed: Path) -> None:
                 *("figure margin_by_depth", "figure noise_threshold"),
             },
         ),
-        ("text/promptcheck.py", checks(*ALL_SOURCES)),
         (
             "text/passages.py",
             {
@@ -79,11 +73,7 @@ def test_comments_and_docstrings_rerun_nothing(changed: Path) -> None:
                 *AGGREGATE,
             },
         ),
-        ("solvers/scores.py", cells(smoke()) | AGGREGATE),
         ("solvers/adam.py", solved_by("adam", "joint") | AGGREGATE),
-        ("solvers/chapter.py", solved_by("chapter") | AGGREGATE),
-        ("solvers/joint.py", solved_by("joint") | AGGREGATE),
-        ("solvers/sweep.py", solved_by("sweep", "joint") | AGGREGATE),
         ("solvers/run.py", cells(smoke()) | AGGREGATE),
     ],
 )
