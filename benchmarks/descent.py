@@ -46,6 +46,7 @@ def make_problem(seed: int = 0) -> tuple[Problem, Tensor]:
         probe=probe,
         decoder=Decoder(embedding, inverse_gram(embedding)),
         layout=batch.layout,
+        known=torch.full_like(batch.ids, -1),
         target=target.masked_fill(~batch.layout.visible[..., None], 0),
         metric="l1",
         weights=MetricWeights(),

@@ -159,6 +159,26 @@ def test_padding_to_n_ctx_scores_the_prompts_positions_only(made: Path, tmp_path
     assert padded["first_loss"].to_list() > plain["first_loss"].to_list(), "pads are visible too"
 
 
+@pytest.mark.parametrize("solver", ["chapter", "adam", "joint", "sweep"])
+def test_rows_say_which_tokens_were_given_and_have_them_in_place(
+    solver: str, made: Path, tmp_path: Path
+) -> None:
+    brief = {"steps": 5} if solver in ("chapter", "adam") else {}
+    if solver == "joint":
+        brief = {"rounds": 1, "restarts": 1, "detections": 0, "descent": {"steps": 5}}
+    frame = run(
+        *(made, tmp_path / "cell.parquet"), known="2:", with_solver={"kind": solver, **brief}
+    )
+    assert frame.schema == RECOVERY_SCHEMA
+    assert frame["known"].unique().to_list() == ["2:"]
+    assert (frame["given"] == (frame["position"] >= 2)).all()
+    given = frame.filter("given")
+    assert given["correct"].all()
+    assert (given["top5_ids"].list.first() == given["true_id"]).all()
+    assert given["identified"].null_count() == len(given)
+    assert not run(made, tmp_path / "plain.parquet")["given"].any()
+
+
 @pytest.mark.parametrize("parametrisation", ["embedding", "vocabulary"])
 def test_a_restricted_vocabulary_finds_nothing_else(
     parametrisation: str, made: Path, tmp_path: Path

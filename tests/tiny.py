@@ -13,6 +13,7 @@ from tokinfo.probe.probe import Probe
 from tokinfo.solvers.decoding import Decoder, inverse_gram
 from tokinfo.solvers.problem import Problem
 from tokinfo.study.fields import MetricName, Parametrisation
+from tokinfo.study.known import Known
 from tokinfo.study.masks import Mask
 from tokinfo.study.sites import Site
 from tokinfo.study.solvers import MetricWeights
@@ -60,16 +61,22 @@ def tiny_problem(
     metric: MetricName = "l1",
     parametrisation: Parametrisation = "embedding",
     seed: int = 0,
+    known: str = "none",
 ) -> Problem:
     """The problem of explaining ``prompts`` from their visible activations."""
     batch = make_batch(prompts, Mask(mask), pad_id=0)
     probe = Probe(decoder, Site.parse(site))
     visible = batch.layout.visible[..., None]
     target = alone(probe, embedding, batch.ids, batch.layout.seen)
+    given = torch.full_like(batch.ids, -1)
+    for row, prompt in enumerate(prompts):
+        for position in Known(known).positions(Mask(mask), len(prompt)):
+            given[row, position] = prompt[position]
     return Problem(
         probe=probe,
         decoder=Decoder(embedding, inverse_gram(embedding)),
         layout=batch.layout,
+        known=given,
         target=target.masked_fill(~visible, 0),
         floor=floor(probe, embedding, batch, target, metric),
         metric=metric,

@@ -187,6 +187,7 @@ def make_rows(
                 | {
                     "position": position,
                     "visible": bool(layout.visible[number, position]),
+                    "given": bool(problem.given[number, position]),
                     "true_id": true[position],
                     "true_token": model.tokenizer.decode([true[position]]),
                     "found_id": found[position],

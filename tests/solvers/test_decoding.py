@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from tokinfo.solvers import decoding
 from tokinfo.solvers.decoding import (
     Decoder,
     inverse_gram,
+    lead,
     read_inverse_gram,
     read_through_noise,
     write_inverse_gram,
@@ -114,3 +116,11 @@ def test_the_log_says_that_a_models_embedding_cannot_be_read(
     torch.testing.assert_close(
         read_inverse_gram(tmp_path / "decoder.safetensors"), inverse_gram(model.embedding)
     )
+
+
+def test_the_leading_token_is_in_front_once_and_the_others_keep_their_order() -> None:
+    lists = torch.tensor([[5, 6, 7], [5, 6, 7], [5, 6, 7]])
+    led = lead(lists, torch.tensor([5, 7, 9]))
+    assert led.tolist() == [[5, 6, 7], [7, 5, 6], [9, 5, 6]]
+    for order in itertools.permutations(range(3)):
+        assert lead(torch.tensor(order), torch.tensor(2)).tolist()[0] == 2

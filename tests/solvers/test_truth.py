@@ -152,6 +152,8 @@ SEARCHES: dict[str, Solver] = {
             {"padding": "n_ctx"},
             {"target": "shuffled"},
             {"target": "of:other"},
+            {"known": "1:"},
+            {"known": "1:", "padding": "n_ctx"},
             *([{"site": "embedding"}] if kind != "sequential" else []),
         )
     ],
@@ -177,6 +179,29 @@ def test_nothing_that_a_search_receives_holds_a_prompt(
         assert holds((given, truth), prompt, problem.decoder.embedding)
     hidden = ~problem.layout.visible
     assert not problem.target[hidden].any()
+    for prompt in PROMPTS if "known" in changed else ():
+        assert holds(given, prompt[1:], problem.decoder.embedding)
+
+
+@pytest.mark.parametrize("padding", ["none", "n_ctx"])
+@pytest.mark.parametrize(
+    ("known", "places"),
+    [
+        ("none", [[], [], []]),
+        ("visible", [[2, 3, 4], [2], [2, 3, 4, 5]]),
+        ("3:", [[3, 4], [], [3, 4, 5]]),
+        ("-1", [[4], [2], [5]]),
+    ],
+)
+def test_the_known_tokens_of_a_problem_are_those_of_the_known_positions_and_of_no_other(
+    known: str, places: list[list[int]], padding: str
+) -> None:
+    problem, truth = posed(ChapterSolver(), mask="2:", known=known, padding=padding)
+    given = torch.zeros_like(problem.layout.visible)
+    for row, positions in enumerate(places):
+        given[row, positions] = True
+    assert torch.equal(problem.given, given)
+    assert torch.equal(problem.known, torch.where(given, truth, -1))
 
 
 def test_what_is_tucked_away_is_reached() -> None:
@@ -241,6 +266,10 @@ def judged(result: Result) -> list[tuple[int, int, int, float]]:
             JointSolver(**BRIEF | {"restarts": 2, "leading": 64, "sweep_found": False}),
             {"mask": "2:", "site": "block.2"},
         ),
+        (ChapterSolver(steps=20), {"mask": "1:", "known": "-2:"}),
+        (AdamSolver(steps=40, project="nearest", window=4), {"mask": "1:", "known": "-2:"}),
+        (SequentialSolver(), {"site": "block.2", "known": "1"}),
+        (JointSolver(**BRIEF), {"mask": "2:", "known": "-1"}),
     ],
     ids=lambda value: value.kind if hasattr(value, "kind") else "-".join(value.values()),
 )

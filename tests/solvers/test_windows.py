@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +11,7 @@ from torch import Tensor
 from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem, true_ids
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.problem import Problem
-from tokinfo.solvers.windows import check, lead
+from tokinfo.solvers.windows import check
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8, 9, 7]]
 TRUE = true_ids(PROMPTS)
@@ -128,11 +126,3 @@ def test_a_row_alone_finds_what_it_finds_among_others() -> None:
         alone = check(problem.rows(index), lists[index], Batcher(size=1, limit=2))
         assert torch.equal(alone.ids, together.ids[index])
         assert torch.equal(alone.evaluations, together.evaluations[index])
-
-
-def test_the_leading_token_is_in_front_once_and_the_others_keep_their_order() -> None:
-    lists = torch.tensor([[5, 6, 7], [5, 6, 7], [5, 6, 7]])
-    led = lead(lists, torch.tensor([5, 7, 9]))
-    assert led.tolist() == [[5, 6, 7], [7, 5, 6], [9, 5, 6]]
-    for order in itertools.permutations(range(3)):
-        assert lead(torch.tensor(order), torch.tensor(2)).tolist()[0] == 2

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tokinfo.solvers import windows
 from tokinfo.solvers.batches import Batcher
+from tokinfo.solvers.decoding import lead
 from tokinfo.solvers.problem import Problem, Result, check_finite
 from tokinfo.solvers.vocabulary import Vocabulary
 from tokinfo.study.solvers import AdamSolver
@@ -46,7 +47,7 @@ def solve(problem: Problem, settings: AdamSolver) -> Result:
         free.requires_grad_(True)
         embedded = rows.embed(free)
         if projected or settings.nearest_penalty:
-            nearest = vocabulary.nearest(embedded)
+            nearest = rows.put(vocabulary.nearest(embedded))
         loss = rows.loss(vocabulary.projected(embedded, nearest) if projected else embedded)
         check_finite(loss.detach(), rows, step)
         if step == 0:
@@ -155,17 +156,17 @@ class _Ends:
         with torch.no_grad():
             embedded = rows.embed(free)
             if self.projected:
-                nearest = self.vocabulary.nearest(embedded)
+                nearest = rows.put(self.vocabulary.nearest(embedded))
                 embedded = self.vocabulary.projected(embedded, nearest)
             loss = rows.loss(embedded)
         check_finite(loss, rows, steps)
         if self.projected:
             self.meet(index, nearest, loss)
             loss = self.met_loss[index]
-            lists = windows.lead(lists, self.met[index])
+            lists = lead(lists, self.met[index])
         if self.window > 1:
             checked = windows.check(rows, lists[..., : self.window], self.batcher)
-            lists = windows.lead(lists, checked.ids)
+            lists = lead(lists, checked.ids)
             self.checked_loss[index] = checked.loss.to(self.checked_loss)
             self.checks[index] = checked.evaluations.cpu()
         self.loss[index] = loss.to(self.loss)

@@ -118,6 +118,15 @@ class Decoder:
         return best if self.candidates is None else self.candidates[best]
 
 
+def lead(lists: Tensor, ids: Tensor) -> Tensor:
+    """Return lists [..., k] with ``ids`` [...] in front, the others in their order behind."""
+    joined = torch.cat([ids[..., None], lists], dim=-1)
+    repeats = joined == ids[..., None]
+    repeats[..., 0] = False
+    order = repeats.int().argsort(dim=-1, stable=True)
+    return joined.gather(-1, order)[..., : lists.shape[-1]]
+
+
 def read_through_noise(decoder: Decoder, noise: float = 1.0, *, tokens: int = 256) -> float:
     """Return the share of tokens that are read off their embedding plus gaussian noise.
 

@@ -1,4 +1,4 @@
-"""Nothing known: descent for a start, then search over tokens until the activations match.
+"""Descent for a start, then search over tokens until the activations match.
 
 Hidden positions are discrete tokens here from the first move on: a free embedding there
 absorbs any residual, which is why descent alone does not find them. Moves:
@@ -21,7 +21,8 @@ ends as soon as the prompt is certified: a match to within the floor proves itse
 search is needed. That is why detection may begin with a vocabulary's leading tokens: byte-pair
 tokenizers number them in the order learned, frequent ones first. The whole vocabulary is next,
 around what was found among these: where a single token is rare, the others are right by then.
-Every token is judged by the forward model alone. Sweeps of single positions and of pairs of them
+Every token is judged by the forward model alone, and known ones are in their places from the start
+to the end. Sweeps of single positions and of pairs of them
 were tried and found nothing that these moves had missed (docs/evidence/joint_sweeps.csv).
 """
 
@@ -130,8 +131,11 @@ class _Search:
         self.drawn = torch.Generator().manual_seed(self.problem.seed)
         self.ids = layout.padded(self.lists[None, :, 0])[0]
         visible = layout.visible[0, : self.length].tolist()
+        given = self.problem.given[0, : self.length].tolist()
         self.visible = [p for p in range(self.length) if visible[p]]
-        self.hidden = [p for p in range(self.length) if not visible[p]]
+        # A known token is never searched for. Its activations, where visible, judge the others.
+        self.sought = [p for p in self.visible if not given[p]]
+        self.hidden = [p for p in range(self.length) if not visible[p] and not given[p]]
         # A hidden position that no visible one can see changes nothing that is compared.
         self.reached = [
             p for p in self.hidden if not self.problem.probe.causal or p < self.visible[-1]
@@ -175,7 +179,7 @@ class _Search:
         """Swap single tokens for as long as that brings the prompt nearer; return if certified."""
         for _ in range(self.settings.rounds):
             before = self.loss
-            for position in (*self.reached, *self.visible):
+            for position in (*self.reached, *self.sought):
                 proposed = torch.cat([self.lists[position], self._by_gradient(position)])
                 context = self.problem.decoder.embedding[self.ids]
                 self._take(position, proposed, self._substitute(context, position, proposed))
@@ -209,7 +213,7 @@ class _Search:
             judged by: what lies behind may be wrong.
         """
         judging = {int(p) for q in self.reached for p in nearest(self.problem, q, near)}
-        every = (*self.reached, *(sorted(judging) or self.visible))
+        every = (*self.reached, *(p for p in self.sought if p in judging or not judging))
         candidates = {position: self._candidates(position, vocabulary) for position in every}
         end = max(judging, default=self.length - 1) + 1
         for _ in range(self.settings.detections):
@@ -246,7 +250,7 @@ class _Search:
         """
         for position in reversed(self.reached):
             yield responses.explain(position, self.settings.screen), {}
-        for unknown in (self.reached, every) if self.reached else (every,):
+        for unknown in filter(None, dict.fromkeys((tuple(self.reached), tuple(every)))):
             found = responses.detect(unknown, self.settings.screen, self.settings.detection_rounds)
             visible = {p: one for p, one in found.items() if p in self.visible}
             certain = {p: one.tokens[0] for p, one in visible.items() if one.sure}
@@ -262,6 +266,8 @@ class _Search:
         ids, before = ids.clone(), -1
         for position in self.visible if self.problem.probe.causal else ():
             if self._fitting(ids, position, ids[position, None]) is None:
+                if position not in self.sought:
+                    break
                 if any(before < hidden < position for hidden in self.hidden):
                     break
                 likely = torch.cat([self.lists[position], self.problem.decoder.ids])

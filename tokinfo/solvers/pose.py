@@ -34,7 +34,7 @@ def make_problem(
 ) -> tuple[Problem, Tensor]:
     """Return the problem that a cell poses: targets of all its prompts, each computed alone.
 
-    Beside it, and nowhere in it, are the prompts' true tokens, int64 [row, position].
+    Beside it are the prompts' true tokens, int64 [row, position]; in it are the known ones alone.
 
     The noise floor is this model's with the prompts themselves, whatever the target.
 
@@ -81,6 +81,7 @@ def make_problem(
         probe=probe,
         decoder=decoder,
         layout=batch.layout,
+        known=known_tokens(cell, batch),
         target=target.masked_fill(~visible[..., None], 0),
         floor=noise,
         metric=cell.metric,
@@ -119,6 +120,16 @@ def activations(checkpoint: Checkpoint, cell: Cell, prompts: list[str]) -> Activ
     batch = batch.to(checkpoint.embedding.device)
     probe = make_probe(checkpoint, cell)
     return batch, alone(probe, checkpoint.embedding, batch.ids, batch.layout.seen)
+
+
+def known_tokens(cell: Cell, batch: Batch) -> Tensor:
+    """Return the tokens [row, position] that a cell gives; -1 where it gives none, as at pads."""
+    known = torch.full_like(batch.ids, -1)
+    sizes = zip(batch.layout.lengths.tolist(), batch.layout.seen.tolist(), strict=True)
+    for row, (length, seen) in enumerate(sizes):
+        given = cell.known.positions(cell.mask, length, seen)
+        known[row, given] = batch.ids[row, given]
+    return known
 
 
 def shuffled(target: Tensor, layout: Layout) -> Tensor:

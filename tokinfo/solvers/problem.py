@@ -11,7 +11,7 @@ from tokinfo.io.errors import TokinfoError
 from tokinfo.probe.batch import Layout
 from tokinfo.probe.metrics import distance
 from tokinfo.probe.probe import Probe
-from tokinfo.solvers.decoding import Decoder
+from tokinfo.solvers.decoding import Decoder, lead
 from tokinfo.solvers.identification import Identification
 from tokinfo.study.fields import MetricName, Parametrisation
 from tokinfo.study.solvers import MetricWeights
@@ -25,12 +25,13 @@ class SolverError(TokinfoError):
 class Problem:
     """A batch of targets to be explained; per-row quantities are data, never loops.
 
-    It is all that a search receives, and the tokens of the prompts are not in it.
+    It is all that a search receives. Of the prompts' tokens the known ones alone are in it.
 
     Attributes:
         probe: from embeddings to activations at the site.
         decoder: from embeddings to tokens; holds the embedding matrix [V, d].
         layout: what the model sees, what is visible and what is scored.
+        known: int64 [row, position] tokens that the observer is given; -1 where none is.
         target: [row, position, width] activations of the true prompts, each computed alone; zero
             where they are hidden.
         metric: distance over visible positions.
@@ -48,6 +49,7 @@ class Problem:
     probe: Probe
     decoder: Decoder
     layout: Layout
+    known: Tensor
     target: Tensor
     metric: MetricName
     weights: MetricWeights
@@ -62,10 +64,20 @@ class Problem:
         return replace(
             self,
             layout=self.layout.rows(index),
+            known=self.known[index],
             target=self.target[index],
             floor=self.floor[index],
             numbers=self.numbers[index],
         )
+
+    @property
+    def given(self) -> Tensor:
+        """Which tokens are known, bool [row, position]."""
+        return self.known >= 0
+
+    def put(self, ids: Tensor) -> Tensor:
+        """Return tokens [row, position] with the known ones in place."""
+        return torch.where(self.given, self.known, ids)
 
     def loss(self, embeddings: Tensor) -> Tensor:
         """Return the distance [row] of embedded candidates [row, position, d] to the target."""
@@ -78,17 +90,22 @@ class Problem:
             return self.loss(self.decoder.embedding[ids])
 
     def embed(self, free: Tensor) -> Tensor:
-        """Return the embeddings [row, position, d] that a free variable stands for."""
-        if self.parametrisation == "vocabulary":
-            return free @ self.decoder.embedding
-        return free
+        """Return the embeddings [row, position, d] that a free variable stands for.
+
+        Those of known tokens are in place: nothing there depends on the free variable.
+        """
+        matrix = self.decoder.embedding
+        embedded = free @ matrix if self.parametrisation == "vocabulary" else free
+        return torch.where(self.given[..., None], matrix[self.known.clamp_min(0)], embedded)
 
     def decode(self, free: Tensor, k: int = 5) -> Tensor:
-        """Return the k best tokens [row, position, k] of a free variable."""
+        """Return the k best tokens [row, position, k] of a free variable; known ones lead."""
         if self.parametrisation == "vocabulary":
             chosen = self.decoder.candidates
-            return self.decoder.rank(free if chosen is None else free[..., chosen], k)
-        return self.decoder.top(free, k)
+            lists = self.decoder.rank(free if chosen is None else free[..., chosen], k)
+        else:
+            lists = self.decoder.top(free, k)
+        return lead(lists, self.put(lists[..., 0]))
 
     def start(self, restart: int) -> Tensor:
         """Return standard normal numbers [row, position, free dimension].

@@ -9,7 +9,7 @@ and by a descent of one free embedding, whose nearest tokens are tried as a batc
 has come to rest elsewhere starts again from the best token it tried. Where that fails too, as it
 does behind many blocks, tokens are tried as a surrogate of the model proposes them
 (`tokinfo.solvers.surrogate`); a sweep of the vocabulary, which ends with the token that proves
-itself, is the last resort.
+itself, is the last resort. A known token is taken as it is.
 """
 
 from __future__ import annotations
@@ -71,6 +71,9 @@ def solve(problem: Problem, settings: SequentialSolver) -> Result:
 
 def _settle(step: _Step, expectations: _Expectations, directions: Tensor) -> None:
     """Find one token of every prompt, behind others that are proven: the cheapest way first."""
+    sought = step.open
+    if len(sought) == 0:
+        return
     expected, worth = step.expected(), expectations.worth()
     step.expect(expected[:, :worth])
     others, before = len(step.open), step.spent.total
@@ -78,7 +81,8 @@ def _settle(step: _Step, expectations: _Expectations, directions: Tensor) -> Non
         step.descend(attempt)
     step.guess(directions)
     step.sweep(expected if worth and expectations.any_proven else None)
-    expectations.add(expected, step.answer[:, 0], others, step.spent.total - before)
+    spent = step.spent.total - before
+    expectations.add(expected[sought], step.answer[sought, 0], others, spent)
 
 
 class _Spent:
@@ -148,8 +152,8 @@ class _Step:
 
     Attributes:
         before: int64 [row, position] tokens already proven.
-        open: indices into ``rows`` of the prompts whose token is not yet proven.
-        answer: int64 [row, 5] tokens, best first; the first is proven where not open.
+        open: indices into ``rows`` of the prompts whose token is neither known nor yet proven.
+        answer: int64 [row, 5] tokens, best first; the first is known or proven where not open.
     """
 
     def __init__(
@@ -167,8 +171,9 @@ class _Step:
         self.embedding = problem.decoder.embedding
         position = before.shape[1]
         self.target = problem.target[rows, position : position + 1]
-        self.open = torch.arange(len(rows), device=rows.device)
-        self.answer = torch.zeros(len(rows), 5, dtype=torch.int64, device=rows.device)
+        known = problem.known[rows, position]
+        self.open = (known < 0).nonzero()[:, 0]
+        self.answer = known.clamp_min(0)[:, None].repeat(1, 5)
         self.nearest = torch.full((len(rows),), torch.inf, device=rows.device)
         # A token from nowhere is about as far away as the embedding's mean: proven means nearer
         # by orders of magnitude, or within twice the noise floor.
@@ -176,7 +181,7 @@ class _Step:
             nowhere = self._mean(len(rows))
             scale = self._distance(problem.probe(nowhere, prefix=prefix), self.target)
         self.threshold = torch.maximum(settings.tolerance * scale, 2 * problem.floor[rows])
-        spent.first_loss[rows] += scale
+        spent.first_loss[rows[self.open]] += scale[self.open]
 
     def expected(self) -> Tensor:
         """Return each row's candidates [row, candidate], those the model expects most first."""

@@ -50,7 +50,7 @@ def solve(problem: Problem, settings: SweepSolver, truth: Tensor) -> Result:
 def sweep_rows(
     problem: Problem, settings: SweepSolver, ids: Tensor, truth: Tensor
 ) -> tuple[list[dict[int, Identification]], Tensor, Tensor]:
-    """Sweep positions of every prompt in ``ids`` [row, position].
+    """Sweep positions of every prompt in ``ids`` [row, position]; known ones need no sweep.
 
     Returns:
         what `sweep` says of each row's positions; the best tokens [row, position, 5], where
@@ -62,7 +62,7 @@ def sweep_rows(
     batcher = Batcher()
     for row in range(len(ids)):
         one = problem.rows(torch.tensor([row]))
-        wanted = one.layout.scored[0]
+        wanted = one.layout.scored[0] & ~one.given[0]
         if settings.positions == "hidden":
             wanted = wanted & ~one.layout.visible[0]
         positions = wanted.nonzero()[:, 0].tolist()[: settings.first]

@@ -34,7 +34,7 @@ def check(problem: Problem, lists: Tensor, batcher: Batcher) -> Checked:
     tokens that have not been checked yet. At a hidden one it is judged on all of them. The
     tokens found are kept where the whole distance says so, the first candidates otherwise: no
     row ends further from its target than its plain decode. Where that is within the noise floor
-    there is nothing left to check.
+    there is nothing left to check, and a known token needs no check.
 
     Args:
         problem: any number of rows.
@@ -50,7 +50,7 @@ def check(problem: Problem, lists: Tensor, batcher: Batcher) -> Checked:
     ids = plain.clone()
     evaluations = torch.ones(rows, dtype=torch.int64, device=lists.device)
     for position in range(positions):
-        reached = unexplained & (position < layout.seen)
+        reached = unexplained & (position < layout.seen) & ~problem.given[:, position]
         if problem.probe.causal:
             # A token right of every visible position changes nothing that is compared.
             reached = reached & layout.visible[:, position:].any(1)
@@ -75,15 +75,6 @@ def check(problem: Problem, lists: Tensor, batcher: Batcher) -> Checked:
         loss=torch.where(better, after, before),
         evaluations=evaluations,
     )
-
-
-def lead(lists: Tensor, ids: Tensor) -> Tensor:
-    """Return lists [..., k] with ``ids`` [...] in front, the others in their order behind."""
-    joined = torch.cat([ids[..., None], lists], dim=-1)
-    repeats = joined == ids[..., None]
-    repeats[..., 0] = False
-    order = repeats.int().argsort(dim=-1, stable=True)
-    return joined.gather(-1, order)[..., : lists.shape[-1]]
 
 
 def _losses(problem: Problem, ids: Tensor, rows: Tensor, batcher: Batcher) -> Tensor:
@@ -112,4 +103,5 @@ def _judged_on(problem: Problem, position: int) -> Problem:
         scored=layout.scored[:, :length],
         seen=layout.seen.clamp(max=length),
     )
-    return replace(problem, layout=cut, target=problem.target[:, :length])
+    known, target = problem.known[:, :length], problem.target[:, :length]
+    return replace(problem, layout=cut, known=known, target=target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, JsonValue
 
 from tokinfo.study.fields import MetricName, Padding, Parametrisation, Quantization, State, Strict
+from tokinfo.study.known import NONE, Known
 from tokinfo.study.masks import Mask
 from tokinfo.study.sites import Site
 from tokinfo.study.solvers import MetricWeights, Solver
@@ -29,6 +30,7 @@ class Cell(Strict):
     solver: str
     prompts: str
     target: str = OWN
+    known: Known = Known(NONE)
     seed: int
 
     @property
@@ -52,6 +54,7 @@ class Cell(Strict):
                 ("acausal", not self.causal),
                 ("padded", self.padding == "n_ctx"),
                 (slug(self.target), self.target != OWN),
+                (f"known-{self.known.slug}", self.known.text != NONE),
             )
             if present
         ]

@@ -95,7 +95,7 @@ class Mask(Written):
 
     def visible(self, length: int) -> list[int]:
         """Return the visible positions of a sequence of ``length`` tokens, in order."""
-        return list(self._positions(length))
+        return list(self.positions(length))
 
     def count(self, length: int) -> int:
         """Return how many of ``length`` positions are visible, in constant time.
@@ -103,9 +103,10 @@ class Mask(Written):
         >>> Mask("1:").count(4)
         3
         """
-        return len(self._positions(length))
+        return len(self.positions(length))
 
-    def _positions(self, length: int) -> range:
+    def positions(self, length: int) -> range:
+        """Return the visible positions of a sequence of ``length`` tokens, as a range."""
         where = self.slice
         if isinstance(where, slice):
             return range(length)[where]

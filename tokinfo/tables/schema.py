@@ -22,6 +22,7 @@ CELL_KEYS: tuple[str, ...] = (
     "solver",
     "prompts",
     "target",
+    "known",
     "seed",
 )
 """The columns that name a cell: the fields of `tokinfo.study.study.Cell`."""
@@ -64,11 +65,19 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
         "what is to be explained: own, or a control's: shuffled or of:MODEL; shares leave out all "
         "but own",
     ),
+    "known": (
+        pl.String(),
+        "positions whose token the solver was given: none, visible or a Python slice",
+    ),
     # the position
     "prompt_id": (pl.Int64(), "index of the prompt in its set, from 0"),
     "prompt": (pl.String(), "the prompt's text"),
     "position": (pl.Int64(), "index of the token in its prompt, from 0"),
     "visible": (pl.Boolean(), "whether the solver saw this position's activations"),
+    "given": (
+        pl.Boolean(),
+        "whether the solver was given this position's token; shares leave such rows out",
+    ),
     "true_id": (pl.Int64(), "id of the prompt's token here"),
     "true_token": (pl.String(), "its text"),
     "found_id": (pl.Int64(), "id of the solver's token here"),
