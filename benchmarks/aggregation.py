@@ -49,6 +49,7 @@ def cells(count: int) -> list[dict[str, Any]]:
         {
             **{"model": f"model-{model:02d}", "site": f"block.{block}", "mask": mask},
             **{"solver": solver, "seed": seed, "metric": "l1", "target": "own"},
+            "known": "none",
             **{"residual": True, "causal": True, "padding": "none", "prompts": "made-up"},
             "parametrisation": "embedding",
         }
@@ -86,6 +87,7 @@ def rows(cell: dict[str, Any]) -> list[dict[str, Any]]:
                 of_prompt
                 | {
                     **{"position": position, "visible": position in visible, "true_id": true},
+                    "given": False,
                     **{"true_token": f" word{position}", "found_id": top[0]},
                     **{"found_token": f" word{position + (not right)}", "top5_ids": top},
                     **{"top5_tokens": [f" w{token}" for token in top], "correct": right},

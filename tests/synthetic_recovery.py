@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from tokinfo.study.known import Known
 from tokinfo.study.masks import Mask
 from tokinfo.tables.schema import RECOVERY_SCHEMA
 
@@ -118,10 +119,12 @@ def cell_rows(
                     "seed": seed,
                     "prompts": "chapter",
                     "target": "own",
+                    "known": "none",
                     "prompt_id": number,
                     "prompt": prompt,
                     "position": position,
                     "visible": position in visible,
+                    "given": False,
                     "true_id": true,
                     "true_token": tokens[position],
                     "found_id": guess,
@@ -150,6 +153,18 @@ def cell_rows(
                 }
             )
     return rows
+
+
+def known_rows(rows: list[dict[str, Any]], known: str = "visible") -> list[dict[str, Any]]:
+    """Return made-up rows as those of a solver that was given some tokens: all right there."""
+    length = {row["prompt_id"]: row["position"] + 1 for row in rows}
+    out = []
+    for row in rows:
+        positions = Known(known).positions(Mask(row["mask"]), length[row["prompt_id"]])
+        given = row["position"] in positions
+        right = {"correct": True, "in_top5": True, "in_prompt": True, "found_id": row["true_id"]}
+        out.append(row | {"known": known, "given": given} | (right if given else {}))
+    return out
 
 
 def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:

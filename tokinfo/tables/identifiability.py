@@ -20,10 +20,10 @@ import polars as pl
 from tokinfo.io.atomic import new_file
 from tokinfo.study.masks import Mask
 from tokinfo.tables.intervals import Share, clustered_median, clustered_share
-from tokinfo.tables.recovery import RECOVERED, display_order, scan
+from tokinfo.tables.recovery import RECOVERED, SOUGHT, display_order, scan
 from tokinfo.tables.schema import CELL_KEYS, POSITION_VERDICTS, PROMPT_VERDICTS
 
-SETTING = ("model", "site", "residual", "causal", "padding", "mask", "prompts")
+SETTING = ("model", "site", "residual", "causal", "padding", "mask", "known", "prompts")
 """What is measured, as against who searches and how."""
 
 _FACTS = (
@@ -31,7 +31,7 @@ _FACTS = (
     *("block", "depth", "kind", "vocabulary", "prior_entropy"),
 )
 _COLUMNS = (
-    *(*CELL_KEYS, *_FACTS, "prompt_id", "position", "visible", "correct"),
+    *(*CELL_KEYS, *_FACTS, "prompt_id", "position", "visible", "given", "correct"),
     *("verdict", "around", "identified", "rank", "margin", "candidates", "bits", "bits_high"),
     *("prior_bits", "prior_bits_high", "noise_threshold", "noise_floor"),
 )
@@ -42,7 +42,7 @@ _GROUP = (*SETTING, "metric", "solver")
 
 
 def hidden_rows(recovery: Path, wanted: pl.Expr | None = None) -> pl.DataFrame:
-    """Return the rows about hidden positions, controls' targets left out.
+    """Return the rows about hidden positions, controls' targets and known tokens left out.
 
     Only those are held, and of them only the ones ``wanted`` is true of.
 
@@ -61,7 +61,7 @@ def hidden_rows(recovery: Path, wanted: pl.Expr | None = None) -> pl.DataFrame:
         schema={"mask": pl.String(), "padding": pl.String(), "end": pl.Int64()},
     )
     prompt = [*CELL_KEYS, "prompt_id"]
-    hidden = table.filter(~pl.col("visible"))
+    hidden = table.filter(~pl.col("visible") & SOUGHT)
     hidden = hidden if wanted is None else hidden.filter(wanted)
     last = table.filter(pl.col("visible")).group_by(prompt).agg(last=pl.col("position").max())
     return (
@@ -250,7 +250,7 @@ def unexplained(recovery: Path) -> list[dict[str, Any]]:
         TableError: the long table cannot be read or has another schema.
     """
     rows = scan(recovery, controls=True).select(_COLUMNS).collect(engine="streaming")
-    prompt, hidden = pl.struct("prompt_id", "seed"), ~pl.col("visible")
+    prompt, hidden = pl.struct("prompt_id", "seed"), ~pl.col("visible") & SOUGHT
     table = rows.group_by(*_GROUP, "target", maintain_order=True).agg(
         *(pl.col(name).first() for name in _FACTS),
         n_prompts=prompt.n_unique(),
@@ -274,7 +274,7 @@ NOISE_SCHEMA: dict[str, pl.DataType] = {
     "depth": pl.Int64(),
     "residual": pl.Boolean(),
     "causal": pl.Boolean(),
-    **dict.fromkeys(("padding", "mask", "metric", "solver", "prompts"), pl.String()),
+    **dict.fromkeys(("padding", "mask", "known", "metric", "solver", "prompts"), pl.String()),
     **dict.fromkeys(("positions", "n_prompts", "none", "above"), pl.Int64()),
     **dict.fromkeys(("threshold", "threshold_low", "threshold_high"), pl.Float64()),
 }

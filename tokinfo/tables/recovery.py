@@ -48,6 +48,9 @@ nothing says whether another token would explain the activations as well.
 OWN_TARGET = pl.col("target") == OWN
 """Rows that say something about their prompt; the others are controls and enter no share."""
 
+SOUGHT = ~pl.col("given")
+"""Rows about tokens that had to be found; those that the solver was given enter no share."""
+
 OTHERS_KNOWN = (pl.col("around") == "true").fill_null(False)
 """Rows of a sweep around the true prompt. Their `correct` says that the true token is the best
 one when all OTHER tokens are known: an upper bound of any search, and no search's result."""

@@ -17,7 +17,7 @@ from tokinfo.io.atomic import new_file
 from tokinfo.io.errors import InvalidError
 from tokinfo.study.masks import Mask
 from tokinfo.tables.intervals import clustered_share
-from tokinfo.tables.recovery import OTHERS_KNOWN, OWN_TARGET
+from tokinfo.tables.recovery import OTHERS_KNOWN, OWN_TARGET, SOUGHT
 
 Row = dict[str, Any]
 
@@ -25,7 +25,7 @@ FEWEST = 3
 """Values along an axis that make a line: two points show no course."""
 
 _MODEL = ("family", "state", "quantization")
-_TASK = ("prompts", "metric", "parametrisation", "residual", "causal", "padding")
+_TASK = ("prompts", "metric", "parametrisation", "residual", "causal", "padding", "known")
 AXES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "width": ("width", (*_MODEL, "training_share"), ("site", "mask", *_TASK)),
     "depth": ("block", ("model", *_MODEL), ("place", "mask", *_TASK)),
@@ -114,7 +114,7 @@ def _prompts(tables: Path | Sequence[Path]) -> pl.DataFrame:
     )
     found = (
         pl.scan_parquet(tables if isinstance(tables, Path) else list(tables))
-        .filter(OWN_TARGET)
+        .filter(OWN_TARGET & SOUGHT)
         .with_columns(
             counted=~pl.col("visible") & (~OTHERS_KNOWN | sweep),
             visible_tokens=pl.col("visible") & ~OTHERS_KNOWN,

@@ -13,7 +13,7 @@ import polars as pl
 
 from tokinfo.io.atomic import new_file
 from tokinfo.tables.intervals import chance_unordered, clustered_share
-from tokinfo.tables.recovery import OWN_TARGET, RECOVERED, ROW_GROUP, open_table
+from tokinfo.tables.recovery import OWN_TARGET, RECOVERED, ROW_GROUP, SOUGHT, open_table
 from tokinfo.tables.schema import CELL_KEYS, PROMPT_VERDICTS, RECOVERY_SCHEMA
 
 _FACTS = (
@@ -72,8 +72,9 @@ def summarise(recovery: Path, summary: Path, summary_csv: Path) -> None:
 
     Cells whose target is a control's are left out: the page on identifiability has them.
     Shares come with 95 % intervals over prompts (`intervals.clustered_share`) and with
-    what a uniform guess among the candidates would give. `whole` is the share of prompts with
-    every position of the row's kind right, `prompt_whole` with every position right. Losses
+    what a uniform guess among the candidates would give. Known tokens are left out. `whole` is
+    the share of prompts with every position of the row's kind right, `prompt_whole` with every
+    position right. Losses
     are medians over prompts; `descent` is the median of loss over first loss. `around` says what
     the cell's sweeps were run around; where it is ``true`` the other tokens were known, so `top1`
     is no search's result. `recovered` is the share of hidden positions found,
@@ -144,6 +145,8 @@ _UNUSED = (
 def shares(rows: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
     """Return shares, intervals, chance and costs per group and kind of position.
 
+    Tokens that the solver was given are left out: they are found by nobody.
+
     Args:
         rows: rows of the long table.
         by: columns that make a group, such as `CELL_KEYS`, or ``["model"]`` to pool all cells
@@ -158,7 +161,8 @@ def shares(rows: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
     cell = [*dict.fromkeys([*group, *CELL_KEYS]), "prompt_id"]
     verdict = pl.col("verdict")
     per_prompt = (
-        rows.with_columns(
+        rows.filter(SOUGHT)
+        .with_columns(
             identifiable=pl.col("identified") == "identifiable",
             recovered=RECOVERED,
             judged=verdict.is_in(PROMPT_VERDICTS),

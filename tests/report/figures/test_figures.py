@@ -18,6 +18,7 @@ from tests.synthetic_recovery import (
     default_models,
     frame,
     identifiability_study,
+    known_rows,
     swept_rows,
     write_tables,
 )
@@ -42,6 +43,8 @@ def study(kind: str) -> list[dict[str, Any]]:
         return cell_rows(FLAT, mask=":")
     if kind == "nothing visible is scored":
         return cell_rows(FLAT, mask="1:", visible=False, padding="n_ctx")
+    if kind == "everything visible is known":
+        return known_rows(cell_rows(FLAT)) + known_rows(swept_rows(SMOL)) + cell_rows(FLAT)
     if kind == "one cell of one block":
         return cell_rows(FakeModel("a", "a", "new-family", depth=1))
     if kind == "embedding and odd sites":
@@ -82,6 +85,7 @@ def study(kind: str) -> list[dict[str, Any]]:
 KINDS = (
     "nothing hidden",
     "nothing visible is scored",
+    "everything visible is known",
     "one cell of one block",
     "embedding and odd sites",
     "everything that varies",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.synthetic_recovery import FakeModel, cell_rows, default_study, frame
+from tests.synthetic_recovery import FakeModel, cell_rows, default_study, frame, known_rows
 from tokinfo.report.pages.strips import show, write_strips
 from tokinfo.tables.recovery import TableError
 
@@ -60,6 +60,18 @@ def test_every_position_is_shown_once_with_its_outcome(tmp_path: Path) -> None:
     legend = 5
     assert page.classes("i")[legend:] == ["w h", "r", "t", "r"]
     assert "a·x·b·x·c·x·d·x" in page.text
+
+
+def test_known_tokens_are_marked_and_not_counted(tmp_path: Path) -> None:
+    rows = known_rows(cell_rows(FLAT, mask="2:", texts=("a b c d",)), "1:3")
+    rows = [row if row["given"] else row | {"correct": False, "in_top5": False} for row in rows]
+    page = write(rows, tmp_path)
+    assert page.classes("i")[-4:] == ["w h", "g h", "g", "w"]
+    assert "The search was given this token, and no number counts it." in page.text
+    assert "0 of 1" in page.text
+    assert "1 of" not in page.text
+    assert "(known 1:3)" in page.text
+    assert "was given this token" not in write(cell_rows(FLAT), tmp_path).text
 
 
 def test_hidden_positions_differ_by_more_than_colour(tmp_path: Path) -> None:

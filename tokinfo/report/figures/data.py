@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from tokinfo.report.figures.style import mask_order
+from tokinfo.study.known import NONE
 from tokinfo.study.sites import Site
 from tokinfo.study.solvers import SWEEPING
 from tokinfo.tables.recovery import display_order
@@ -77,6 +78,7 @@ def label_of(row: Row, several_sets: bool) -> str:
             ("no residual", not row["residual"]),
             ("acausal", not row["causal"]),
             ("padded", row["padding"] != "none"),
+            (f"known {row['known']}", row["known"] != NONE),
             (row["prompts"], several_sets),
         )
         if present

@@ -40,6 +40,7 @@ _COLUMNS = (
     "prompt_id",
     "position",
     "visible",
+    "given",
     "true_id",
     "true_token",
     "found_id",
@@ -96,6 +97,7 @@ def write_strips(
             "models": models,
             "chance": max(chances, default=None),
             "chosen": chosen,
+            "given": bool(table["given"].any()),
             "sections": _sections(chosen.cells, by_cell, table),
         }
     elif not sweeps + controls:
@@ -272,7 +274,7 @@ def _strips(table: pl.DataFrame) -> list[list[_Token]]:
 
 
 def _token(row: Cell) -> _Token:
-    outcome = "r" if row["correct"] else "t" if row["in_top5"] else "w"
+    outcome = "g" if row["given"] else "r" if row["correct"] else "t" if row["in_top5"] else "w"
     true, found = show(row["true_token"]), show(row["found_token"])
     if not row["correct"] and true == found:
         # Two tokens may read alike (bytes of one character do): only their ids differ.

@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 
 from tokinfo.io.atomic import new_file
+from tokinfo.study.known import NONE
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("tokinfo.report.pages"),
@@ -55,10 +56,12 @@ def _number(value: float | None, above: str, below: str = "none") -> str:
 def _variants(row: Mapping[str, Any]) -> list[str]:
     """Return in what a cell differs from how a model is usually run."""
     parametrisation = row.get("parametrisation", "embedding")
+    known = row.get("known", NONE)
     words = {
         "no residual": not row["residual"],
         "acausal": not row["causal"],
         "padded": row["padding"] != "none",
+        f"known {known}": known != NONE,
         parametrisation: parametrisation != "embedding",
     }
     return [word for word, differs in words.items() if differs]
