@@ -20,11 +20,11 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "bytes"
 
 
-def settings(texts: list[str], *uses: tuple[str, str], n_ctx: int = 8) -> dict[str, Any]:
+def settings(texts: list[str], *uses: tuple[str, ...], n_ctx: int = 8) -> dict[str, Any]:
     return {
         "n_ctx": n_ctx,
         "prompts": {"p": texts},
-        "uses": [["p", mask, padding] for mask, padding in uses],
+        "uses": [["p", mask, padding, *(known or ["none"])] for mask, padding, *known in uses],
     }
 
 
@@ -34,11 +34,11 @@ def test_passages_are_counted_and_checked_like_other_prompts(
     file = tmp_path / "drawn.json"
     file.write_text(json.dumps({"passages": [{"text": "abcd"}, {"text": "ab"}]}), encoding="utf-8")
     arguments = settings(["abc"], (":", "none"))
-    arguments["uses"].append(["drawn", "1:", "none"])
+    arguments["uses"].append(["drawn", "1:", "none", "none"])
     check_prompts(tokenizer, tmp_path / "p.json", [file], **arguments)
     counts = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
     assert counts == {"p": [3], "drawn": [4, 2]}
-    arguments["uses"].append(["drawn", "3:", "none"])
+    arguments["uses"].append(["drawn", "3:", "none", "none"])
     with pytest.raises(
         PromptError, match=r"mask '3:' leaves no visible position of passages\.drawn\[1\]"
     ):
@@ -60,6 +60,12 @@ def test_counts_are_written_when_all_is_well(tokenizer: Path, tmp_path: Path) ->
             "mask '2:' leaves no visible position of prompts.p[0] = 'ab'",
         ),
         (settings(["abc"], (":3", "none")), "mask ':3' hides no position"),
+        (
+            settings(["ab"], ("1:", "none", "0")),
+            "known '0' under mask '1:' leaves nothing to find of prompts.p[0] = 'ab' (2 tokens)",
+        ),
+        (settings(["ab"], ("1:", "none", "2:")), "known '2:' under mask '1:' gives no token"),
+        (settings(["ab"], ("-1", "n_ctx", "visible")), "known 'visible' under mask '-1' gives no"),
     ],
 )
 def test_what_is_wrong_is_named(

@@ -135,7 +135,7 @@ def test_passages_are_given_to_the_cells_and_checks_that_use_them_and_to_no_othe
     assert made.passages_of("mixer-flat") == [file]
     assert made.passages_of("transformer") == []
     assert made.prompt_settings("mixer-flat")["prompts"].keys() == {"sea"}
-    assert ["drawn", "1:", "none"] in made.prompt_settings("mixer-flat")["uses"]
+    assert ["drawn", "1:", "none", "none"] in made.prompt_settings("mixer-flat")["uses"]
 
 
 def test_a_model_along_the_training_is_cut_from_the_same_run() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from tokinfo.study import masks, sites, targets
+from tokinfo.study import known, masks, sites, targets
 from tokinfo.study.fields import (
     MetricName,
     Name,
@@ -28,7 +28,7 @@ def _stands_for(what: str, parse: Callable[[str], object], allowed: str) -> Afte
             parse(text)
         except ValueError as error:
             step = str(error).endswith("the step must be 1 or more")
-            message = "the step of a mask must be 1 or more" if step else f"is not a {what}"
+            message = f"the step of a {what} must be 1 or more" if step else f"is not a {what}"
             raise misfit(message, allowed) from None
 
     return fits(check)
@@ -36,6 +36,7 @@ def _stands_for(what: str, parse: Callable[[str], object], allowed: str) -> Afte
 
 _SITE = _stands_for("site", sites.Site.parse, sites.ALLOWED)
 _MASK = _stands_for("mask", masks.Mask, masks.ALLOWED)
+_KNOWN = _stands_for("choice of known tokens", known.Known, known.ALLOWED)
 _TARGET = _stands_for("target", targets.kind, targets.ALLOWED)
 
 
@@ -63,7 +64,7 @@ class Grid(Strict):
         [],
         description="Names of solvers of kind `sweep` or `joint` that say what the activations "
         "identify in the settings of this grid (models, sites, masks, prompts, residual, causal, "
-        "padding): one cell by each in every setting, under the first metric and seed, with "
+        "padding, known): one cell by each in every setting, under the first metric and seed, with "
         "parametrisation `embedding` and target `own`. The solver's `positions` "
         "and `first` say which positions.",
     )
@@ -81,6 +82,13 @@ class Grid(Strict):
         min_length=1,
         description="`none`: the prompt's length; `n_ctx`: padded to n_ctx, pads visible "
         "where the mask says so and searched for like any position.",
+    )
+    known: list[Annotated[str, _KNOWN]] = Field(
+        [known.NONE],
+        min_length=1,
+        description="Positions whose token every solver is given. `none`; `visible`: all visible "
+        "ones; or a Python slice over the prompt's own positions, such as `8:`. Known tokens "
+        "enter no share.",
     )
     targets: list[Annotated[str, _TARGET]] = Field(
         [targets.OWN],

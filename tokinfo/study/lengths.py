@@ -1,4 +1,4 @@
-"""How long prompts are in tokens, and what masks leave of them.
+"""How long prompts are in tokens, and what masks and known tokens leave of them.
 
 Before a tokenizer exists a prompt's length is certain only within bounds, which is enough to
 refuse what is certainly wrong; with a tokenizer the bounds meet. Both go the same way.
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tokinfo.study.known import NONE, Known
 from tokinfo.study.masks import Mask
 
 # A tokenizer that comes with a model may begin with a special token, end with another and put
@@ -18,7 +19,9 @@ from tokinfo.study.masks import Mask
 EXTRA_TOKENS = 3
 
 Bounds = tuple[int, int]
-Fault = Literal["empty", "long", "blind", "open"]
+Fault = Literal["empty", "long", "blind", "open", "idle", "solved"]
+Use = tuple[str, str, str, str]
+"""A combination that is probed: prompt set, mask, padding and known positions."""
 
 
 def bounds(prompt: str, *, pretrained: bool) -> Bounds:
@@ -44,15 +47,17 @@ UNREAD: Bounds = (1, 1 << 30)
 
 @dataclass(frozen=True)
 class Finding:
-    """A prompt that certainly does not suit a model or a mask.
+    """A prompt that certainly does not suit a model, a mask or a choice of known tokens.
 
     Attributes:
         fault: `empty`: it has no token; `long`: it has more than n_ctx; `blind`: the mask
-            leaves no position visible; `open`: the mask hides none although it should.
+            leaves no position visible; `open`: the mask hides none although it should; `idle`:
+            no token is known although some should be; `solved`: all that is to be found is known.
         prompts: name of the prompt's set.
         index: its place in the set.
-        mask: the mask, for `blind` and `open`; otherwise empty.
+        mask: the mask; empty for `empty` and `long`.
         tokens: bounds on its number of tokens.
+        known: the known positions, for `idle` and `solved`; otherwise empty.
     """
 
     fault: Fault
@@ -60,6 +65,7 @@ class Finding:
     index: int
     mask: str
     tokens: Bounds
+    known: str = ""
 
     @property
     def length(self) -> str:
@@ -70,40 +76,62 @@ class Finding:
 
 def findings(
     tokens: Mapping[str, Sequence[Bounds]],
-    uses: Iterable[tuple[str, str, str]],
+    uses: Iterable[Use],
     n_ctx: int,
 ) -> Iterator[Finding]:
     """Yield what is certainly wrong, whatever the lengths are within their bounds.
 
     Args:
         tokens: bounds of every prompt, by the name of its set.
-        uses: (prompt set, mask, padding) of every combination that is probed.
+        uses: every combination that is probed.
         n_ctx: most positions of the model. A prompt padded to n_ctx is a sequence of that
             length, and its mask applies to all of it.
     """
     combinations = list(dict.fromkeys(uses))
-    for name in dict.fromkeys(name for name, _, _ in combinations):
+    for name in dict.fromkeys(name for name, *_ in combinations):
         for index, (low, high) in enumerate(tokens.get(name, ())):
             if high == 0:
                 yield Finding("empty", name, index, "", (low, high))
             elif low > n_ctx:
                 yield Finding("long", name, index, "", (low, high))
-    for name, text, padding in combinations:
+    unsuited = set()
+    for name, text, padding in dict.fromkeys((name, *use) for name, *use, _ in combinations):
         mask = Mask(text)
-        for index, (low, high) in enumerate(tokens.get(name, ())):
-            if high == 0 or low > n_ctx:
-                continue
-            lengths = range(max(low, 1), min(high, n_ctx) + 1)
+        for index, (low, high), lengths in _possible(tokens.get(name, ()), n_ctx):
             if padding == "n_ctx":
                 lengths = range(n_ctx, n_ctx + 1)
+            fault: Fault | None = None
             if all(mask.count(length) == 0 for length in lengths):
-                yield Finding("blind", name, index, mask.text, (low, high))
+                fault = "blind"
             elif mask.hides and all(mask.count(n) == n for n in lengths):
-                yield Finding("open", name, index, mask.text, (low, high))
+                fault = "open"
+            if fault is not None:
+                unsuited.add((name, text, padding, index))
+                yield Finding(fault, name, index, mask.text, (low, high))
+    for name, text, padding, given in combinations:
+        mask, known = Mask(text), Known(given)
+        for index, (low, high), lengths in _possible(tokens.get(name, ()), n_ctx):
+            if known.text == NONE or (name, text, padding, index) in unsuited:
+                continue
+            seen = n_ctx if padding == "n_ctx" else None
+            fault = None
+            if all(known.count(mask, length, seen) == 0 for length in lengths):
+                fault = "idle"
+            elif all(known.left(mask, length, seen) == 0 for length in lengths):
+                fault = "solved"
+            if fault is not None:
+                yield Finding(fault, name, index, mask.text, (low, high), known.text)
+
+
+def _possible(bounds: Sequence[Bounds], n_ctx: int) -> Iterator[tuple[int, Bounds, range]]:
+    """Yield each prompt that the model may take: its place, its bounds and its lengths."""
+    for index, (low, high) in enumerate(bounds):
+        if high > 0 and low <= n_ctx:
+            yield index, (low, high), range(max(low, 1), min(high, n_ctx) + 1)
 
 
 def sentence(finding: Finding, n_ctx: int) -> str:
-    """Return a finding in words, to follow the prompt or the mask it is about.
+    """Return a finding in words, to follow the prompt, mask or known positions it is about.
 
     >>> sentence(Finding("long", "p", 0, "", (70, 300)), 64)
     'has 70 to 300 tokens, more than n_ctx = 64'
@@ -112,5 +140,9 @@ def sentence(finding: Finding, n_ctx: int) -> str:
         return "has no token"
     if finding.fault == "long":
         return f"has {finding.length}, more than n_ctx = {n_ctx}"
-    verb = "leaves no visible" if finding.fault == "blind" else "hides no"
-    return f"{verb} position"
+    return {
+        "blind": "leaves no visible position",
+        "open": "hides no position",
+        "idle": "gives no token",
+        "solved": "leaves nothing to find",
+    }[finding.fault]

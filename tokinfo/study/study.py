@@ -23,6 +23,7 @@ from tokinfo.study.cell import Cell
 from tokinfo.study.claims import Claim, load_claims
 from tokinfo.study.fields import Integer, Name, Padding, Parametrisation, Seed, Strict, fits, misfit
 from tokinfo.study.grid import Grid
+from tokinfo.study.known import Known
 from tokinfo.study.masks import Mask
 from tokinfo.study.sites import Site
 from tokinfo.study.solvers import MetricWeights, Solver
@@ -306,7 +307,7 @@ class Study(Strict):
     def _cells(self, grid: Grid) -> Iterator[Cell]:
         settings = itertools.product(
             itertools.product(grid.models, grid.sites, grid.masks, grid.prompts),
-            itertools.product(grid.residual, grid.causal, grid.padding),
+            itertools.product(grid.residual, grid.causal, grid.padding, map(Known, grid.known)),
         )
         searches = [
             *itertools.product(
@@ -316,7 +317,7 @@ class Study(Strict):
                 grid.identify, grid.metrics[:1], _IDENTIFY_BY, grid.seeds[:1], (OWN,)
             ),
         ]
-        for (model, site, text, prompts), (residual, causal, padding) in settings:
+        for (model, site, text, prompts), (residual, causal, padding, known) in settings:
             where = Site.parse(site).resolve(self.source_of(model).blocks)
             mask = Mask(text)
             for solver, metric, parametrisation, seed, target in searches:
@@ -332,5 +333,6 @@ class Study(Strict):
                     solver=solver,
                     prompts=prompts,
                     target=target,
+                    known=known,
                     seed=seed,
                 )

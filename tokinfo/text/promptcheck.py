@@ -37,12 +37,13 @@ def check_prompts(
         out: JSON file to write: number of tokens of each prompt, by set.
         passages: files of sets that are drawn from a text, each named for its set.
         prompts: texts by the name of their set.
-        uses: (set, mask, padding) of every combination that is probed.
+        uses: (set, mask, padding, known) of every combination that is probed.
         n_ctx: most positions of the models.
         special_tokens: whether prompts get those that the tokenizer adds.
 
     Raises:
-        PromptError: a prompt is too long, or a mask leaves no position of one visible or hidden.
+        PromptError: a prompt is too long, a mask leaves no position of one visible or hidden, or
+            what is known of one is nothing or all that is to be found.
     """
     drawn = {path.stem: read_passages(path) for path in passages}
     sets = {**prompts, **drawn}
@@ -52,9 +53,10 @@ def check_prompts(
         for name, texts in sets.items()
     }
     exact = {name: [(count, count) for count in found] for name, found in counts.items()}
+    combinations = [(name, mask, padding, known) for name, mask, padding, known in uses]
     wrong = [
         _line(found, "passages" if found.prompts in drawn else "prompts", sets, n_ctx)
-        for found in findings(exact, ((name, mask, pads) for name, mask, pads in uses), n_ctx)
+        for found in findings(exact, combinations, n_ctx)
     ]
     if wrong:
         raise PromptError("; ".join(wrong))
@@ -66,6 +68,9 @@ def _line(found: Finding, section: str, sets: Mapping[str, Sequence[str]], n_ctx
     where = f"{section}.{found.prompts}[{found.index}]"
     text = sets[found.prompts][found.index]
     reason = sentence(found, n_ctx)
+    if found.known:
+        who = f"known {found.known!r} under mask {found.mask!r}"
+        return f"{who} {reason} of {where} = {text!r} ({found.length})"
     if found.mask:
         return f"mask {found.mask!r} {reason} of {where} = {text!r} ({found.length})"
     return f"{where} = {text!r} {reason}"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokinfo.study.cell import CELL_PATH, Cell
+from tokinfo.study.lengths import Use
 from tokinfo.study.solvers import SWEEPING
 from tokinfo.study.sources import Built, GgufSource, MixerSource, Saved, Source
 from tokinfo.study.study import Study
@@ -266,7 +267,7 @@ class Plan:
         """Return what checking the prompts of a source's models with its tokenizer depends on."""
         entry = self.study.sources[source]
         uses = self._uses(source)
-        sets = {name for name, _, _ in uses}
+        sets = {name for name, *_ in uses}
         return canonical(
             {
                 "n_ctx": entry.n_ctx,
@@ -280,12 +281,12 @@ class Plan:
 
     def passages_of(self, source: str) -> list[str]:
         """Return the files of the passages that a source's models are probed with."""
-        return self.passages(name for name, _, _ in self._uses(source))
+        return self.passages(name for name, *_ in self._uses(source))
 
-    def _uses(self, source: str) -> set[tuple[str, str, str]]:
-        """Return (prompt set, mask, padding) of every cell that a source's models take part in."""
+    def _uses(self, source: str) -> set[Use]:
+        """Return the use of every cell that a source's models take part in."""
         return {
-            (cell.prompts, cell.mask.text, cell.padding)
+            (cell.prompts, cell.mask.text, cell.padding, cell.known.text)
             for cell in self.cells.values()
             if source in {self.study.models[name].source for name in cell.models}
         }

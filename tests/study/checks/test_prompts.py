@@ -30,6 +30,37 @@ def test_a_mask_that_suits_no_length_is_one_line(row: Row) -> None:
     check_one(row)
 
 
+KNOWN: list[Row] = [
+    (("grids", 1, "known"), [":"], "leaves nothing to find of prompts.sky[0] = 'The sky is blue.'",
+     "grids[1].known[0]"),
+    (("grids", 1, "known"), ["none", "0"], "some hidden token of every prompt of its grid unknown",
+     "grids[1].known[1]"),
+    (("grids", 0, "known"), ["visible"], "(model `flat`) under mask ':' and 5 more",
+     "grids[0].known[0]"),
+    (("grids", 1, "known"), ["90:"], "gives no token of prompts.", "grids[1].known[0]"),
+]  # fmt: skip
+
+
+@each(KNOWN)
+def test_known_tokens_that_leave_nothing_to_find_or_give_nothing_are_one_line(row: Row) -> None:
+    check_one(row)
+
+
+@pytest.mark.parametrize("known", [["none"], ["visible"], ["1:", "-1"], ["none", "visible", "3:"]])
+def test_known_tokens_that_leave_a_hidden_one_to_find_are_fine(known: list[str]) -> None:
+    assert spoilt((("grids", 1, "known"), known)) == []
+
+
+def test_known_tokens_that_may_suit_wait_for_the_tokenizer() -> None:
+    """Four to sixteen tokens: the sixth may be there."""
+    assert spoilt((("grids", 1, "known"), ["5"])) == []
+
+
+def test_an_unsuited_mask_is_not_reported_again_for_what_is_known() -> None:
+    found = spoilt((("grids", 1, "masks"), ["90:"]), (("grids", 1, "known"), ["visible"]))
+    assert keys(found) == ["grids[1].masks[0]"]
+
+
 def byte_level(vocabulary: int, texts: list[str]) -> tokenizers.Tokenizer:
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -141,7 +172,7 @@ def test_special_tokens_are_left_out_where_a_source_says_so(tmp_path: Path) -> N
     assert count_tokens(file, texts) == [count + 1 for count in bare]
     assert count_tokens(file, texts, special_tokens=False) == bare
     # A mask that hides the only token of a prompt leaves none visible; with one in front, one.
-    study = {"n_ctx": 8, "prompts": {"p": ["b"]}, "uses": [["p", "1:", "none"]]}
+    study = {"n_ctx": 8, "prompts": {"p": ["b"]}, "uses": [["p", "1:", "none", "none"]]}
     check_prompts(tmp_path, tmp_path / "counts.json", **study)
     with pytest.raises(PromptError, match="leaves no visible position"):
         check_prompts(tmp_path, tmp_path / "counts.json", **study, special_tokens=False)

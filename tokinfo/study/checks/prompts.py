@@ -1,4 +1,4 @@
-"""Whether a study's prompts suit its models and masks.
+"""Whether a study's prompts suit its models, its masks and what is known of them.
 
 Needs no tokenizer: it works with what is certain about a prompt's length, and with the exact
 length as soon as an earlier run has left the tokenizer.
@@ -13,6 +13,7 @@ from pathlib import Path
 from tokinfo.io import tokenizers
 from tokinfo.study import lengths
 from tokinfo.study.checks.draft import parsed
+from tokinfo.study.known import NONE, Known
 from tokinfo.study.masks import Mask
 from tokinfo.study.mistakes import Keys, Mistake, show
 from tokinfo.study.sources import Built, LocalSource, Passages
@@ -20,6 +21,24 @@ from tokinfo.study.study import Study
 
 Tokens = Mapping[str, Mapping[str, Sequence[lengths.Bounds]]]
 """Bounds on the number of tokens of every prompt, by model and prompt set."""
+
+_FAULTS = {
+    "blind": (
+        "leaves no visible position",
+        "a mask that leaves some position of every prompt of its grid visible",
+    ),
+    "open": (
+        "hides no position",
+        "a mask that hides some position of every prompt of its grid, or `:`",
+    ),
+    "idle": ("gives no token", "positions that every prompt of its grid has, or none"),
+    "solved": (
+        "leaves nothing to find",
+        "positions that leave some hidden token of every prompt of its grid unknown (any token, "
+        "where the mask is `:`), or none",
+    ),
+}
+"""What is said of each fault, and what is allowed."""
 
 
 def token_bounds(study: Study, models: Iterable[str]) -> tuple[Tokens, dict[str, str]]:
@@ -88,7 +107,7 @@ def mistakes(
     tokens: Tokens,
     notes: Mapping[str, str] | None = None,
 ) -> Iterator[Mistake]:
-    """Yield prompts that are too long and masks that suit some prompt of their grid badly.
+    """Yield prompts that are too long, and masks and known positions that suit some prompt badly.
 
     Args:
         study: the study; only models named in ``tokens`` are looked at.
@@ -98,16 +117,14 @@ def mistakes(
     notes = notes or {}
     seen: set[Keys] = set()
     for index, grid in enumerate(study.grids):
-        places: dict[str, int] = {}
-        for place, text in enumerate(grid.masks):
-            if (mask := parsed(Mask, text)) is not None:
-                places.setdefault(mask.text, place)
-        grouped: dict[tuple[str, str], list[str]] = {}
+        places = {"masks": _places(Mask, grid.masks), "known": _places(Known, grid.known)}
+        grouped: dict[tuple[str, str, str], list[str]] = {}
         for model in dict.fromkeys(grid.models):
             if model not in tokens:
                 continue
             n_ctx = study.source_of(model).n_ctx
-            uses = itertools.product(grid.prompts, places, grid.padding)
+            known = places["known"] or [NONE]
+            uses = itertools.product(grid.prompts, places["masks"], grid.padding, known)
             for found in lengths.findings(tokens[model], uses, n_ctx):
                 note = f"{notes.get(model, '')} (model `{model}`)"
                 path: Keys = ("prompts", found.prompts, found.index)
@@ -121,19 +138,26 @@ def mistakes(
                 if found.mask:
                     example = f"{Mistake(path, prompt, '').key} = {show(prompt)}"
                     example += f" of {found.length}{note}"
-                    grouped.setdefault((found.mask, found.fault), []).append(example)
+                    group = ("masks", found.mask, found.fault)
+                    if found.known:
+                        example += f" under mask {found.mask!r}"
+                        group = ("known", found.known, found.fault)
+                    grouped.setdefault(group, []).append(example)
                 elif (*path, model) not in seen:
                     seen.add((*path, model))
                     message = lengths.sentence(found, n_ctx) + note
                     yield Mistake(path, prompt, message, f"1 to {n_ctx} tokens")
-        for (text, fault), examples in grouped.items():
-            verb = "leaves no visible" if fault == "blind" else "hides no"
+        for (axis, text, fault), examples in grouped.items():
+            verb, allowed = _FAULTS[fault]
             more = f" and {len(examples) - 1} more" if len(examples) > 1 else ""
-            yield Mistake(
-                ("grids", index, "masks", places[text]),
-                text,
-                f"{verb} position of {examples[0]}{more}",
-                "a mask that leaves some position of every prompt of its grid visible"
-                if fault == "blind"
-                else "a mask that hides some position of every prompt of its grid, or `:`",
-            )
+            where = ("grids", index, axis, places[axis][text])
+            yield Mistake(where, text, f"{verb} of {examples[0]}{more}", allowed)
+
+
+def _places(read: type[Mask] | type[Known], texts: Sequence[str]) -> dict[str, int]:
+    """Return where each value of an axis is first named, in its canonical text."""
+    places: dict[str, int] = {}
+    for place, text in enumerate(texts):
+        if (value := parsed(read, text)) is not None:
+            places.setdefault(str(value), place)
+    return places
