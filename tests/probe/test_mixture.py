@@ -130,6 +130,7 @@ def test_what_does_not_honour_a_mixture_is_refused_by_name(family: str) -> None:
             {"attention_types": [[["global", "local"], 1]], "num_heads": 4, "num_layers": 2},
             "one that is certain gives other activations",
         ),
+        ("CodeGenModel", {"n_head": 4, "rotary_dim": 4}, "scales the mask"),
         ("MambaModel", {"state_size": 4}, "takes no mask of which position sees which"),
     ],
 )

@@ -27,6 +27,7 @@ from tokinfo.probe.hooks import add, given
 from tokinfo.probe.probe import Probe
 
 CHECKED_POSITIONS = 8
+COPIES = 8  # of a token that stands at one position of the mixture that `check` tries
 
 
 def mix(probe: Probe, embedded: Tensor, positions: Tensor, weights: Tensor) -> Tensor:
@@ -65,9 +66,10 @@ def mix(probe: Probe, embedded: Tensor, positions: Tensor, weights: Tensor) -> T
 def check(probe: Probe) -> None:
     """Compare a mixture that must equal a prompt of random tokens with that prompt.
 
-    Each position holds its token twice, with p = 1/4 and 3/4, and a rival with p = 0; the last
-    position comes first, so that what counts entries or hides later ones by itself shows.
-    A mixer is not tried: nothing of a mixture is left to its own code.
+    Each position holds eight copies of its token and a rival with p = 0. At every other position
+    one copy has p = 1, at the others each has 1/8, which shows what scales log p or takes it for a
+    choice of keys. The last position comes first, which shows what counts entries or hides later
+    ones by itself. A mixer is not tried: nothing of a mixture is left to its own code.
 
     Raises:
         InvalidError: the probe has no causal mask.
@@ -82,14 +84,16 @@ def check(probe: Probe) -> None:
     n, place = CHECKED_POSITIONS, table.weight.device
     generator = torch.Generator().manual_seed(0)
     tokens, rivals = torch.randint(table.num_embeddings, (2, n), generator=generator).to(place)
-    log_p = torch.tensor([0.25, 0.75, 0.0], device=place).log()
+    p = torch.zeros(COPIES + 1, n, device=place)
+    p[0, ::2] = 1
+    p[:-1, 1::2] = 1 / COPIES
     try:
         with torch.no_grad():
-            embedded = table(torch.cat([tokens, tokens, rivals]).flip(0))[None]
-            positions = torch.arange(n, device=place).repeat(3).flip(0)
-            weights = log_p.repeat_interleave(n).flip(0)[None]
-            found = mix(probe, embedded, positions, weights)[0].flip(0)[: 2 * n]
-            expected = probe(table(tokens)[None])[0].repeat(2, 1)
+            embedded = table(torch.cat([tokens.repeat(COPIES), rivals]).flip(0))[None]
+            positions = torch.arange(n, device=place).repeat(COPIES + 1).flip(0)
+            weights = p.log().flatten().flip(0)[None]
+            found = mix(probe, embedded, positions, weights)[0].flip(0)[: COPIES * n]
+            expected = probe(table(tokens)[None])[0].repeat(COPIES, 1)
     except StructureError:
         raise
     except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -101,8 +105,8 @@ def check(probe: Probe) -> None:
     if not difference <= rounding**0.5:
         raise StructureError(
             f"{name}: one that is certain gives other activations than its tokens (relative "
-            f"difference {float(difference):.1g}); it ignores the mask or the positions it is "
-            "given, or adds a bias that counts entries"
+            f"difference {float(difference):.1g}); it ignores or scales the mask, ignores the "
+            "positions, or adds a bias that counts entries"
         )
 
 
