@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.families import BLOCKS, FAMILIES, POSITIONS, VOCABULARY, WIDTH, tiny
 from tokinfo.models.checkpoint import input_table, load, read_config, save_model
 from tokinfo.models.preparing import prepare
 from tokinfo.models.structure import StructureError, find_block, find_blocks
+from tokinfo.probe.mixture import check
 from tokinfo.probe.parity import compare
 from tokinfo.probe.probe import Probe
 from tokinfo.study.sites import Site
@@ -194,8 +196,12 @@ def test_untrained_checkpoints_are_the_leading_blocks_of_one_model(
 
 
 def verdict(decoder: nn.Module, site: str, **options: Any) -> str:
+    return said(lambda: Probe(decoder, Site.parse(site), **options)(input_table(decoder)[IDS]))
+
+
+def said(run: Callable[[], object]) -> str:
     try:
-        Probe(decoder, Site.parse(site), **options)(input_table(decoder)[IDS])
+        run()
     except StructureError:
         return "refused"
     return "yes"
@@ -214,6 +220,7 @@ def test_the_document_lists_what_runs(family: str) -> None:
         "all" if all(row.passes() for row in compare(decoder, IDS)) else "some",
         verdict(decoder, "block.1", residual=False),
         verdict(decoder, "block.1", causal=False),
+        said(lambda: check(Probe(decoder, Site("block", BLOCKS)))),
     ]
     assert blocks is find_blocks(decoder)[0]
     assert rows[family] == found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +10,7 @@ from torch import Tensor, nn
 
 from tokinfo.io.errors import first_line
 from tokinfo.models.structure import StructureError
-
-_FULL, _SLIDING = "full_attention", "sliding_attention"
+from tokinfo.probe import masking
 
 
 def arguments(decoder: nn.Module, embeddings: Tensor, lengths: Tensor | None) -> dict[str, Any]:
@@ -26,30 +24,8 @@ def arguments(decoder: nn.Module, embeddings: Tensor, lengths: Tensor | None) ->
     Raises:
         StructureError: the decoder has a kind of attention that is neither full nor sliding.
     """
-    found: dict[str, Any] = {"attention_mask": _masks(decoder, embeddings, lengths)}
-    if "position_ids" in inspect.signature(decoder.forward).parameters:
-        # Some (OPT) count positions in the mask, which is not of the shape they count in.
-        found["position_ids"] = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
-    return found
-
-
-def _masks(
-    decoder: nn.Module, embeddings: Tensor, lengths: Tensor | None
-) -> Tensor | dict[str, Tensor]:
-    """Return an additive mask [batch, 1, position, position], or one for each kind of block."""
-    config = getattr(decoder, "config", None)
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if not kinds:
-        kinds = {_FULL if window is None else _SLIDING}
-    if unknown := kinds - {_FULL, _SLIDING}:
-        raise StructureError(
-            f"{type(decoder).__name__}: without a causal mask {min(unknown)} has no meaning"
-        )
-    masks = {
-        kind: _mask(embeddings, lengths, window if kind == _SLIDING else None) for kind in kinds
-    }
-    return masks if len(masks) > 1 else masks.popitem()[1]
+    positions = torch.arange(embeddings.shape[1], device=embeddings.device)
+    return masking.arguments(decoder, positions, lambda window: _mask(embeddings, lengths, window))
 
 
 def _mask(embeddings: Tensor, lengths: Tensor | None, window: int | None) -> Tensor:

@@ -131,14 +131,31 @@ class Probe:
         if self._block is None:
             return embeddings
         embeddings = embeddings.to(self.dtype)
+        return self.run(
+            embeddings,
+            **self._masked(embeddings, lengths),
+            **self._cached(prefix, len(embeddings)),
+        )
+
+    def run(self, embeddings: Tensor, **arguments: Any) -> Tensor:
+        """Return the activations of a forward with further arguments (masks, positions, a cache).
+
+        Args:
+            embeddings: [batch, entry of the sequence, d_model].
+            arguments: of the decoder's forward, besides ``inputs_embeds``.
+
+        Returns:
+            [batch, entry of the sequence, width].
+
+        Raises:
+            StructureError: the block does not do with its sub-layers what the site needs.
+        """
+        if self._block is None:
+            return embeddings
         with ExitStack() as hooks:
             self._hook(self._block, hooks)
             try:
-                self.decoder(
-                    inputs_embeds=embeddings,
-                    **self._masked(embeddings, lengths),
-                    **self._cached(prefix, len(embeddings)),
-                )
+                self.decoder(inputs_embeds=embeddings.to(self.dtype), **arguments)
             except Reached as reached:
                 return _by_row(reached.activations, embeddings)
         raise StructureError(f"the forward of {type(self.decoder).__name__} never met {self.site}")
