@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -83,15 +84,11 @@ def meaning(study: Study, grid: Grid) -> set[tuple[Any, ...]]:
     }
     searches |= {(grid.metrics[0], "embedding", o, "own", grid.seeds[0]) for o in grid.identify}
     return {
-        (m, str(Site.parse(s).resolve(study.source_of(m).blocks)), Mask(k).text, *how, r, c, a, t, w)
+        (m, str(Site.parse(s).resolve(study.source_of(m).blocks)), Mask(k).text, *how, *which)
         for m in grid.models
         for s in grid.sites
         for k in grid.masks
-        for r in grid.residual
-        for c in grid.causal
-        for a in grid.padding
-        for t in grid.prompts
-        for w in grid.known
+        for which in product(grid.residual, grid.causal, grid.padding, grid.prompts, grid.known)
         for how in searches
     }
 
