@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -60,6 +61,7 @@ grids = st.builds(
     causal=axis([True, False]),
     padding=axis(["none", "n_ctx"]),
     targets=axis(["own", "shuffled", "of:other", "of:shuffled"]),
+    known=axis(["none", "visible", "2:", "-1"]),
     seeds=axis([0, 1, 10]),
     identify=st.lists(st.sampled_from(["sweep", "joint"]), max_size=2, unique=True),
 )
@@ -82,14 +84,11 @@ def meaning(study: Study, grid: Grid) -> set[tuple[Any, ...]]:
     }
     searches |= {(grid.metrics[0], "embedding", o, "own", grid.seeds[0]) for o in grid.identify}
     return {
-        (m, str(Site.parse(s).resolve(study.source_of(m).blocks)), Mask(k).text, *how, r, c, a, t)
+        (m, str(Site.parse(s).resolve(study.source_of(m).blocks)), Mask(k).text, *how, *which)
         for m in grid.models
         for s in grid.sites
         for k in grid.masks
-        for r in grid.residual
-        for c in grid.causal
-        for a in grid.padding
-        for t in grid.prompts
+        for which in product(grid.residual, grid.causal, grid.padding, grid.prompts, grid.known)
         for how in searches
     }
 
@@ -102,7 +101,7 @@ def test_cells_are_the_union_of_the_grids_without_duplicates(chosen: list[Grid])
     assert len(set(cells)) == len(cells)
     found = {
         (c.model, str(c.site), c.mask.text, c.metric, c.parametrisation, c.solver, c.target, c.seed,
-         c.residual, c.causal, c.padding, c.prompts)
+         c.residual, c.causal, c.padding, c.prompts, c.known.text)
         for c in cells
     }  # fmt: skip
     assert found == set().union(*(meaning(study, grid) for grid in chosen))

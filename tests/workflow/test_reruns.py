@@ -88,6 +88,15 @@ def test_a_mask_added_runs_its_cells(finished: Path) -> None:
     assert pending(finished, study) == new | AGGREGATE | checks(*mixers)
 
 
+def test_known_tokens_added_run_their_cells(finished: Path) -> None:
+    study = smoke()
+    study["grids"][1]["known"] = ["none", "visible"]
+    new = cells(study, lambda cell: cell.known.text == "visible")
+    assert new
+    sources = {study["models"][model]["source"] for model in study["grids"][1]["models"]}
+    assert pending(finished, study) == new | AGGREGATE | checks(*sources)
+
+
 def test_a_mask_removed_reruns_the_aggregate_alone(finished: Path) -> None:
     study = smoke()
     study["grids"][0]["masks"].remove(":")
