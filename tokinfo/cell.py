@@ -171,6 +171,8 @@ def make_rows(
             ),
             "restart": int(result.restart[number]),
             "steps": int(result.steps[number]),
+            "path": None if result.path is None else result.path[number],
+            "stopped": None if result.stopped is None else result.stopped[number],
             "evaluations": int(result.evaluations[number]),
             "curve_steps": None if curve is None else list(result.curve_steps[: len(curve)]),
             "curve": curve,

@@ -14,7 +14,7 @@ from tokinfo.io import provenance
 from tokinfo.workflow.rules import CODE, FIGURES, PAGES, code
 
 PACKAGE = REPOSITORY / "tokinfo"
-SOLVERS = ("adam", "chapter", "joint", "sequential", "sweep")
+SOLVERS = ("adam", "chapter", "joint", "mixture", "sequential", "sweep")
 CELLS = {f"cells of {kind}" for kind in SOLVERS}
 PARTS = sorted({str(file.parent.relative_to(PACKAGE)) for file in PACKAGE.rglob("[!_]*.py")})
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tokinfo.solvers.problem import Problem
 
 _SOLVER: TypeAdapter[Solver] = TypeAdapter(Solver)
-_KINDS = ("chapter", "adam", "sequential", "sweep", "joint")
+_KINDS = ("chapter", "adam", "sequential", "sweep", "joint", "mixture")
 _WIDE = 200
 """Columns of a table that goes into a file or a pipe."""
 

@@ -36,7 +36,6 @@ import torch
 from torch import Tensor
 
 from tokinfo.probe.metrics import distance
-from tokinfo.probe.noise import alone
 from tokinfo.solvers import adam
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.detect import Responses, combinations, enough, nearest
@@ -144,20 +143,8 @@ class _Search:
 
     @property
     def certified(self) -> bool:
-        """Whether the tokens found explain the target to within the noise floor.
-
-        A batch may add as much noise again as the floor allows; a candidate that near is
-        computed once more alone, as the target was.
-        """
-        floor = float(self.problem.floor[0])
-        if self.loss > 2 * floor:
-            return False
-        problem = self.problem
-        found = alone(problem.probe, problem.decoder.embedding, self.ids[None], problem.layout.seen)
-        away = distance(
-            found, problem.target, problem.layout.visible, problem.metric, problem.weights
-        )
-        return float(away[0]) <= floor
+        """Whether the tokens found explain the target to within the noise floor."""
+        return self.problem.certified(self.ids, self.loss)
 
     def run(self) -> None:
         """Make moves until the prompt is certified or none is left."""

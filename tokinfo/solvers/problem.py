@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from tokinfo.io.errors import TokinfoError
 from tokinfo.probe.batch import Layout
 from tokinfo.probe.metrics import distance
+from tokinfo.probe.noise import alone
 from tokinfo.probe.probe import Probe
 from tokinfo.solvers.decoding import Decoder, lead
 from tokinfo.solvers.identification import Identification
@@ -89,6 +91,23 @@ class Problem:
         with torch.no_grad():
             return self.loss(self.decoder.embedding[ids])
 
+    def certified(self, ids: Tensor, loss: float) -> bool:
+        """Whether tokens [position] of a single row explain the target to within the noise floor.
+
+        A batch may add as much noise again as the floor allows; a candidate that near is
+        computed once more alone, as the target was.
+
+        Args:
+            ids: int64 [position].
+            loss: their distance, as a batch gave it.
+        """
+        floor = float(self.floor[0])
+        if loss > 2 * floor:
+            return False
+        found = alone(self.probe, self.decoder.embedding, ids[None], self.layout.seen)
+        away = distance(found, self.target, self.layout.visible, self.metric, self.weights)
+        return float(away[0]) <= floor
+
     def embed(self, free: Tensor) -> Tensor:
         """Return the embeddings [row, position, d] that a free variable stands for.
 
@@ -141,6 +160,8 @@ class Result:
         curve: for each row, its loss at the first of ``curve_steps``; a row that stopped early
             has fewer. None: nothing descended.
         curve_steps: steps at which losses were noted.
+        path: for each row, which of a solver's searches was used; None: it has one only.
+        stopped: for each row, why the search ended early, and None where it did not.
     """
 
     top_ids: Tensor
@@ -154,15 +175,20 @@ class Result:
     around: str | None = None
     curve: list[list[float]] | None = None
     curve_steps: tuple[int, ...] = ()
+    path: list[str] | None = None
+    stopped: list[str | None] | None = None
 
     @classmethod
     def concatenate(cls, parts: list[Result]) -> Result:
         """Join results of consecutive rows."""
-        joined = {
+        joined: dict[str, Any] = {
             field: torch.cat([getattr(part, field) for part in parts])
             for field in ("top_ids", "loss", "first_loss", "steps", "restart", "evaluations")
         }
         swept = [part.identified for part in parts if part.identified is not None]
+        for field in ("path", "stopped"):
+            rows = [getattr(part, field) for part in parts]
+            joined[field] = None if None in rows else [row for part in rows for row in part]
         return cls(
             **joined,
             restarts=parts[0].restarts,

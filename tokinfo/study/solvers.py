@@ -240,9 +240,45 @@ class JointSolver(Strict):
     )
 
 
+class MixtureSolver(Strict):
+    """Mix candidate tokens inside attention; from the whole vocabulary."""
+
+    kind: Literal["mixture"] = Field("mixture", description="Tokens mixed inside attention.")
+    decode: DecodeSettings = Field(
+        default_factory=lambda: DecodeSettings(), description="Which tokens are candidates."
+    )
+    descent: AdamSolver = Field(
+        default_factory=lambda: AdamSolver(steps=150),
+        description="The descent that finds visible tokens that are not known.",
+    )
+    rounds: Integer = Field(
+        24, ge=1, description="Most times that candidates are added and mixed again."
+    )
+    steps: Integer = Field(
+        30,
+        ge=1,
+        description="Descent steps on the mixtures in a round (behind the first block there are "
+        "none: the mixtures of a round are found exactly).",
+    )
+    shortlist: Integer = Field(
+        64, ge=1, description="Candidates of a position among which tokens are swapped at the end."
+    )
+    leading: Integer | None = Field(
+        8192,
+        ge=1,
+        description="Tokens that stand for unknown ones before anything is found, those with the "
+        "lowest ids (frequent ones, in byte-pair vocabularies; null: all).",
+    )
+    minutes: Real | None = Field(
+        None,
+        gt=0,
+        description="Time after which the best prompts so far are returned (null: no limit).",
+    )
+
+
 DescentSolver = ChapterSolver | AdamSolver
 Solver = Annotated[
-    ChapterSolver | AdamSolver | SequentialSolver | SweepSolver | JointSolver,
+    ChapterSolver | AdamSolver | SequentialSolver | SweepSolver | JointSolver | MixtureSolver,
     Field(discriminator="kind"),
 ]
 

@@ -121,7 +121,16 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
     ),
     "restart": (pl.Int64(), "which start was kept, from 0"),
     "restarts": (pl.Int64(), "number of starts"),
-    "steps": (pl.Int64(), "steps of the kept start"),
+    "steps": (pl.Int64(), "steps of the kept start; of `mixture` solvers, rounds"),
+    "path": (
+        pl.String(),
+        "of `mixture` solvers, which search was used: `convex` (behind the first block) or "
+        "`descent`; null: of other solvers",
+    ),
+    "stopped": (
+        pl.String(),
+        "why the search ended before it came to rest (`minutes`: its time was up); null: it did not",
+    ),
     "curve_steps": (pl.List(pl.Int64()), "steps of the descent at which its loss was noted"),
     "curve": (pl.List(pl.Float64()), "the kept start's loss there; null: nothing descended"),
     "seconds": (pl.Float64(), "solver's wall time of this prompt: its batch's, shared equally"),

@@ -15,10 +15,11 @@ from tokinfo.report.figures.data import Row
 from tokinfo.tables.identifiability import SETTING, best_cells, hidden_rows, share
 
 _BAND, _EDGE = "#d9d9d9", "#5f5f5f"
-_SHAPES = {"chapter": "^", "adam": "s", "joint": "o"}
+_SHAPES = {"chapter": "^", "adam": "s", "mixture": "D", "joint": "o"}
 _NAMES = {
     "chapter": "found by the published descent",
     "adam": "found by better descent",
+    "mixture": "found by mixtures of tokens",
     "joint": "found by joint search",
 }
 
@@ -57,7 +58,7 @@ def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
         title=title,
         subtitle="Hidden tokens. Grey: identifiable, i.e. with the other tokens known no other "
         "token explains the visible activations. Marks: found by a search that is given "
-        "none of them. A mark left of the end of the grey: not FOUND. No grey: not THERE. "
+        "none of the hidden ones. A mark left of the end of the grey: not FOUND. No grey: not THERE. "
         + unshown
         + panels.note_weights(rows),
         column_title=lambda mask: _column_title(mask, data.where(rows, mask=mask)),

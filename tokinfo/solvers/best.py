@@ -1,0 +1,170 @@
+"""The best prompt of a search so far: kept, mended and certified by the forward model alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from tokinfo.solvers.batches import Batcher
+from tokinfo.solvers.decoding import lead
+from tokinfo.solvers.problem import Problem
+from tokinfo.solvers.substitution import Substitution
+from tokinfo.study.solvers import MixtureSolver
+
+
+class Best:
+    """The best tokens so far for one prompt, and what they have cost.
+
+    Attributes:
+        problem: of a single row.
+        length: positions that the model sees.
+        visible: the visible ones.
+        unknown: hidden positions whose token is sought; one that no visible position sees changes
+            nothing that is compared, and is left out.
+        proposed: int64 [position, k] tokens that descent proposes, best first.
+        leading: int64 [token] candidates that stand for unknown tokens before anything is found.
+        ids: int64 [position] the best tokens so far.
+        loss: their distance.
+        certified: whether they explain the target to within the noise floor.
+        evaluations: prompts that went through the model.
+        rounds: times that candidates were mixed.
+        stopped: why the search ended early; None: it did not.
+
+    Args:
+        problem: of a single row.
+        settings: the solver's.
+        batcher: finds the batch size.
+        ends: when time is up, as `time.monotonic` counts; None: never.
+        proposed: as above.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        settings: MixtureSolver,
+        batcher: Batcher,
+        ends: float | None,
+        proposed: Tensor,
+    ) -> None:
+        self.problem, self.settings, self.batcher, self.proposed = (
+            problem,
+            settings,
+            batcher,
+            proposed,
+        )
+        self._ends = ends
+        self._lists = proposed[:, :5].clone()
+        length = self.length = int(problem.layout.seen[0])
+        visible = problem.layout.visible[0, :length].tolist()
+        self.given: list[bool] = problem.given[0, :length].tolist()
+        self.visible = [p for p in range(length) if visible[p]]
+        self.unknown = [
+            p
+            for p in range(self.visible[-1] if problem.probe.causal else length)
+            if not visible[p] and not self.given[p]
+        ]
+        self.leading = problem.decoder.ids[: settings.leading]
+        self.random = torch.Generator().manual_seed(
+            problem.seed * 1_000_003 + int(problem.numbers[0])
+        )
+        self.evaluations = self.rounds = 0
+        self.stopped: str | None = None
+        self.restart(problem.put(problem.layout.padded(proposed[None, :, 0]))[0])
+
+    @property
+    def embedding(self) -> Tensor:
+        """The embeddings [V, d]."""
+        return self.problem.decoder.embedding
+
+    @property
+    def top(self) -> Tensor:
+        """The five best tokens [position, 5] of each position, the found one first."""
+        return lead(self._lists, self.ids)
+
+    def restart(self, ids: Tensor) -> None:
+        """Go on from a prompt [position], whatever its distance."""
+        self.ids, self.loss = ids, self._distance(ids)
+        self.certified = self.problem.certified(ids, self.loss)
+
+    def keep(self, ids: Tensor) -> None:
+        """Keep a prompt [position] where it is nearer to the target than the best so far."""
+        loss = self._distance(ids)
+        if loss < self.loss:
+            self.ids, self.loss = ids, loss
+            self.certified = self.problem.certified(ids, loss)
+
+    def late(self) -> bool:
+        """Return whether time is up, and note it."""
+        if self._ends is not None and time.monotonic() >= self._ends:
+            self.stopped = "minutes"
+        return self.stopped is not None
+
+    def drawn(self, count: int, unknown: list[int] | None = None) -> Tensor:
+        """Return prompts [prompt, position] as found, with random tokens where unknown."""
+        places = self.unknown if unknown is None else unknown
+        tokens = torch.randint(len(self.leading), (count, len(places)), generator=self.random)
+        prompts = self.ids[: self.length].repeat(count, 1)
+        prompts[:, places] = self.leading[tokens.to(self.leading.device)]
+        return prompts
+
+    def swap(self, lists: Mapping[int, Tensor]) -> None:
+        """Swap single tokens for as long as that brings the prompt nearer.
+
+        Args:
+            lists: int64 [token] by position, those that are tried, the likeliest first.
+        """
+        for place, tokens in lists.items():
+            self._lists[place, : len(tokens)] = tokens[:5]
+        while not self.certified:
+            before = self.loss
+            for place, tokens in lists.items():
+                if self.certified or self.late():
+                    return
+                away = self._substituted(self.ids, place, tokens)
+                swapped = self.ids.clone()
+                swapped[place] = tokens[away.argmin()]
+                self.keep(swapped)
+            if self.loss >= before * (1 - 1e-6):
+                return
+
+    def mend(self) -> None:
+        """Mend visible tokens from left to right, as long as all that is visible before matches.
+
+        In a causal model a visible position depends on nothing to its right: where all before it
+        is right, its activations identify its token.
+        """
+        if not self.problem.probe.causal:
+            return
+        ids = self.ids.clone()
+        floor = 2 * float(self.problem.floor[0])
+        matched = False
+        for place in self.visible:
+            if self.certified or self.late():
+                return
+            likely = [ids[place, None]]
+            if not self.given[place]:
+                every = self.problem.decoder.ids if matched else self.leading
+                likely += [self.proposed[place], every]
+            for tokens in likely:
+                away = self._substituted(ids, place, tokens, place + 1)
+                if float(away.min()) <= floor:
+                    break
+            else:
+                return
+            ids[place], matched = tokens[away.argmin()], True
+            self.keep(ids.clone())
+
+    def _substituted(
+        self, ids: Tensor, place: int, tokens: Tensor, end: int | None = None
+    ) -> Tensor:
+        """Return the distances [token] of a prompt with each token at one position."""
+        self.evaluations += len(tokens)
+        around = self.embedding[ids]
+        return Substitution(self.problem, around, place, self.batcher, upto=end).residuals(tokens)
+
+    def _distance(self, ids: Tensor) -> float:
+        self.evaluations += 1
+        return float(self.problem.token_loss(ids[None])[0])

@@ -1,0 +1,173 @@
+"""Hidden tokens behind the first block: a convex problem once attention's returns are known.
+
+1. What attention returned at each visible position is read off the activations
+   (`tokinfo.solvers.inversion`).
+2. Mixtures of hidden tokens that explain these returns are found by columns, from the whole
+   vocabulary (`tokinfo.solvers.columns`). After every round the likeliest token of each position
+   goes through the model: a prompt that matches to within the noise floor proves itself, long
+   before the mixtures are sharp. Returns that could not be read at first are read from what the
+   mixtures predict.
+3. Where that comes to rest, single tokens are swapped within the final lists, and visible tokens
+   that are not known are mended. Then the one that fits its activations least is sought with the
+   hidden ones, and its position is no longer read.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokinfo.models.structure import StructureError, find_block
+from tokinfo.probe.attention import FirstAttention
+from tokinfo.solvers.best import Best
+from tokinfo.solvers.columns import Columns
+from tokinfo.solvers.inversion import Inversion, Returned
+from tokinfo.solvers.problem import Problem
+
+_SAMPLES = 1024
+"""Random prompts that attention's returns are measured in, beyond as many as it has components."""
+_COMMON = 128
+"""Tokens whose mean effect stands for an unknown one at first."""
+_DRAWS = 32
+"""Random prompts that the tokens proposed for a visible position are compared in."""
+_RESTED = 3
+"""Rounds without a change after which a search has come to rest."""
+
+
+def first_attention(problem: Problem) -> FirstAttention | None:
+    """Return the first block's attention where the search applies, else None.
+
+    It does where attention can be taken apart, the block computes in float32, a sliding window
+    spans the prompts, and attention returns no more components than there are activations.
+    """
+    try:
+        attention = FirstAttention(problem.probe)
+    except StructureError:
+        return None
+    block = find_block(problem.probe.decoder, 1).module
+    if any(one.dtype != torch.float32 for one in (*block.parameters(), *block.buffers())):
+        return None
+    if attention.reach is not None and attention.reach < int(problem.layout.seen.max()):
+        return None
+    one = attention.attended(problem.decoder.embedding[:1][None])
+    return attention if one.numel() <= problem.target.shape[-1] else None
+
+
+def search(best: Best, attention: FirstAttention) -> None:
+    """Search until the prompt is certified, the mixtures rest or time is up.
+
+    Args:
+        best: the prompt so far; the better ones are kept there.
+        attention: of the first block; its sliding window spans the prompt.
+    """
+    if best.certified or not best.unknown:
+        return
+    _read(best, attention)
+    unknown, trusted = list(best.unknown), list(best.visible)
+    while unknown and trusted and best.unknown[0] < trusted[-1]:
+        judges = [place for place in trusted if place > best.unknown[0]]
+        doubtful = _mixed(best, attention, unknown, judges)
+        if doubtful is None:
+            return
+        # Its token is sought with the hidden ones, by what it does to positions behind it.
+        trusted.remove(doubtful)
+        last = trusted[-1] if trusted else 0
+        unknown = sorted(place for place in (*unknown, doubtful) if place < last)
+
+
+def _read(best: Best, attention: FirstAttention) -> None:
+    """Choose each visible token that is not known, among those that descent proposes.
+
+    The right one makes of attention's returns in random prompts activations that come near to
+    the target's; a wrong one hardly does.
+    """
+    for place in (place for place in best.visible if not best.given[place]):
+        proposed = best.proposed[place]
+        own = proposed.repeat_interleave(_DRAWS)
+        prompts = best.drawn(len(own))[:, : place + 1]
+        prompts[:, place] = own
+        with torch.no_grad():
+            heads = attention.attended(best.embedding[prompts])[:, place]
+            made = attention.carried(best.embedding[own], heads)
+        away = (made - best.problem.target[0, place]).norm(dim=1).view(-1, _DRAWS).amin(1)
+        ids = best.ids.clone()
+        ids[place] = proposed[away.argmin()]
+        best.restart(ids)
+
+
+def _mixed(
+    best: Best, attention: FirstAttention, unknown: list[int], judges: list[int]
+) -> int | None:
+    """Mix tokens at unknown positions until the mixtures rest.
+
+    Args:
+        best: the prompt so far.
+        attention: of the first block.
+        unknown: positions that are sought.
+        judges: visible positions behind the first hidden one, whose tokens are taken for right.
+
+    Returns:
+        The judge whose token is most likely wrong; None: certified, out of time, or all are known.
+    """
+    decoder, table = best.problem.decoder, best.embedding
+    common = torch.randperm(len(best.leading), generator=best.random)[:_COMMON]
+    columns = Columns(
+        attention,
+        table[decoder.ids],
+        table[best.ids[: best.length]],
+        unknown,
+        judges,
+        common.to(table.device),
+    )
+    inversion = Inversion(
+        attention,
+        table[best.ids[judges]],
+        best.problem.target[0, judges],
+        _samples(best, attention, unknown, judges),
+    )
+    returned: dict[int, Returned] = {}
+    for number, place in enumerate(judges):
+        found = inversion.start(number)
+        if found is not None:
+            returned[place] = found
+        if best.late():
+            return None
+    if not returned:
+        return None
+    rested, last = 0, best.ids
+    for number_of_round in range(best.settings.rounds):
+        best.rounds += 1
+        columns.round(returned)
+        prompt = best.ids.clone()
+        prompt[unknown] = decoder.ids[columns.best()]
+        best.keep(prompt)
+        rested, last = rested + 1 if torch.equal(prompt, last) else 0, prompt
+        if best.certified or best.late():
+            return None
+        predicted = columns.predicted()
+        for number, place in enumerate(judges if number_of_round else ()):
+            if place not in returned:
+                found = inversion.search(number, predicted[number])
+                if found is not None:
+                    returned[place], rested = found, 0
+        if rested >= _RESTED:
+            break
+    ranked = columns.ranked(best.settings.shortlist)
+    best.swap({place: decoder.ids[one] for place, one in zip(unknown, ranked, strict=True)})
+    best.mend()
+    doubtful = [number for number, place in enumerate(judges) if not best.given[place]]
+    if best.certified or best.late() or not doubtful:
+        return None
+    left = inversion.left(predicted)
+    return judges[max(doubtful, key=lambda number: left[number])]
+
+
+def _samples(
+    best: Best, attention: FirstAttention, unknown: list[int], judges: list[int]
+) -> Tensor:
+    """Return attention's returns [sample, judge, component] in prompts drawn at random."""
+    one = attention.attended(best.embedding[best.ids[None, :1]])[0, 0]
+    prompts = best.drawn(_SAMPLES + one.numel(), unknown)
+    return best.batcher.map(
+        lambda part: attention.attended(best.embedding[part])[:, judges].flatten(2), prompts
+    )

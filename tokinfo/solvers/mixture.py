@@ -1,0 +1,68 @@
+"""Hidden tokens by mixing candidates inside attention, instead of averaging their embeddings.
+
+A free embedding at a hidden position can absorb any residual, so descent on it does not find
+hidden tokens. Here a hidden position holds a probability over candidate tokens, and each of them
+takes part in attention as itself, weighted by its probability: a relaxation whose points are
+mixtures of tokens. Visible tokens that are not known are proposed by descent on embeddings, which
+finds those.
+
+Two searches follow, and each prompt's result names the one that was used:
+
+``convex``: behind the first block, where what attention returned can be read off the activations
+and is linear in the probabilities (`tokinfo.solvers.convex`);
+``descent``: behind any other site, by gradient descent on mixtures of shortlists that the gradient
+itself makes (`tokinfo.solvers.shortlists`).
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from tokinfo.models.structure import StructureError
+from tokinfo.probe import mixture
+from tokinfo.solvers import adam, convex, shortlists
+from tokinfo.solvers.batches import Batcher
+from tokinfo.solvers.best import Best
+from tokinfo.solvers.problem import Problem, Result, SolverError
+from tokinfo.study.solvers import MixtureSolver
+
+
+def solve(problem: Problem, settings: MixtureSolver) -> Result:
+    """Search each prompt of the problem; see the module's docstring for how.
+
+    When time is up (``minutes`` of the settings), the best prompts so far are returned.
+
+    Raises:
+        SolverError: the model cannot be given mixtures, or the descent failed.
+    """
+    ends = None if settings.minutes is None else time.monotonic() + 60 * settings.minutes
+    attention = convex.first_attention(problem)
+    if attention is None:
+        try:
+            mixture.check(problem.probe)
+        except StructureError as error:
+            raise SolverError(str(error)) from error
+    start = adam.solve(problem, settings.descent)
+    batcher = Batcher()
+    found: list[Best] = []
+    for row in range(len(problem.target)):
+        one = problem.rows(torch.tensor([row]))
+        best = Best(one, settings, batcher, ends, start.top_ids[row])
+        if attention is None:
+            shortlists.search(best)
+        else:
+            convex.search(best, attention)
+        found.append(best)
+    return Result(
+        top_ids=torch.stack([best.top for best in found]),
+        loss=torch.tensor([best.loss for best in found]),
+        first_loss=start.first_loss,
+        steps=torch.tensor([best.rounds for best in found]),
+        restart=torch.zeros(len(found), dtype=torch.int64),
+        restarts=1,
+        evaluations=start.evaluations + torch.tensor([best.evaluations for best in found]),
+        path=["descent" if attention is None else "convex"] * len(found),
+        stopped=[best.stopped for best in found],
+    )
