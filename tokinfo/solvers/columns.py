@@ -83,38 +83,39 @@ class Columns:
         self._embedded = embedded[self._judges]
         self._shared = self._tables(0) if self._by_distance() else None
         self._kept: dict[int, Tensor] = {}
-        self.lists: list[Tensor] = []
-        self.weights: list[Tensor] = []
+        # Every position begins as the mean of common tokens, which leave with the first round.
+        self.lists = [common] * len(self.unknown)
+        self.weights = [torch.full((len(common),), 1 / len(common)).to(table)] * len(self.unknown)
+        self._begun = False
         self._unit = self._first_unit()
 
     # --- what is asked of them --------------------------------------------------------------
 
-    def round(self, returned: Mapping[int, Returned]) -> None:
+    def round(self, returned: Mapping[int, Returned]) -> float:
         """Add the columns that promise most and find the best weights of all that are listed.
 
         Args:
             returned: what attention returned, by visible position; where it is missing, the
                 position has no say.
+
+        Returns:
+            What the mixtures leave of the equations, as a share of what there is to explain.
         """
-        equations = _Equations(self, returned)
-        if not self.lists:
-            left = equations.target - sum(
-                equations.columns(n, self.common).mean(0) for n in range(len(self.unknown))
-            )
-            self.lists = [self.common[:0].clone() for _ in self.unknown]
-        else:
-            left = equations.target - equations.matrix() @ torch.cat(self.weights)
+        equations = _Equations(self, returned, self.predicted())
+        left = equations.left()
         gradient = equations.back(left)
         for n in range(len(self.unknown)):
             promise = equations.promise(n, gradient)
-            kept = self.lists[n][self.weights[n] > _KEPT] if self.weights else self.lists[n]
-            promise[self.lists[n]] = -torch.inf
-            new = promise.topk(min(_ADDED, len(promise) - len(self.lists[n]))).indices
+            kept = self.lists[n][self.weights[n] > (_KEPT if self._begun else 1)]
+            promise[kept] = -torch.inf
+            new = promise.topk(min(_ADDED, len(promise) - len(kept))).indices
             self.lists[n] = torch.cat([kept, new])
+        self._begun = True
         sizes = [len(columns) for columns in self.lists]
         found = least_squares(equations.matrix(), equations.target, sizes)
         self.weights = list(torch.split(found.to(self.table), sizes))
         self._unit = 1 / self._sums(self.lists, self.weights)[1]
+        return float(equations.left().norm() / equations.target.norm())
 
     def best(self) -> Tensor:
         """Return the candidate [unknown] of the largest weight at each position."""
@@ -213,7 +214,7 @@ class Columns:
 class _Equations:
     """The linear equations of one round, where attention's returns are known."""
 
-    def __init__(self, parts: Columns, returned: Mapping[int, Returned]) -> None:
+    def __init__(self, parts: Columns, returned: Mapping[int, Returned], predicted: Tensor) -> None:
         self.parts = parts
         groups, judges, heads, width = parts._queries.shape
         self._shape = (judges, groups, heads, width)
@@ -221,7 +222,7 @@ class _Equations:
         values = parts.table.new_zeros(judges, groups * heads * width)
         unit = torch.zeros_like(parts._unit)
         for judge, one in self._returned.items():
-            values[judge] = one.value
+            values[judge] = one.completed(predicted[judge])
             unit[:, judge] = parts._unit[:, judge]
         self._values = values.view(self._shape).permute(1, 0, 2, 3)  # [group, judge, head, d]
         self._unit = unit
@@ -234,6 +235,14 @@ class _Equations:
         share = parts._exponentials(n, columns) * self._unit[..., None]
         away = parts._values(n)[:, None, None][..., columns] - self._values[..., None]
         return self._read(share[..., None, :] * away)
+
+    def left(self) -> Tensor:
+        """Return what the mixtures leave of the target [equation]."""
+        parts = zip(self.parts.lists, self.parts.weights, strict=True)
+        explained = [
+            weights @ self.columns(n, columns) for n, (columns, weights) in enumerate(parts)
+        ]
+        return self.target - torch.stack(explained).sum(0)
 
     def matrix(self) -> Tensor:
         """Return all listed columns [equation, column]."""

@@ -30,8 +30,10 @@ _COMMON = 128
 """Tokens whose mean effect stands for an unknown one at first."""
 _DRAWS = 32
 """Random prompts that the tokens proposed for a visible position are compared in."""
-_RESTED = 3
-"""Rounds without a change after which a search has come to rest."""
+_FEW, _MANY = 3, 32
+"""Searches begun for what attention returned at a position; and where none was found anywhere."""
+_RESTED, _FALLS = 6, 0.9
+"""Rounds after which a search has come to rest, where they did not leave less than this share."""
 
 
 def first_attention(problem: Problem) -> FirstAttention | None:
@@ -126,22 +128,22 @@ def _mixed(
         _samples(best, attention, unknown, judges),
     )
     returned: dict[int, Returned] = {}
-    for number, place in enumerate(judges):
-        found = inversion.start(number)
-        if found is not None:
-            returned[place] = found
-        if best.late():
-            return None
+    for starts in (_FEW, _MANY):
+        for number, place in enumerate(() if returned else judges):
+            found = inversion.start(number, starts)
+            if found is not None:
+                returned[place] = found
+            if best.late():
+                return None
     if not returned:
         return None
-    rested, last = 0, best.ids
+    left: list[float] = []
     for number_of_round in range(best.settings.rounds):
         best.rounds += 1
-        columns.round(returned)
+        left.append(columns.round(returned))
         prompt = best.ids.clone()
         prompt[unknown] = decoder.ids[columns.best()]
         best.keep(prompt)
-        rested, last = rested + 1 if torch.equal(prompt, last) else 0, prompt
         if best.certified or best.late():
             return None
         predicted = columns.predicted()
@@ -149,8 +151,8 @@ def _mixed(
             if place not in returned:
                 found = inversion.search(number, predicted[number])
                 if found is not None:
-                    returned[place], rested = found, 0
-        if rested >= _RESTED:
+                    returned[place], left = found, []
+        if len(left) > _RESTED and left[-1] > _FALLS * left[-1 - _RESTED]:
             break
     ranked = columns.ranked(best.settings.shortlist)
     best.swap({place: decoder.ids[one] for place, one in zip(unknown, ranked, strict=True)})
@@ -158,8 +160,8 @@ def _mixed(
     doubtful = [number for number, place in enumerate(judges) if not best.given[place]]
     if best.certified or best.late() or not doubtful:
         return None
-    left = inversion.left(predicted)
-    return judges[max(doubtful, key=lambda number: left[number])]
+    misfit = inversion.left(predicted)
+    return judges[max(doubtful, key=lambda number: misfit[number])]
 
 
 def _samples(

@@ -29,7 +29,6 @@ _CERTAIN = 0.02
 """Error along a direction, as a share of the return's typical component, that is still read."""
 _ROUNDING = 1e-7
 """Relative error of activations that were computed in float32."""
-_STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,10 @@ class Returned:
 
     value: Tensor
     directions: Tensor
+
+    def completed(self, guess: Tensor) -> Tensor:
+        """Return the value [component], as ``guess`` has it in directions that are not known."""
+        return guess + (self.value - guess) @ self.directions.T @ self.directions
 
 
 class Inversion:
@@ -64,15 +67,19 @@ class Inversion:
         self._double = _in_double(attention.probe)
         self._scales: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def start(self, position: int) -> Returned | None:
+    def start(self, position: int, starts: int) -> Returned | None:
         """Return what attention returned at a position, from samples; None: not found.
 
         The search begins at their mean, then at those whose activations are nearest.
+
+        Args:
+            position: which of the positions, from 0.
+            starts: how many searches are begun at most.
         """
         drawn = self.samples[:, position]
         with torch.no_grad():
             made = self._carried(position, drawn)
-        near = (made - self.target[position]).norm(dim=1).argsort()[: _STARTS - 1]
+        near = (made - self.target[position]).norm(dim=1).argsort()[: starts - 1]
         for begin in (drawn.mean(0), *drawn[near]):
             found = self.search(position, begin)
             if found is not None:

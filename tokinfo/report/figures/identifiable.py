@@ -58,9 +58,8 @@ def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
         title=title,
         subtitle="Hidden tokens. Grey: identifiable, i.e. with the other tokens known no other "
         "token explains the visible activations. Marks: found by a search that is given "
-        "none of the hidden ones. A mark left of the end of the grey: not FOUND. No grey: not THERE. "
-        + unshown
-        + panels.note_weights(rows),
+        "none of the hidden ones. A mark left of the end of the grey: not FOUND. No grey: not "
+        "THERE. " + unshown + panels.note_weights(rows),
         column_title=lambda mask: _column_title(mask, data.where(rows, mask=mask)),
         axis_label="hidden tokens (%)",
         line_height=0.45,
