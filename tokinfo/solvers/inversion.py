@@ -143,7 +143,9 @@ class Inversion:
             return None
         _, strengths, directions = torch.linalg.svd(slopes, full_matrices=False)
         typical = float(value.norm()) / len(value) ** 0.5
-        read = _ROUNDING * size / strengths < _CERTAIN * typical
+        # A search that came to rest early is wrong by more than rounding.
+        error = max(_ROUNDING * size, float(left.norm()))
+        read = error / strengths < _CERTAIN * typical
         return Returned(value.to(self.target), directions[read].to(self.target))
 
     def _scale(self, position: int) -> tuple[Tensor, Tensor]:
