@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tests.families import tiny
 from tests.tiny import VOCABULARY, tiny_llama
 from tokinfo.probe.attention import FirstAttention
 from tokinfo.probe.noise import alone
@@ -19,21 +22,33 @@ FIRST = 3
 
 
 def inversion_of(
-    model: nn.Module, site: str = "block.1", prompt: list[int] | None = None
+    model: Any, site: str = "block.1", prompt: list[int] | None = None, below: int = VOCABULARY
 ) -> tuple[Inversion, Tensor]:
     """The visible positions of a prompt, and what attention returned there."""
     table = model.get_input_embeddings().weight
-    probe = Probe(model.get_decoder(), Site.parse(site))
+    probe = Probe(model.base_model, Site.parse(site))
     attention = FirstAttention(probe)
     ids = torch.tensor([PROMPT if prompt is None else prompt])
     truth = attention.attended(table[ids])[0, FIRST:].flatten(1)
     target = alone(probe, table, ids, torch.tensor([ids.shape[1]]))[0, FIRST:]
     drawn = torch.tensor([PROMPT]).repeat(truth.shape[1] + 512, 1)
     generator = torch.Generator().manual_seed(0)
-    drawn[:, :FIRST] = torch.randint(VOCABULARY, (len(drawn), FIRST), generator=generator)
+    drawn[:, :FIRST] = torch.randint(below, (len(drawn), FIRST), generator=generator)
     samples = attention.attended(table[drawn])[:, FIRST:].flatten(2)
+    places = torch.arange(FIRST, len(PROMPT))
     known = table[torch.tensor(PROMPT[FIRST:])]
-    return Inversion(attention, known, target, samples), truth
+    return Inversion(attention, places, known, target, samples), truth
+
+
+def test_a_position_counts_where_positions_are_learned() -> None:
+    """Also with more samples and components than there are positions."""
+    inversion, truth = inversion_of(tiny("GPT-2"), below=96)
+    for position, true in enumerate(truth):
+        found = inversion.start(position)
+        assert found is not None
+        assert len(found.directions) >= 0.9 * len(true)
+        assert float((found.directions @ (found.value - true)).norm() / true.norm()) <= 1e-3
+    assert max(inversion.left(truth)) <= 1e-5
 
 
 @pytest.mark.parametrize("site", ["attention.1", "block.1"])

@@ -88,7 +88,7 @@ def _read(best: Best, attention: FirstAttention) -> None:
         prompts[:, place] = own
         with torch.no_grad():
             heads = attention.attended(best.embedding[prompts])[:, place]
-            made = attention.carried(best.embedding[own], heads)
+            made = attention.carried(best.embedding[own], heads, torch.full_like(own, place))
         away = (made - best.problem.target[0, place]).norm(dim=1).view(-1, _DRAWS).amin(1)
         ids = best.ids.clone()
         ids[place] = proposed[away.argmin()]
@@ -121,6 +121,7 @@ def _mixed(
     )
     inversion = Inversion(
         attention,
+        torch.tensor(judges, device=table.device),
         table[best.ids[judges]],
         best.problem.target[0, judges],
         _samples(best, attention, unknown, judges),

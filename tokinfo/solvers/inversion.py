@@ -50,6 +50,7 @@ class Inversion:
 
     Args:
         attention: of the first block.
+        places: int64 [position] where they are in the prompt.
         embedded: [position, d_model] tokens at the positions.
         target: [position, width] activations there.
         samples: [sample, position, component] attention's returns in random prompts of the same
@@ -57,9 +58,14 @@ class Inversion:
     """
 
     def __init__(
-        self, attention: FirstAttention, embedded: Tensor, target: Tensor, samples: Tensor
+        self,
+        attention: FirstAttention,
+        places: Tensor,
+        embedded: Tensor,
+        target: Tensor,
+        samples: Tensor,
     ) -> None:
-        self.attention = attention
+        self.attention, self.places = attention, places
         self.embedded, self.target, self.samples = embedded, target, samples
         self._double = _in_double(attention.probe)
         self._scales: dict[int, tuple[Tensor, Tensor]] = {}
@@ -88,7 +94,7 @@ class Inversion:
         """Return what returns [position, component] leave of each target, as a share of it."""
         with torch.no_grad():
             heads = values.view(len(values), -1, self.attention.width)
-            made = self.attention.carried(self.embedded, heads)
+            made = self.attention.carried(self.embedded, heads, self.places)
         share: list[float] = ((made - self.target).norm(dim=1) / self.target.norm(dim=1)).tolist()
         return share
 
@@ -170,7 +176,8 @@ class Inversion:
         """Return activations [value, width] of returns [value, component] at a position."""
         own = self.embedded[position].to(values)
         heads = values.view(len(values), -1, self.attention.width)
-        return self.attention.carried(own.expand(len(values), -1), heads, probe)
+        places = self.places[position].expand(len(values))
+        return self.attention.carried(own.expand(len(values), -1), heads, places, probe)
 
 
 def _in_double(probe: Probe) -> Probe:
