@@ -60,7 +60,7 @@ def search(best: Best, attention: FirstAttention) -> None:
         best: the prompt so far; the better ones are kept there.
         attention: of the first block; its sliding window spans the prompt.
     """
-    if best.certified or not best.unknown:
+    if best.certified or not best.unknown or best.late():
         return
     _read(best, attention)
     unknown, trusted = list(best.unknown), list(best.visible)
