@@ -110,15 +110,23 @@ class FirstAttention:
             self._run(embedded, None, take)
         return found[0]
 
-    def carried(self, embedded: Tensor, attended: Tensor, probe: Probe | None = None) -> Tensor:
+    def carried(
+        self,
+        embedded: Tensor,
+        attended: Tensor,
+        positions: Tensor | None = None,
+        probe: Probe | None = None,
+    ) -> Tensor:
         """Return the activations [token, width] at the site, given what attention returned.
 
         Args:
             embedded: [token, d_model].
             attended: [token, head, d]; the gradient flows to it.
+            positions: int64 [token], which learned embeddings of positions follow; None: from 0 on.
             probe: another copy of the model (in another precision); None: the model.
         """
-        found = self._run(embedded[None], None, lambda *_: attended[None], probe)
+        named = None if positions is None else positions[None]
+        found = self._run(embedded[None], named, lambda *_: attended[None], probe)
         assert found is not None
         return found[0]
 

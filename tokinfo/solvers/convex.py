@@ -62,7 +62,7 @@ def search(best: Best, attention: FirstAttention) -> None:
         best: the prompt so far; the better ones are kept there.
         attention: of the first block; its sliding window spans the prompt.
     """
-    if best.certified or not best.unknown:
+    if best.certified or not best.unknown or best.late():
         return
     _read(best, attention)
     unknown, trusted = list(best.unknown), list(best.visible)
@@ -90,7 +90,7 @@ def _read(best: Best, attention: FirstAttention) -> None:
         prompts[:, place] = own
         with torch.no_grad():
             heads = attention.attended(best.embedding[prompts])[:, place]
-            made = attention.carried(best.embedding[own], heads)
+            made = attention.carried(best.embedding[own], heads, torch.full_like(own, place))
         away = (made - best.problem.target[0, place]).norm(dim=1).view(-1, _DRAWS).amin(1)
         ids = best.ids.clone()
         ids[place] = proposed[away.argmin()]
@@ -123,6 +123,7 @@ def _mixed(
     )
     inversion = Inversion(
         attention,
+        torch.tensor(judges, device=table.device),
         table[best.ids[judges]],
         best.problem.target[0, judges],
         _samples(best, attention, unknown, judges),

@@ -53,6 +53,7 @@ class Inversion:
 
     Args:
         attention: of the first block.
+        places: int64 [position] where they are in the prompt.
         embedded: [position, d_model] tokens at the positions.
         target: [position, width] activations there.
         samples: [sample, position, component] attention's returns in random prompts of the same
@@ -60,9 +61,14 @@ class Inversion:
     """
 
     def __init__(
-        self, attention: FirstAttention, embedded: Tensor, target: Tensor, samples: Tensor
+        self,
+        attention: FirstAttention,
+        places: Tensor,
+        embedded: Tensor,
+        target: Tensor,
+        samples: Tensor,
     ) -> None:
-        self.attention = attention
+        self.attention, self.places = attention, places
         self.embedded, self.target, self.samples = embedded, target, samples
         self._double = _in_double(attention.probe)
         self._scales: dict[int, tuple[Tensor, Tensor]] = {}
@@ -95,7 +101,7 @@ class Inversion:
         """Return what returns [position, component] leave of each target, as a share of it."""
         with torch.no_grad():
             heads = values.view(len(values), -1, self.attention.width)
-            made = self.attention.carried(self.embedded, heads)
+            made = self.attention.carried(self.embedded, heads, self.places)
         share: list[float] = ((made - self.target).norm(dim=1) / self.target.norm(dim=1)).tolist()
         return share
 
@@ -150,7 +156,9 @@ class Inversion:
             return None
         _, strengths, directions = torch.linalg.svd(slopes, full_matrices=False)
         typical = float(value.norm()) / len(value) ** 0.5
-        read = _ROUNDING * size / strengths < _CERTAIN * typical
+        # A search that came to rest early is wrong by more than rounding.
+        error = max(_ROUNDING * size, float(left.norm()))
+        read = error / strengths < _CERTAIN * typical
         return Returned(value.to(self.target), directions[read].to(self.target))
 
     def _scale(self, position: int) -> tuple[Tensor, Tensor]:
@@ -175,7 +183,8 @@ class Inversion:
         """Return activations [value, width] of returns [value, component] at a position."""
         own = self.embedded[position].to(values)
         heads = values.view(len(values), -1, self.attention.width)
-        return self.attention.carried(own.expand(len(values), -1), heads, probe)
+        places = self.places[position].expand(len(values))
+        return self.attention.carried(own.expand(len(values), -1), heads, places, probe)
 
 
 def _in_double(probe: Probe) -> Probe:

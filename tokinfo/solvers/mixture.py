@@ -20,6 +20,7 @@ import time
 
 import torch
 
+from tokinfo.io.errors import InvalidError
 from tokinfo.models.structure import StructureError
 from tokinfo.probe import mixture
 from tokinfo.solvers import adam, convex, shortlists
@@ -42,7 +43,7 @@ def solve(problem: Problem, settings: MixtureSolver) -> Result:
     if attention is None:
         try:
             mixture.check(problem.probe)
-        except StructureError as error:
+        except (InvalidError, StructureError) as error:
             raise SolverError(str(error)) from error
     start = adam.solve(problem, settings.descent)
     batcher = Batcher()

@@ -49,7 +49,7 @@ def search(best: Best) -> None:
     Args:
         best: the prompt so far; the better ones are kept there.
     """
-    if best.certified or not best.unknown:
+    if best.certified or not best.unknown or best.late():
         return
     every = best.problem.decoder.ids
     for tokens in (best.leading, every) if len(best.leading) < len(every) else (every,):
