@@ -55,6 +55,12 @@ def case_of(kind: str, *, blind: bool = False) -> Case:
     return Case(columns, attention, table, returned)
 
 
+def equations_of(case: Case) -> _Equations:
+    """The equations of a round whose mixtures predict the true returns."""
+    true = case.attention.attended(case.table[torch.tensor(PROMPT)][None])[0, VISIBLE].flatten(1)
+    return _Equations(case.columns, case.returned, true)
+
+
 def brute(case: Case, place: int, token: int, judge: int) -> tuple[Tensor, Tensor]:
     """Return a token's exponentials [head] for a judge, and its values [head, d], in float64.
 
@@ -99,7 +105,7 @@ def test_the_keys_of_all_positions_are_one_table_where_scores_go_by_distance(
 @pytest.mark.parametrize("kind", KINDS)
 def test_columns_are_those_formed_one_by_one_in_float64(kind: str, blind: bool) -> None:
     case = case_of(kind, blind=blind)
-    equations = _Equations(case.columns, case.returned)
+    equations = equations_of(case)
     for n in range(len(UNKNOWN)):
         tokens = torch.tensor([0, 7, 41, 80])
         found = equations.columns(n, tokens).double()
@@ -111,7 +117,7 @@ def test_columns_are_those_formed_one_by_one_in_float64(kind: str, blind: bool) 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_products_with_columns_that_are_never_formed(kind: str, blind: bool) -> None:
     case = case_of(kind, blind=blind)
-    equations = _Equations(case.columns, case.returned)
+    equations = equations_of(case)
     left = torch.randn(len(equations.target), generator=torch.Generator().manual_seed(1))
     gradient = equations.back(left)
     for n in range(len(UNKNOWN)):
@@ -125,10 +131,18 @@ def test_scores_are_products_with_columns_that_are_never_formed(kind: str, blind
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_true_tokens_solve_the_equations(kind: str) -> None:
     case = case_of(kind)
-    equations = _Equations(case.columns, case.returned)
+    equations = equations_of(case)
     truth = [torch.tensor([PROMPT[place]]) for place in UNKNOWN]
     made = sum(equations.columns(n, one)[0] for n, one in enumerate(truth))
     assert float((made - equations.target).norm()) <= 1e-4 * float(equations.target.norm())
+
+
+def test_what_is_not_known_of_a_return_is_taken_from_a_guess() -> None:
+    axes = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0))).Q
+    value, guess = torch.arange(6.0), torch.ones(6)
+    completed = Returned(value, axes[:4]).completed(guess)
+    torch.testing.assert_close(axes[:4] @ completed, axes[:4] @ value)
+    torch.testing.assert_close(axes[4:] @ completed, axes[4:] @ guess)
 
 
 @pytest.mark.parametrize("kind", KINDS)

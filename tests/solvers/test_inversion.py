@@ -44,7 +44,7 @@ def test_a_position_counts_where_positions_are_learned() -> None:
     """Also with more samples and components than there are positions."""
     inversion, truth = inversion_of(tiny("GPT-2"), below=96)
     for position, true in enumerate(truth):
-        found = inversion.start(position)
+        found = inversion.start(position, 3)
         assert found is not None
         assert len(found.directions) >= 0.9 * len(true)
         assert float((found.directions @ (found.value - true)).norm() / true.norm()) <= 1e-3
@@ -56,7 +56,7 @@ def test_a_position_counts_where_positions_are_learned() -> None:
 def test_the_return_is_the_true_one_in_the_known_directions(scale: float, site: str) -> None:
     inversion, truth = inversion_of(tiny_llama(d_model=64, scale=scale), site)
     for position, true in enumerate(truth):
-        found = inversion.start(position)
+        found = inversion.start(position, 3)
         assert found is not None
         directions = found.directions
         assert len(directions) >= 0.9 * len(true), "few are known: this test proves little"
@@ -76,7 +76,7 @@ def test_directions_that_the_activations_do_not_show_are_not_called_known() -> N
         model.get_decoder().layers[0].self_attn.o_proj.weight[:, 10:30] = 0
     inversion, truth = inversion_of(model)
     for position, true in enumerate(truth):
-        found = inversion.start(position)
+        found = inversion.start(position, 3)
         assert found is not None
         assert 0 < len(found.directions) <= 64 - 20
         assert float(found.directions[:, 10:30].abs().max()) <= 1e-4
@@ -90,7 +90,7 @@ def test_a_wrong_token_is_made_up_for_by_no_return_that_prompts_have() -> None:
     drawn = inversion.samples - inversion.samples.mean(0)
     farthest = drawn.norm(dim=2).amax(0)
     for position in range(len(PROMPT) - FIRST):
-        found = inversion.start(position)
+        found = inversion.start(position, 3)
         assert found is not None
         away = float((found.value - inversion.samples[:, position].mean(0)).norm())
         assert (away > 2 * float(farthest[position])) == (position == len(PROMPT) - FIRST - 1)
@@ -99,7 +99,7 @@ def test_a_wrong_token_is_made_up_for_by_no_return_that_prompts_have() -> None:
 def test_what_a_search_leaves_counts_as_error_of_what_it_read() -> None:
     """At this position it rests far from the return, in directions that hardly matter."""
     inversion, truth = inversion_of(tiny_llama(d_model=64, scale=0.2))
-    found = inversion.start(2)
+    found = inversion.start(2, 3)
     assert found is not None
     assert float((found.value - truth[2]).norm() / truth[2].norm()) > 0.01, "this proves nothing"
     assert float((found.directions @ (found.value - truth[2])).norm() / truth[2].norm()) <= 0.01
@@ -120,7 +120,7 @@ def test_the_copy_in_float64_shares_all_but_the_first_block_with_the_decoder() -
     model = tiny_llama(d_model=64, scale=0.2)
     before = {name: values.clone() for name, values in model.state_dict().items()}
     inversion, _ = inversion_of(model)
-    assert inversion.start(0) is not None
+    assert inversion.start(0, 3) is not None
     for name, values in model.state_dict().items():
         assert values.dtype == before[name].dtype, name
         assert torch.equal(values, before[name]), name

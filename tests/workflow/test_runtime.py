@@ -62,6 +62,7 @@ def minutes(solver: dict[str, Any], prompts: int = 1, tokens: int = 20, **change
         ({"kind": "sequential"}, 100, 20, "block.15", 1105 / 60),
         ({"kind": "sequential"}, 100, 20, "block.1", 38.4 / 60),
         ({"kind": "joint"}, 3, 8, "block.1", 3 * 120 / 60),
+        ({"kind": "mixture"}, 6, 16, "block.1", 6 * 20 / 60),
     ],
 )
 def test_what_was_measured_fits_with_room_to_spare(
@@ -81,6 +82,7 @@ def test_what_was_measured_fits_with_room_to_spare(
         {"kind": "sequential"},
         {"kind": "sweep"},
         {"kind": "joint"},
+        {"kind": "mixture"},
     ],
     ids=lambda solver: solver["kind"],
 )

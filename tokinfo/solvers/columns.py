@@ -23,6 +23,7 @@ from torch import Tensor
 from tokinfo.probe.attention import FirstAttention
 from tokinfo.solvers.inversion import Returned
 from tokinfo.solvers.simplex import least_squares
+from tokinfo.study.solvers import HELD
 
 _ADDED = 32
 """Columns that join a position's list in a round."""
@@ -30,8 +31,6 @@ _KEPT = 1e-4
 """Weight from which on a column stays."""
 _PART = 8192
 """Tokens whose keys and values are computed at a time."""
-_HELD = 1 << 31
-"""Bytes of exponentials that are kept between rounds; beyond, they are computed again."""
 _SAME = 1e-4
 """Relative difference at which a score counts as one of the distance between positions alone."""
 _STEEPEST = 30.0
@@ -206,7 +205,7 @@ class Columns:
         scores -= self._best[..., None]
         found = scores.clamp_max_(_STEEPEST).exp_()
         found[:, self._judges < place] = 0
-        if columns is None and found.nbytes * len(self.unknown) <= _HELD:
+        if columns is None and found.nbytes * len(self.unknown) <= HELD:
             self._kept[n] = found
         return found
 

@@ -285,5 +285,8 @@ Solver = Annotated[
 COMPONENTS = 640
 """Visible components that a detection compares, drawn at random where there are more."""
 
+HELD = 1 << 31
+"""Bytes of exponentials that a search by mixtures keeps between its rounds."""
+
 SWEEPING = ("sweep", "joint")
 """Kinds of solver that say what the activations identify at a position."""

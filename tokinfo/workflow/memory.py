@@ -10,7 +10,14 @@ from __future__ import annotations
 
 from tokinfo.study.architecture import sizes_of
 from tokinfo.study.cell import Cell
-from tokinfo.study.solvers import COMPONENTS, AdamSolver, JointSolver, SequentialSolver
+from tokinfo.study.solvers import (
+    COMPONENTS,
+    HELD,
+    AdamSolver,
+    JointSolver,
+    MixtureSolver,
+    SequentialSolver,
+)
 from tokinfo.study.sources import Built, Gguf
 from tokinfo.study.study import Study
 from tokinfo.workflow.devices import visible
@@ -144,6 +151,19 @@ def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:
     if isinstance(solver, JointSolver) and solver.detections:
         # What every token at every position changes, and three times that of one position.
         activations += (positions + 3) * sizes.vocabulary * COMPONENTS * 4 / 1e6
+    if isinstance(solver, MixtureSolver):
+        hidden = positions - cell.mask.count(positions)
+        # Random prompts' returns of attention, twice, and all tokens' keys and values.
+        activations += 2 * (1024 + sizes.width) * positions * sizes.width * 4 / 1e6 + 2 * table
+        if blocks == 1:
+            # The exponentials of a head for each hidden position, visible one and token; heads are
+            # seldom narrower than 64.
+            each = (positions - hidden) * sizes.width / 64 * sizes.vocabulary * 4 / 1e6
+            activations += 4 * each + min(HELD / 1e6, hidden * each)
+        else:
+            activations += (hidden + 3) * sizes.vocabulary * COMPONENTS * 4 / 1e6
+            entries = 512 + 2 * hidden * solver.shortlist + positions
+            activations += 4 * blocks * sizes.width / 64 * entries**2 * 4 / 1e6
     if isinstance(solver, SequentialSolver):
         # What a surrogate keeps of every token for each one tried, and a copy as it grows.
         activations += 2 * min(solver.guesses, sizes.vocabulary) * sizes.vocabulary * 4 / 1e6

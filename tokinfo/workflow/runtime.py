@@ -16,6 +16,7 @@ from tokinfo.study.solvers import (
     AdamSolver,
     ChapterSolver,
     JointSolver,
+    MixtureSolver,
     SequentialSolver,
     Solver,
     SweepSolver,
@@ -70,7 +71,8 @@ def _search(study: Study, cell: Cell, solver: Solver) -> tuple[float, float]:
     A pass over a whole sequence counts once for each of its positions.
     """
     prompts, length = study.prompt_count(cell.prompts), longest_prompt(study, cell)
-    vocabulary = sizes_of(study, study.models[cell.model].source).vocabulary
+    sizes = sizes_of(study, study.models[cell.model].source)
+    vocabulary, width = sizes.vocabulary, sizes.width
     hidden = length - cell.mask.count(length)
     match solver:
         case ChapterSolver():
@@ -91,6 +93,13 @@ def _search(study: Study, cell: Cell, solver: Solver) -> tuple[float, float]:
         case JointSolver():
             steps, passes = _joint(solver, length, hidden, vocabulary)
             steps *= prompts  # searched for one by one
+        case MixtureSolver():
+            steps, passes = _adam(solver.descent, length)
+            steps *= prompts  # the mixtures are sought one by one
+            if cell.block == 1:
+                passes += _convex(length, hidden, vocabulary, width)
+            else:
+                passes += _shortlists(solver, length, hidden, vocabulary)
     return steps, prompts * passes
 
 
@@ -117,6 +126,19 @@ def _joint(solver: JointSolver, length: int, hidden: int, vocabulary: int) -> tu
     steps += length * (rounds + solver.rounds / 2)
     around = hidden * vocabulary * length if solver.sweep_found else 0
     return steps, passes + around
+
+
+def _convex(length: int, hidden: int, vocabulary: int, width: int) -> float:
+    """Return the passes of one prompt behind the first block: mostly, to invert that block."""
+    inverted = (length - hidden) * 15 * BACKWARD * width
+    return float(inverted + (1024 + width) * length + vocabulary)
+
+
+def _shortlists(solver: MixtureSolver, length: int, hidden: int, vocabulary: int) -> float:
+    """Return the passes of one prompt behind another site, that a few rounds find."""
+    detected = 2 * hidden * length * min(solver.leading or vocabulary, vocabulary)
+    descent = BACKWARD * solver.steps * 2 * solver.shortlist * length
+    return float(detected + 4 * (descent + BACKWARD * hidden * vocabulary))
 
 
 def training_minutes(study: Study, source: str, attempt: int = 1) -> int:
