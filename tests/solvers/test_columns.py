@@ -113,18 +113,17 @@ def test_columns_are_those_formed_one_by_one_in_float64(kind: str, blind: bool) 
         assert float((found - expected).norm()) <= 1e-4 * float(expected.norm())
 
 
-@pytest.mark.parametrize("blind", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_scores_are_products_with_columns_that_are_never_formed(kind: str, blind: bool) -> None:
-    case = case_of(kind, blind=blind)
+def test_scores_are_products_with_columns_that_are_never_formed(kind: str) -> None:
+    case = case_of(kind, blind=True)
     equations = equations_of(case)
     left = torch.randn(len(equations.target), generator=torch.Generator().manual_seed(1))
     gradient = equations.back(left)
     for n in range(len(UNKNOWN)):
-        every = torch.stack([brute_column(case, n, token) for token in range(len(case.table))])
-        expected = every @ left.double()
+        tokens = list(range(n, len(case.table), 3))
+        expected = torch.stack([brute_column(case, n, token) for token in tokens]) @ left.double()
         for _ in range(2):  # the second time from what was kept
-            found = equations.promise(n, gradient).double()
+            found = equations.promise(n, gradient)[tokens].double()
             assert float((found - expected).norm()) <= 1e-4 * float(expected.norm())
 
 

@@ -253,7 +253,9 @@ def test_without_the_true_ones_among_them_other_candidates_are_returned(
 
 @pytest.mark.parametrize("site", ["block.1", "block.2"])
 @pytest.mark.parametrize("known", ["visible", "none", "-2:"])
-def test_when_time_is_up_the_best_prompts_so_far_are_returned(known: str, site: str) -> None:
+def test_when_time_is_up_the_prompts_so_far_are_returned_and_no_other_is_searched(
+    known: str, site: str
+) -> None:
     prompts = drawn(2, 7)
     problem = problem_of(prompts, mask="3:", known=known, site=site)
     result = mixture.solve(problem, brief(minutes=1e-6))
@@ -261,6 +263,10 @@ def test_when_time_is_up_the_best_prompts_so_far_are_returned(known: str, site: 
     assert result.top_ids.shape == (2, 7, 5)
     ids = result.top_ids[..., 0]
     assert torch.equal(ids[problem.given], problem.known[problem.given])
+    # Here it was up before the first search: what descent has found is judged, and that is all.
+    start = adam.solve(problem, BRIEF.descent)
+    assert torch.equal(ids, problem.put(start.top_ids[..., 0]))
+    assert torch.equal(result.evaluations, start.evaluations + 1)
     torch.testing.assert_close(result.loss, problem.token_loss(ids), rtol=1e-4, atol=1e-4)
 
 
@@ -283,7 +289,7 @@ def test_a_prompt_is_the_same_in_any_batch(kind: str, site: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "site"),
-    [("llama", "block.1"), ("llama", "attention.1"), ("llama", "block.2"), ("flat", "block.1")],
+    [("llama", "block.1"), ("llama", "block.2"), ("flat", "block.1")],
 )
 @pytest.mark.parametrize("known", ["visible", "-2:", "0"])
 def test_known_tokens_never_change_right_or_wrong(known: str, kind: str, site: str) -> None:

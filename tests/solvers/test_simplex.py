@@ -57,7 +57,7 @@ def assert_minimal(columns: Tensor, target: Tensor, sizes: list[int], tolerance:
         assert float(weights @ slopes - slopes.min()) <= tolerance * float(unit)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(SIZES, SEEDS)
 def test_the_minimum_is_that_of_projected_gradients_run_long(sizes: list[int], seed: int) -> None:
     columns, target = well_conditioned(seed, sum(sizes))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem, true_ids
 from tokinfo.cell import make_rows
 from tokinfo.models.checkpoint import Checkpoint, Facts
+from tokinfo.solvers import shortlists
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.decoding import inverse_gram
 from tokinfo.solvers.pose import activations, make_problem
@@ -28,6 +29,7 @@ from tokinfo.study.solvers import (
     ChapterSolver,
     JointSolver,
     MetricWeights,
+    MixtureSolver,
     NoiseSettings,
     SequentialSolver,
     Solver,
@@ -45,6 +47,12 @@ BRIEF = {"descent": DESCENT, "rounds": 1, "restarts": 1, "detections": 1, "detec
 def _batches_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their size follows the clock, and the last bits of a sum follow their size."""
     monkeypatch.setattr(Batcher, "_learn", lambda self, rate: None)
+
+
+@pytest.fixture(autouse=True)
+def _few_random_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their Gram matrix is what most of a mixture's time would go to."""
+    monkeypatch.setattr(shortlists, "_PROMPTS", 128)
 
 
 # --- what a search receives -----------------------------------------------------------------
@@ -139,6 +147,7 @@ SEARCHES: dict[str, Solver] = {
     "adam": AdamSolver(steps=5, restarts=2, window=4),
     "sequential": SequentialSolver(steps=1, check_every=1, attempts=1, guesses=0),
     "joint": JointSolver(restarts=1, rounds=1, detections=0, descent=AdamSolver(steps=5)),
+    "mixture": MixtureSolver(rounds=1, steps=1, shortlist=5, descent=AdamSolver(steps=5)),
 }
 
 
@@ -270,6 +279,12 @@ def judged(result: Result) -> list[tuple[int, int, int, float]]:
         (AdamSolver(steps=40, project="nearest", window=4), {"mask": "1:", "known": "-2:"}),
         (SequentialSolver(), {"site": "block.2", "known": "1"}),
         (JointSolver(**BRIEF), {"mask": "2:", "known": "-1"}),
+        (MixtureSolver(descent=DESCENT, rounds=2, steps=3, shortlist=8), {"mask": "1:"}),
+        (MixtureSolver(descent=DESCENT, rounds=1, steps=3), {"mask": "2:", "site": "attention.1"}),
+        (
+            MixtureSolver(descent=DESCENT, rounds=1, steps=3, shortlist=4),
+            {"mask": "2:", "site": "block.2", "known": "-1"},
+        ),
     ],
     ids=lambda value: value.kind if hasattr(value, "kind") else "-".join(value.values()),
 )
@@ -280,7 +295,8 @@ def test_with_the_truth_scrambled_a_search_returns_the_same(
     found, again = run(problem, solver, TRUE), run(problem, solver, SCRAMBLED)
     for name in ("top_ids", "loss", "first_loss", "steps", "restart", "evaluations"):
         torch.testing.assert_close(getattr(found, name), getattr(again, name), rtol=0, atol=0)
-    assert (found.curve, found.curve_steps) == (again.curve, again.curve_steps)
+    for name in ("curve", "curve_steps", "path", "stopped"):
+        assert getattr(found, name) == getattr(again, name)
     assert (found.identified is not None) == getattr(solver, "sweep_found", False)
     if found.identified is not None:
         assert judged(found) != judged(again), "what was found is judged by the truth"
@@ -298,7 +314,9 @@ def test_with_the_truth_scrambled_a_sweep_says_something_else(positions: str) ->
 
 
 def test_every_kind_is_either_tried_above_or_no_search() -> None:
-    assert {*SEARCHES, "sweep"} == {"chapter", "adam", "sequential", *SWEEPING}
+    kinds = {one.model_fields["kind"].default for one in get_args(get_args(Solver)[0])}
+    assert {*SEARCHES, "sweep"} == kinds
+    assert {*SWEEPING} <= kinds
 
 
 def test_with_the_truth_scrambled_a_cells_rows_hold_the_same_tokens() -> None:
