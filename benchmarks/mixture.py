@@ -1,0 +1,110 @@
+r"""Hidden leading tokens by `mixture`: how many come back, from how few positions, at what cost.
+
+    OMP_NUM_THREADS=1 python benchmarks/mixture.py RESULTS TEXT docs/evidence/mixture.csv
+
+RESULTS is the results directory of a study with the requested checkpoints `model/blocks`; TEXT a
+file of real prose. A case is `model/blocks:known:hidden+visible:prompts`, with `known` either
+`visible` (the tokens behind the hidden ones are given) or `none`. No truth enters a search: what
+is right is counted afterwards. With `--joint N` that solver searches the first N prompts too.
+Seconds are processor time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from common import write
+from exact import alone_losses, passages, pose
+
+from tokinfo.models.checkpoint import load
+from tokinfo.solvers import joint, mixture
+from tokinfo.solvers.problem import Problem, Result
+from tokinfo.study.solvers import JointSolver, MixtureSolver
+
+CASES = (
+    "smollm2/1:visible:8+8:5",
+    "smollm2/1:visible:16+16:3",
+    "smollm2/1:visible:32+16:2",
+    "smollm2/1:visible:8+1:5",
+    "smollm2/1:visible:16+1:5",
+    "smollm2/1:none:3+5:5",
+    "smollm2/1:none:8+8:5",
+    "smollm2/1:none:4+1:5",
+    "smollm2/1:none:8+1:8",
+    "smollm2-untrained/1:visible:8+8:2",
+    "transformer/1:visible:8+8:5",
+)
+
+
+def searched(
+    name: str, problem: Problem, truth: torch.Tensor, settings: JointSolver | MixtureSolver
+) -> dict[str, object]:
+    """Return what a solver finds of each prompt, one after another, and its processor time."""
+    solver = joint if isinstance(settings, JointSolver) else mixture
+    results: list[Result] = []
+    spent: list[float] = []
+    for row in range(len(truth)):
+        begun = time.process_time()
+        results.append(solver.solve(problem.rows(torch.tensor([row])), settings))
+        spent.append(time.process_time() - begun)
+    ids = problem.layout.padded(torch.cat([result.top_ids[..., 0] for result in results]))
+    hidden = ~problem.layout.visible & problem.layout.scored
+    certified = alone_losses(problem, ids) <= problem.floor
+    hit = ids == truth
+    return {
+        "solver": name,
+        "path": (results[0].path or [None])[0],
+        "prompts": len(truth),
+        "prompts_certified": int(certified.sum()),
+        "prompts_exact": int((hit | ~problem.layout.scored).all(1).sum()),
+        "hidden": int(hidden.sum()),
+        "hidden_found_and_certified": int((hit & hidden & certified[:, None]).sum()),
+        "seconds_median": round(sorted(spent)[len(spent) // 2], 1),
+        "seconds_most": round(max(spent), 1),
+    }
+
+
+def main() -> None:
+    """Run the cases; the table is written anew after each of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--cases", nargs="+", default=CASES)
+    parser.add_argument("--joint", type=int, default=0, help="prompts that `joint` is run on too")
+    options = parser.parse_args()
+    rows: list[dict[str, object]] = []
+    for case in options.cases:
+        cell, known, sizes, count = case.split(":")
+        model, block = cell.rsplit("/", 1)
+        hidden, visible = map(int, sizes.split("+"))
+        checkpoint = load(options.results / "checkpoints" / model / block)
+        prompts = passages(options.text, checkpoint, int(count), hidden + visible)
+        problem, truth = pose(options.results, model, int(block), prompts, f"{hidden}:")
+        if known == "visible":
+            given = torch.where(problem.layout.visible, truth, -1)
+            problem = replace(problem, known=given)
+        facts = {
+            "model": model,
+            "block": block,
+            "known": known,
+            "hidden_leading": hidden,
+            "visible": visible,
+            "vocabulary": problem.decoder.size,
+        }
+        solvers: dict[str, JointSolver | MixtureSolver] = {"mixture": MixtureSolver()}
+        if options.joint:
+            solvers["joint"] = JointSolver(sweep_found=False)
+        for name, settings in solvers.items():
+            few = torch.arange(len(truth) if name == "mixture" else min(options.joint, len(truth)))
+            found = searched(name, problem.rows(few), truth[few], settings)
+            rows.append({**facts, **found})
+            write(options.out, rows)
+
+
+if __name__ == "__main__":
+    main()
