@@ -133,8 +133,8 @@ SolverName = Annotated[
     str | None,
     typer.Option(
         "--solver",
-        help="A solver of the study, or a kind (chapter, adam, sequential, sweep, joint) with "
-        "its default settings.  [default: the study's first of the command's kind]",
+        help="A solver of the study, or a kind (chapter, adam, sequential, sweep, joint, mixture) "
+        "with its default settings.  [default: the study's first of the command's kind]",
         show_default=False,
     ),
 ]
