@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -85,3 +87,18 @@ def tiny_problem(
         seed=seed,
         numbers=torch.arange(len(prompts)),
     )
+
+
+PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6, 8], [5, 3, 5, 8, 9, 7]]
+
+
+def problem_of(family: str = "llama", **settings: Any) -> Problem:
+    """The problem of `PROMPTS`, or of others, in a tiny Llama or a mixer of some form."""
+    if family == "llama":
+        model = tiny_llama(d_model=64)
+        decoder, embedding = model.get_decoder(), model.get_input_embeddings().weight
+    else:
+        decoder = tiny_mixer(family)
+        embedding = decoder.embed_tokens.weight
+    prompts = settings.pop("prompts", PROMPTS)
+    return tiny_problem(decoder, embedding, prompts, **settings)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem, true_ids
+from tests.tiny import PROMPTS, VOCABULARY, problem_of, tiny_llama, tiny_problem, true_ids
 from tokinfo.solvers import adam, joint, sequential, sweep
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.detect import Responses
@@ -21,19 +21,7 @@ from tokinfo.study.solvers import (
     SweepSolver,
 )
 
-PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6, 8], [5, 3, 5, 8, 9, 7]]
 TRUE = true_ids(PROMPTS)
-
-
-def problem_of(family: str = "llama", **settings: object) -> Problem:
-    if family == "llama":
-        model = tiny_llama(d_model=64)
-        decoder, embedding = model.get_decoder(), model.get_input_embeddings().weight
-    else:
-        decoder = tiny_mixer(family)
-        embedding = decoder.embed_tokens.weight
-    prompts = settings.pop("prompts", PROMPTS)
-    return tiny_problem(decoder, embedding, prompts, **settings)
 
 
 @pytest.mark.parametrize("family", ["llama", "flat", "parallel"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem, true_ids
+from tests.tiny import PROMPTS, VOCABULARY, problem_of, true_ids
 from tokinfo.solvers import joint, sequential
 from tokinfo.solvers.problem import Problem
 from tokinfo.solvers.run import run
@@ -22,20 +22,9 @@ from tokinfo.study.solvers import (
     SweepSolver,
 )
 
-PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6, 8], [5, 3, 5, 8, 9, 7]]
 TRUE = true_ids(PROMPTS)
 DESCENT = AdamSolver(steps=20)
 BRIEF = {"descent": DESCENT, "rounds": 1, "restarts": 1, "detections": 1, "detection_rounds": 2}
-
-
-def problem_of(family: str = "llama", **settings: Any) -> Problem:
-    if family == "llama":
-        model = tiny_llama(d_model=64)
-        decoder, embedding = model.get_decoder(), model.get_input_embeddings().weight
-    else:
-        decoder = tiny_mixer(family)
-        embedding = decoder.embed_tokens.weight
-    return tiny_problem(decoder, embedding, PROMPTS, **settings)
 
 
 def misled(problem: Problem) -> Problem:

@@ -13,7 +13,6 @@ from tests.families import tiny
 from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem
 from tokinfo.probe.probe import Probe
 from tokinfo.solvers import adam, mixture, shortlists
-from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.problem import Problem, Result, SolverError
 from tokinfo.study.solvers import AdamSolver, MixtureSolver
 
@@ -22,10 +21,7 @@ BRIEF = MixtureSolver(descent=AdamSolver(steps=5))
 """Descent alone finds next to nothing by then."""
 
 
-@pytest.fixture(autouse=True)
-def _batches_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their size follows the clock, and the last bits of a sum follow their size."""
-    monkeypatch.setattr(Batcher, "_learn", lambda self, rate: None)
+pytestmark = pytest.mark.usefixtures("batches_of_one_size")
 
 
 @pytest.fixture(autouse=True)

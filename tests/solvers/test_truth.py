@@ -17,7 +17,6 @@ from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem, true_id
 from tokinfo.cell import make_rows
 from tokinfo.models.checkpoint import Checkpoint, Facts
 from tokinfo.solvers import shortlists
-from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.decoding import inverse_gram
 from tokinfo.solvers.pose import activations, make_problem
 from tokinfo.solvers.problem import Problem, Result
@@ -43,10 +42,7 @@ DESCENT = AdamSolver(steps=40, window=8)
 BRIEF = {"descent": DESCENT, "rounds": 1, "restarts": 1, "detections": 1, "detection_rounds": 2}
 
 
-@pytest.fixture(autouse=True)
-def _batches_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their size follows the clock, and the last bits of a sum follow their size."""
-    monkeypatch.setattr(Batcher, "_learn", lambda self, rate: None)
+pytestmark = pytest.mark.usefixtures("batches_of_one_size")
 
 
 @pytest.fixture(autouse=True)

@@ -168,6 +168,8 @@ class FirstAttention:
         except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise StructureError(f"{self._name}: its attention cannot be taken apart") from error
         moved = (own[0] - without).abs().max()
+        if not bool(moved > 0):
+            raise StructureError(f"{self._name}: its attention does not act on {probe.site}")
         if not bool((own - written).abs().max() <= _TOLERANCE * moved):
             raise StructureError(f"{self._name}: its attention is no weighted mean of values")
         return attended.shape[-1]

@@ -19,7 +19,7 @@ class Best:
     """The best tokens so far for one prompt, and what they have cost.
 
     Attributes:
-        problem: of a single row.
+        problem: of a single row; its probe is causal.
         length: positions that the model sees.
         visible: the visible ones.
         unknown: hidden positions whose token is sought; one that no visible position sees changes
@@ -49,23 +49,14 @@ class Best:
         ends: float | None,
         proposed: Tensor,
     ) -> None:
-        self.problem, self.settings, self.batcher, self.proposed = (
-            problem,
-            settings,
-            batcher,
-            proposed,
-        )
-        self._ends = ends
+        self.problem, self.settings, self.batcher = problem, settings, batcher
+        self.proposed, self._ends = proposed, ends
         self._lists = proposed[:, :5].clone()
         length = self.length = int(problem.layout.seen[0])
         visible = problem.layout.visible[0, :length].tolist()
         self.given: list[bool] = problem.given[0, :length].tolist()
         self.visible = [p for p in range(length) if visible[p]]
-        self.unknown = [
-            p
-            for p in range(self.visible[-1] if problem.probe.causal else length)
-            if not visible[p] and not self.given[p]
-        ]
+        self.unknown = [p for p in range(self.visible[-1]) if not visible[p] and not self.given[p]]
         self.leading = problem.decoder.ids[: settings.leading]
         self.random = torch.Generator().manual_seed(
             problem.seed * 1_000_003 + int(problem.numbers[0])
@@ -133,11 +124,9 @@ class Best:
     def mend(self) -> None:
         """Mend visible tokens from left to right, as long as all that is visible before matches.
 
-        In a causal model a visible position depends on nothing to its right: where all before it
-        is right, its activations identify its token.
+        A visible position depends on nothing to its right: where all before it is right, its
+        activations identify its token.
         """
-        if not self.problem.probe.causal:
-            return
         ids = self.ids.clone()
         floor = 2 * float(self.problem.floor[0])
         matched = False

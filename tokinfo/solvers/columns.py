@@ -101,8 +101,7 @@ class Columns:
             What the mixtures leave of the equations, as a share of what there is to explain.
         """
         equations = _Equations(self, returned, self.predicted())
-        left = equations.left()
-        gradient = equations.back(left)
+        gradient = equations.back(equations.left(equations.matrix(), torch.cat(self.weights)))
         for n in range(len(self.unknown)):
             promise = equations.promise(n, gradient)
             kept = self.lists[n][self.weights[n] > (_KEPT if self._begun else 1)]
@@ -111,10 +110,11 @@ class Columns:
             self.lists[n] = torch.cat([kept, new])
         self._begun = True
         sizes = [len(columns) for columns in self.lists]
-        found = least_squares(equations.matrix(), equations.target, sizes)
-        self.weights = list(torch.split(found.to(self.table), sizes))
+        matrix = equations.matrix()
+        found = least_squares(matrix, equations.target, sizes).to(self.table)
+        self.weights = list(torch.split(found, sizes))
         self._unit = 1 / self._sums(self.lists, self.weights)[1]
-        return float(equations.left().norm() / equations.target.norm())
+        return float(equations.left(matrix, found).norm() / equations.target.norm())
 
     def best(self) -> Tensor:
         """Return the candidate [unknown] of the largest weight at each position."""
@@ -145,7 +145,7 @@ class Columns:
         for n, (columns, weight) in enumerate(zip(lists, weights, strict=True)):
             share = self._exponentials(n, columns) * weight
             below += share.sum(-1)
-            above += torch.einsum("gjrt,gdt->gjrd", share, self._values(n)[..., columns])
+            above += torch.einsum("gjrt,gdt->gjrd", share, self._values(n, columns))
         return above, below
 
     def _first_unit(self) -> Tensor:
@@ -173,19 +173,24 @@ class Columns:
         """Return the judges' queries [judge, head, d], ``place`` positions earlier."""
         return self.attention.parts(self._embedded, (self._judges - place).clamp_min(0)).queries
 
-    def _tables(self, place: int) -> tuple[Tensor, Tensor]:
-        """Return the keys and values [group, d, candidate] of all candidates at a position."""
+    def _tables(self, place: int, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the keys and values [group, d, candidate] of some or all at a position."""
+        table = self.table if columns is None else self.table[columns]
         parts = [
             self.attention.parts(part, torch.full((len(part),), place, device=part.device))
-            for part in torch.split(self.table, _PART)
+            for part in torch.split(table, _PART)
         ]
         return (
             torch.cat([part.keys for part in parts]).permute(1, 2, 0).contiguous(),
             torch.cat([part.values for part in parts]).permute(1, 2, 0).contiguous(),
         )
 
-    def _values(self, n: int) -> Tensor:
-        return (self._shared or self._tables(self.unknown[n]))[1]
+    def _values(self, n: int, columns: Tensor | None = None) -> Tensor:
+        """Return the values [group, d, candidate] of some or all at an unknown position."""
+        if self._shared is None:
+            return self._tables(self.unknown[n], columns)[1]
+        values = self._shared[1]
+        return values if columns is None else values[..., columns]
 
     def _exponentials(self, n: int, columns: Tensor | None = None) -> Tensor:
         """Return e [group, judge, head, candidate] of some or all; 0 for judges before."""
@@ -193,13 +198,11 @@ class Columns:
         if held is not None:
             return held if columns is None else held[..., columns]
         place = self.unknown[n]
-        if self._shared is not None:
-            keys = self._shared[0]
-            queries = _by_group(self._moved_queries(place), len(keys))
+        if self._shared is None:
+            keys, queries = self._tables(place, columns)[0], self._queries
         else:
-            keys, queries = self._tables(place)[0], self._queries
-        if columns is not None:
-            keys = keys[..., columns]
+            keys = self._shared[0] if columns is None else self._shared[0][..., columns]
+            queries = _by_group(self._moved_queries(place), len(keys))
         groups, judges, heads, width = queries.shape
         scores = torch.bmm(queries.reshape(groups, -1, width), keys).view(groups, judges, heads, -1)
         scores -= self._best[..., None]
@@ -232,16 +235,12 @@ class _Equations:
         """Return the columns [column, equation] of candidates at an unknown position."""
         parts = self.parts
         share = parts._exponentials(n, columns) * self._unit[..., None]
-        away = parts._values(n)[:, None, None][..., columns] - self._values[..., None]
+        away = parts._values(n, columns)[:, None, None] - self._values[..., None]
         return self._read(share[..., None, :] * away)
 
-    def left(self) -> Tensor:
-        """Return what the mixtures leave of the target [equation]."""
-        parts = zip(self.parts.lists, self.parts.weights, strict=True)
-        explained = [
-            weights @ self.columns(n, columns) for n, (columns, weights) in enumerate(parts)
-        ]
-        return self.target - torch.stack(explained).sum(0)
+    def left(self, matrix: Tensor, weights: Tensor) -> Tensor:
+        """Return what columns [equation, column] of some weights leave of the target [equation]."""
+        return self.target - matrix @ weights
 
     def matrix(self) -> Tensor:
         """Return all listed columns [equation, column]."""

@@ -64,7 +64,15 @@ def search(best: Best, attention: FirstAttention) -> None:
     """
     if best.certified or not best.unknown or best.late():
         return
+    descended = best.ids
     _read(best, attention)
+    _search(best, attention)
+    # Tokens that were read may be further from the target than those that descent proposes.
+    best.keep(descended)
+
+
+def _search(best: Best, attention: FirstAttention) -> None:
+    """Mix tokens, and doubt one visible token more each time that the mixtures rest."""
     unknown, trusted = list(best.unknown), list(best.visible)
     while unknown and trusted and best.unknown[0] < trusted[-1]:
         judges = [place for place in trusted if place > best.unknown[0]]

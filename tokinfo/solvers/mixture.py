@@ -10,8 +10,8 @@ Two searches follow, and each prompt's result names the one that was used:
 
 ``convex``: behind the first block, where what attention returned can be read off the activations
 and is linear in the probabilities (`tokinfo.solvers.convex`);
-``descent``: behind any other site, by gradient descent on mixtures of shortlists that the gradient
-itself makes (`tokinfo.solvers.shortlists`).
+``descent``: behind any other site, by gradient descent on mixtures of shortlists that detection
+and the gradient make (`tokinfo.solvers.shortlists`).
 """
 
 from __future__ import annotations

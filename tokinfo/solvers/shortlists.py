@@ -53,7 +53,7 @@ def search(best: Best) -> None:
         return
     every = best.problem.decoder.ids
     for tokens in (best.leading, every) if len(best.leading) < len(every) else (every,):
-        for near in (1, None):
+        for near in (1, None) if len(best.visible) > 1 else (None,):
             _mixed(_Mixtures(best, _detected(best, tokens, near)), best, tokens)
             if best.certified or best.late():
                 return
