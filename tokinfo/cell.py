@@ -83,7 +83,7 @@ def run_cell(
     try:
         if passages is not None:
             settings = settings.model_copy(update={"prompts": tuple(read_passages(passages))})
-        prompts = list(settings.prompts)
+        prompts = settings.prompts
         other, more = None, {}
         if target is not None:
             # Before the cell's model is loaded: memory need not hold both.
@@ -151,16 +151,20 @@ def make_rows(
     }
     rows: list[dict[str, Any]] = []
     tops = result.top_ids.tolist()
-    for number, prompt in enumerate(settings.prompts):
+    for number, prompt in enumerate(model.read(settings.prompts)):
         length = int(layout.lengths[number])
         true = truth[number, :length].tolist()
         found = found_ids[number, :length].tolist()
         unordered = found_unordered(found, true)
         first = float(result.first_loss[number])
         curve = None if result.curve is None else result.curve[number]
+        roles: dict[int, str] = {}
+        for role, held in prompt.spans.items():
+            # A token that holds something of two roles is the first one's.
+            roles = dict.fromkeys(held, role) | roles
         of_prompt = {
             "prompt_id": number,
-            "prompt": prompt,
+            "prompt": prompt.text,
             "loss": float(result.loss[number]),
             "first_loss": None if math.isnan(first) else first,
             "found_loss": residual[number],
@@ -189,6 +193,7 @@ def make_rows(
                 | {
                     "position": position,
                     "visible": bool(layout.visible[number, position]),
+                    "role": roles.get(position),
                     "given": bool(problem.given[number, position]),
                     "true_id": true[position],
                     "true_token": model.tokenizer.decode([true[position]]),

@@ -17,7 +17,6 @@ from tests import REPOSITORY
 from tokinfo.models.build import new_model
 from tokinfo.models.checkpoint import digest, load, save_model
 from tokinfo.models.preparing import prepare
-from tokinfo.probe.batch import encode
 from tokinfo.study.sources import MixerSource, Model, TransformerSource
 from tokinfo.text.tokenizer import load_tokenizer, train_tokenizer
 
@@ -71,7 +70,7 @@ def test_prompts_get_the_tokenizers_special_tokens_or_not(
     for facts, expected in (({}, [0, *bare]), ({"special_tokens": False}, bare)):
         out = tmp_path / str(len(facts))
         prepare(origin, Model(source="s"), 1, out, facts={"source": "s", **facts})
-        assert encode(load(out).tokenizer, ["a sentence"]) == [expected]
+        assert [one.ids for one in load(out).read(["a sentence"])] == [expected]
 
 
 @each_family

@@ -37,6 +37,13 @@ def test_known_positions_are_none_the_visible_ones_or_a_slice_of_the_prompt() ->
     assert found == [[], [1, 2], [3, 4], [4], []]
 
 
+def test_visible_tokens_of_a_chat_are_known_and_what_is_hidden_is_left() -> None:
+    known, mask, spans = Known("visible"), Mask("hide=system"), {"system": [1, 2], "user": [4]}
+    assert known.positions(mask, 6, 8, spans) == [0, 3, 4, 5]
+    assert known.left(mask, 6, 8, spans) == 2
+    assert Known("1:").left(mask, 6, 8, spans) == 0
+
+
 def test_pads_are_never_known() -> None:
     found = [Known(text).positions(Mask("-2:"), 3, 4) for text in ("visible", ":", "-1")]
     assert found == [[2], [0, 1, 2], [2]]
@@ -52,7 +59,12 @@ def test_slug_is_one_to_one_and_safe_in_a_file_name(first: str, second: str) -> 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("all", "none, visible, or a Python slice"), ("", "none, visible"), ("::0", "the step must")],
+    [
+        ("all", "none, visible, or a Python slice"),
+        ("", "none, visible"),
+        ("hide=user", "none, visible"),
+        ("::0", "the step must"),
+    ],
 )
 def test_what_is_no_choice_is_refused_with_what_is_allowed(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=f"known '{text}': .*{reason}"):

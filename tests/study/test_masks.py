@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokinfo.study.masks import Mask
+from tokinfo.study.prompts import ROLES
 
 number = st.integers(-30, 30).map(str)
 optional = st.one_of(st.just(""), number)
@@ -36,7 +37,32 @@ def test_count_is_the_number_of_visible_positions(text: str, length: int) -> Non
     assert Mask(text).count(length) == len(Mask(text).visible(length))
 
 
-@given(texts, texts)
+hidden = st.lists(st.sampled_from(ROLES), min_size=1).map(lambda roles: f"hide={','.join(roles)}")
+
+
+@given(hidden, st.dictionaries(st.sampled_from(ROLES), st.sets(st.integers(0, 9))))
+def test_a_mask_of_roles_leaves_all_but_their_contents(
+    text: str, spans: dict[str, set[int]]
+) -> None:
+    mask, roles = Mask(text), text.removeprefix("hide=").split(",")
+    assert (set(mask.roles), mask.hides, mask.leading) == (set(roles), True, None)
+    given = {role: sorted(held) for role, held in spans.items()}
+    if set(roles) <= set(spans):
+        away = set().union(*(spans[role] for role in roles))
+        assert mask.visible(10, given) == sorted(set(range(10)) - away)
+        assert mask.count(10, given) == 10 - len(away)
+    else:
+        with pytest.raises(ValueError, match="there is no message of role"):
+            mask.visible(10, given)
+
+
+@pytest.mark.parametrize("text", ["hide=user, system", " hide=system,user,user "])
+def test_roles_are_written_once_and_in_one_order(text: str) -> None:
+    assert Mask(text).text == "hide=system,user"
+    assert Mask(text).slug == "hide-system-user"
+
+
+@given(texts | hidden, texts | hidden)
 def test_slug_is_one_to_one_and_safe_in_a_file_name(first: str, second: str) -> None:
     one, two = Mask(first), Mask(second)
     assert (one.slug == two.slug) == (one == two)
@@ -63,7 +89,22 @@ def test_a_mask_with_a_limit_is_meant_to_hide_even_where_it_reaches_nothing(text
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "1-2", "1:2:3:4", "::0", "::-1", "1.5", "one:", "[1:]", "1:\n2 3", "+1"]
+    "text",
+    [
+        "",
+        "a",
+        "1-2",
+        "1:2:3:4",
+        "::0",
+        "::-1",
+        "1.5",
+        "one:",
+        "[1:]",
+        "1:\n2 3",
+        "+1",
+        "hide=",
+        "hide=me",
+    ],
 )
 def test_what_is_no_slice_is_refused_with_what_is_allowed(text: str) -> None:
     with pytest.raises(ValueError, match=r"mask .*(allowed|must be)"):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.chat_templates import CHATML, GEMMA, write_chat_model
 from tokinfo.text.promptcheck import PromptError, check_prompts
 from tokinfo.text.tokenizer import train_tokenizer
 
@@ -20,7 +21,10 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "bytes"
 
 
-def settings(texts: list[str], *uses: tuple[str, ...], n_ctx: int = 8) -> dict[str, Any]:
+BARE = "{% for message in messages %}{{ message.content }}{% endfor %}"
+
+
+def settings(texts: list[Any], *uses: tuple[str, ...], n_ctx: int = 8) -> dict[str, Any]:
     return {
         "n_ctx": n_ctx,
         "prompts": {"p": texts},
@@ -76,6 +80,44 @@ def test_what_is_wrong_is_named(
         check_prompts(tokenizer, out, **arguments)
     assert message in str(failed.value)
     assert not out.exists()
+
+
+CHAT = [{"role": "system", "content": "ab"}, {"role": "user", "content": "c"}]
+
+
+@pytest.mark.parametrize(
+    ("template", "uses", "n_ctx", "message"),
+    [
+        (None, [("1:", "none")], 99, "prompts.p[0] = [{"),
+        (None, [("1:", "none")], 99, "the model has no chat template"),
+        (GEMMA, [("1:", "none")], 99, "System role not supported"),
+        (CHATML, [("1:", "none")], 9, "tokens, more than n_ctx = 9"),
+        (CHATML, [("hide=user", "none", ":")], 99, "known ':' under mask 'hide=user' leaves noth"),
+        (BARE, [("hide=system,user", "none")], 99, "'hide=system,user' leaves no visible position"),
+    ],
+)
+def test_a_chat_that_cannot_be_used_is_named(
+    tmp_path: Path,
+    template: str | None,
+    uses: list[tuple[str, ...]],
+    n_ctx: int,
+    message: str,
+) -> None:
+    write_chat_model(tmp_path / "model", template)
+    with pytest.raises(PromptError) as failed:
+        check_prompts(
+            tmp_path / "model", tmp_path / "p.json", **settings([CHAT], *uses, n_ctx=n_ctx)
+        )
+    assert message in str(failed.value)
+    assert "\n" not in str(failed.value)
+
+
+def test_a_chat_is_counted_with_what_its_template_writes(tmp_path: Path) -> None:
+    write_chat_model(tmp_path / "model", BARE)
+    uses = [("hide=system", "none", "visible"), ("hide=user", "none", "0")]
+    check_prompts(tmp_path / "model", tmp_path / "p.json", **settings([CHAT, "ab"], *uses[:0]))
+    assert json.loads((tmp_path / "p.json").read_text()) == {"p": [3, 3]}
+    check_prompts(tmp_path / "model", tmp_path / "p.json", **settings([CHAT], *uses))
 
 
 def test_one_message_names_all_mistakes(tokenizer: Path, tmp_path: Path) -> None:

@@ -1,16 +1,36 @@
-"""Reading a ``tokenizer.json``; the library is imported only where one is read."""
+"""Reading a ``tokenizer.json``, and prompts by it; the library is imported only where one is read.
+
+A prompt is a text or a chat, which is a list of messages.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from tokinfo.io.chats import ChatTemplate, Message
 from tokinfo.io.damaged import reading
+from tokinfo.io.errors import InvalidError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+class Reading(NamedTuple):
+    """A prompt as a model reads it.
+
+    Attributes:
+        text: the prompt; of a chat, what the chat template makes of it.
+        ids: its tokens.
+        spans: of a chat, the positions of the tokens that hold something of the contents of each
+            role's messages; of a text, nothing.
+    """
+
+    text: str
+    ids: list[int]
+    spans: Mapping[str, Sequence[int]]
 
 
 def read_tokenizer(tokenizer: Path) -> Tokenizer:
@@ -40,16 +60,43 @@ def vocabulary(tokenizer: Path) -> int | None:
         return None
 
 
-def count_tokens(
-    tokenizer: Path, prompts: Sequence[str], *, special_tokens: bool = True
-) -> list[int]:
-    """Return the exact number of tokens of each prompt.
+def read_prompt(
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    prompt: str | Sequence[Message],
+    *,
+    special_tokens: bool = True,
+) -> Reading:
+    """Return a prompt's tokens, and where in them a chat's contents are.
 
     Args:
-        tokenizer: a ``tokenizer.json``.
-        prompts: texts.
-        special_tokens: add the tokenizer's special tokens.
+        tokenizer: the model's.
+        template: the model's chat template, where it has one.
+        prompt: a text, or the messages of a chat.
+        special_tokens: add the tokenizer's special tokens to a text. To a chat nothing is added:
+            its template writes them.
+
+    Raises:
+        InvalidError: the prompt is a chat, and there is no template or it does not suit.
     """
-    loaded = read_tokenizer(tokenizer)
-    encoded = loaded.encode_batch(list(prompts), add_special_tokens=special_tokens)
-    return [len(encoding.ids) for encoding in encoded]
+    if isinstance(prompt, str):
+        return Reading(prompt, tokenizer.encode(prompt, add_special_tokens=special_tokens).ids, {})
+    if template is None:
+        raise InvalidError("is a list of messages, and the model has no chat template")
+    rendered = template.render(prompt)
+    # A byte-level post-processor takes the white space out of a token's offsets.
+    processor, tokenizer.post_processor = tokenizer.post_processor, None
+    try:
+        encoded = tokenizer.encode(rendered.text, add_special_tokens=False)
+    finally:
+        tokenizer.post_processor = processor
+    spans: dict[str, set[int]] = {}
+    for role, first, last in rendered.spans:
+        held = spans.setdefault(role, set())
+        held.update(
+            position
+            for position, (start, end) in enumerate(encoded.offsets)
+            # A token of no characters, such as a space put in, is of the content that it touches.
+            if (start < last and first < end) or (start == end and first <= start <= last)
+        )
+    return Reading(rendered.text, encoded.ids, {role: sorted(held) for role, held in spans.items()})

@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +26,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tokinfo.io.chats import ChatTemplate, read_template
 from tokinfo.io.damaged import reading
 from tokinfo.io.errors import InvalidError
+from tokinfo.io.tokenizers import Reading, read_prompt
 from tokinfo.models import placement, remote_code
 from tokinfo.models.bitsandbytes import import_bitsandbytes, mend_bitsandbytes
 from tokinfo.models.mixer import MODEL_TYPE, MixerSpec, MixerStack
 from tokinfo.study.fields import ComputeDtype, Quantization, State
+from tokinfo.study.prompts import Prompt, written
 from tokinfo.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -81,11 +84,22 @@ class Checkpoint:
     tokenizer: tokenizers.Tokenizer
     pad_id: int
     facts: Facts
+    template: ChatTemplate | None = None
 
     @property
     def dtype(self) -> torch.dtype:
         """What the decoder computes in, and wants ``inputs_embeds`` in."""
         return DTYPES[self.facts.dtype]
+
+    def read(self, prompts: Sequence[Prompt]) -> list[Reading]:
+        """Return prompts as the model reads them; raises InvalidError where it cannot."""
+        found = []
+        for number, prompt in enumerate(prompts):
+            try:
+                found.append(read_prompt(self.tokenizer, self.template, written(prompt)))
+            except InvalidError as error:
+                raise InvalidError(f"prompt {number}: {error}") from None
+        return found
 
 
 # --- full models ---------------------------------------------------------------------------
@@ -251,6 +265,7 @@ def load(directory: Path, device: str = "cpu") -> Checkpoint:
         tokenizer=tokenizer,
         pad_id=facts.pad_id,
         facts=facts,
+        template=read_template(directory),
     )
 
 

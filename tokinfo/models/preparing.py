@@ -15,6 +15,7 @@ import tokenizers
 from pydantic import Field
 
 from tokinfo.io.atomic import new_directory
+from tokinfo.io.chats import TEMPLATE
 from tokinfo.io.errors import InvalidError
 from tokinfo.models import remote_code
 from tokinfo.models.checkpoint import FACTS, Facts, digest, family, read_config, shorter
@@ -121,7 +122,7 @@ def prepare(
                 "%s: %s leaves these in %s: %s",
                 *(out.name, model.quantization, model.activations, ", ".join(unquantised)),
             )
-        for name in ("tokenizer.json", "tokenizer_config.json"):
+        for name in ("tokenizer.json", "tokenizer_config.json", TEMPLATE):
             if (words / name).is_file():
                 shutil.copyfile(words / name, directory / name)
         remote_code.copy_code(words, directory)

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from tokinfo.io.errors import InvalidError
-from tokinfo.study.masks import Mask
+from tokinfo.study.masks import Mask, Spans
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -80,13 +78,13 @@ class Batch:
         return Batch(self.ids[index], self.layout.rows(index))
 
 
-def encode(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
-    """Return each prompt's token ids, special tokens as the tokenizer itself adds them."""
-    return [encoding.ids for encoding in tokenizer.encode_batch(list(prompts))]
-
-
 def make_batch(
-    token_ids: Sequence[Sequence[int]], mask: Mask, *, pad_id: int, pad_to: int | None = None
+    token_ids: Sequence[Sequence[int]],
+    mask: Mask,
+    *,
+    pad_id: int,
+    pad_to: int | None = None,
+    spans: Sequence[Spans] | None = None,
 ) -> Batch:
     """Pad prompts to one length and mark what is visible.
 
@@ -94,10 +92,11 @@ def make_batch(
     artefact of batching: never visible, never scored. With ``pad_to`` (the published
     arrangement) the prompt is a sequence of that length, pads included: the mask applies to
     all of it, so trailing pads are visible where it includes them; only the prompt's own
-    positions are scored.
+    positions are scored. A mask of roles needs ``spans``, one for each prompt.
 
     Raises:
-        ValueError: a prompt is empty, longer than ``pad_to``, or has no visible position.
+        ValueError: a prompt is empty, longer than ``pad_to``, has no visible position, or lacks a
+            role that the mask hides.
     """
     lengths = [len(ids) for ids in token_ids]
     width = pad_to if pad_to is not None else max(lengths)
@@ -107,7 +106,8 @@ def make_batch(
         if not 0 < length <= width:
             raise InvalidError(f"prompt {row}: {length} tokens, allowed: 1 to {width}")
         ids[row, :length] = torch.tensor(tokens)
-        positions = mask.visible(width if pad_to is not None else length)
+        of = None if spans is None else spans[row]
+        positions = mask.visible(width if pad_to is not None else length, of)
         if not positions:
             raise InvalidError(
                 f"prompt {row}: mask {mask.text!r} leaves none of {length} positions visible"

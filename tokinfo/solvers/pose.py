@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from tokinfo.io.errors import InvalidError
 from tokinfo.models.checkpoint import Checkpoint
-from tokinfo.probe.batch import Batch, Layout, encode, make_batch
+from tokinfo.probe.batch import Batch, Layout, make_batch
 from tokinfo.probe.metrics import distance
 from tokinfo.probe.noise import alone, floor
 from tokinfo.probe.probe import Probe
@@ -15,6 +17,8 @@ from tokinfo.solvers.decoding import Decoder
 from tokinfo.solvers.problem import Problem
 from tokinfo.study import targets
 from tokinfo.study.cell import Cell
+from tokinfo.study.known import VISIBLE
+from tokinfo.study.prompts import Prompt
 from tokinfo.study.solvers import MetricWeights, Solver
 
 Activations = tuple[Batch, Tensor]
@@ -27,7 +31,7 @@ def make_problem(
     cell: Cell,
     solver: Solver,
     weights: MetricWeights,
-    prompts: list[str],
+    prompts: Sequence[Prompt],
     *,
     other: Activations | None = None,
     prior: Tensor | None = None,
@@ -44,7 +48,7 @@ def make_problem(
         cell: the cell.
         solver: settings of its solver.
         weights: weights of ``l1+cosine``.
-        prompts: texts.
+        prompts: texts and chats.
         other: `activations` of the same prompts in the model that the cell's target names.
         prior: float64 [V], probability of each token before anything is seen.
 
@@ -56,7 +60,7 @@ def make_problem(
     embedding = checkpoint.embedding
     restricted = solver.decode.restricted_to
     candidates = (
-        torch.tensor(sorted(set(encode(checkpoint.tokenizer, [restricted])[0])))
+        torch.tensor(sorted(set(checkpoint.tokenizer.encode(restricted).ids)))
         if restricted
         else None
     )
@@ -105,15 +109,18 @@ def make_probe(checkpoint: Checkpoint, cell: Cell) -> Probe:
     )
 
 
-def activations(checkpoint: Checkpoint, cell: Cell, prompts: list[str]) -> Activations:
+def activations(checkpoint: Checkpoint, cell: Cell, prompts: Sequence[Prompt]) -> Activations:
     """Return what a model makes of a cell's prompts, on the model's device.
 
     Raises:
-        ValueError: a prompt does not suit the mask or the model's number of positions.
+        ValueError: a prompt does not suit the mask, the model's number of positions or its chat
+            template.
     """
+    read = checkpoint.read(prompts)
     batch = make_batch(
-        encode(checkpoint.tokenizer, prompts),
+        [one.ids for one in read],
         cell.mask,
+        spans=[one.spans for one in read],
         pad_id=checkpoint.pad_id,
         pad_to=checkpoint.facts.n_ctx if cell.padding == "n_ctx" else None,
     )
@@ -124,12 +131,12 @@ def activations(checkpoint: Checkpoint, cell: Cell, prompts: list[str]) -> Activ
 
 def known_tokens(cell: Cell, batch: Batch) -> Tensor:
     """Return the tokens [row, position] that a cell gives; -1 where it gives none, as at pads."""
-    known = torch.full_like(batch.ids, -1)
-    sizes = zip(batch.layout.lengths.tolist(), batch.layout.seen.tolist(), strict=True)
-    for row, (length, seen) in enumerate(sizes):
-        given = cell.known.positions(cell.mask, length, seen)
-        known[row, given] = batch.ids[row, given]
-    return known
+    given = batch.layout.visible & batch.layout.scored
+    if cell.known.text != VISIBLE:
+        given = torch.zeros_like(given)
+        for row, length in enumerate(batch.layout.lengths.tolist()):
+            given[row, cell.known.positions(cell.mask, length)] = True
+    return torch.where(given, batch.ids, -1)
 
 
 def shuffled(target: Tensor, layout: Layout) -> Tensor:

@@ -7,6 +7,7 @@ from pydantic import Field, JsonValue
 from tokinfo.study.fields import MetricName, Padding, Parametrisation, Quantization, State, Strict
 from tokinfo.study.known import NONE, Known
 from tokinfo.study.masks import Mask
+from tokinfo.study.prompts import Prompt
 from tokinfo.study.sites import Site
 from tokinfo.study.solvers import MetricWeights, Solver
 from tokinfo.study.targets import OWN, other_model, slug
@@ -81,7 +82,7 @@ class CellSettings(Strict):
     cell: Cell
     solver: Solver
     metric_weights: MetricWeights = Field(default_factory=lambda: MetricWeights())
-    prompts: tuple[str, ...] = Field((), description="Texts; empty where they come in a file.")
+    prompts: tuple[Prompt, ...] = Field((), description="Empty where they come in a file.")
     source: str = Field(description="Name of the source of the cell's model.")
     state: State
     quantization: Quantization

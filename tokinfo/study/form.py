@@ -31,7 +31,7 @@ _MESSAGES = {
 def path_of(error: ErrorDetails, raw: Mapping[str, Any]) -> Keys:
     """Return the keys that lead to an error, without what pydantic adds to them.
 
-    That is the tag of a discriminated union after the entry's name, and `[key]` for a key.
+    That is the tag of a union after the entry's name or a prompt's index, and `[key]` for a key.
     """
     path = list(error["loc"])
     if path[-1] == "[key]":
@@ -40,6 +40,8 @@ def path_of(error: ErrorDetails, raw: Mapping[str, Any]) -> Keys:
         entry = value_at(raw, tuple(path[:2]))
         if isinstance(entry, Mapping) and entry.get("kind") == path[2]:
             del path[2]
+    if len(path) > 3 and "oneOf" in _node(path[:3]):
+        del path[3]
     return tuple(path)
 
 
@@ -90,7 +92,8 @@ def _node(loc: Iterable[str | int]) -> dict[str, Any]:
     for part in loc:
         if "oneOf" in node:
             reference = node.get("discriminator", {}).get("mapping", {}).get(part)
-            node = {"$ref": reference} if reference else {}
+            typed = (one for one in node["oneOf"] if one.get("type") == part)
+            node = {"$ref": reference} if reference else next(typed, {})
         elif isinstance(part, int):
             node = node.get("items", {})
         elif part in node.get("properties", {}):

@@ -49,7 +49,10 @@ class Grid(Strict):
         description="`embedding`, `attention.K`, `mlp.K`, `block.K` (1-based) or `.last`.",
     )
     masks: list[Annotated[str, _MASK]] = Field(
-        min_length=1, description="Python slices over positions that stay visible."
+        min_length=1,
+        description="Python slices over positions that stay visible; or `hide=ROLE` or "
+        "`hide=ROLE,ROLE`, which hides the contents of these roles' messages in chats and leaves "
+        "all else visible.",
     )
     metrics: list[MetricName] = Field(["l1"], min_length=1, description="Distances.")
     parametrisations: list[Parametrisation] = Field(

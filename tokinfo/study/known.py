@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokinfo.io.errors import InvalidError
 from tokinfo.study import masks
-from tokinfo.study.masks import Mask
+from tokinfo.study.masks import Mask, Spans
 from tokinfo.study.written import Written
 
 NONE, VISIBLE = "none", "visible"
-ALLOWED = f"none, visible, or {masks.ALLOWED}"
+ALLOWED = f"none, visible, or {masks.SLICES}"
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Known(Written):
         text = self.text.strip()
         if text not in (NONE, VISIBLE):
             try:
-                text = Mask(text).text
+                if (mask := Mask(text)).roles:
+                    raise InvalidError(f"mask {text!r}: allowed: {masks.ALLOWED}")
+                text = mask.text
             except InvalidError as error:
                 message = str(error).replace("mask", "known", 1)
                 raise InvalidError(message.replace(masks.ALLOWED, ALLOWED)) from None
@@ -55,7 +58,9 @@ class Known(Written):
         """
         return self.text if self.text in (NONE, VISIBLE) else Mask(self.text).slug
 
-    def positions(self, mask: Mask, length: int, seen: int | None = None) -> list[int]:
+    def positions(
+        self, mask: Mask, length: int, seen: int | None = None, spans: Spans | None = None
+    ) -> list[int]:
         """Return the known positions of a prompt, in order.
 
         Args:
@@ -63,14 +68,19 @@ class Known(Written):
             length: tokens of the prompt.
             seen: positions that the model sees, to which the mask applies; more than ``length``
                 where the prompt is padded on purpose. None: ``length``.
+            spans: of a chat, the positions of each role's contents, for a mask of roles.
         """
-        return list(self._range(mask, length, seen))
+        return list(self._known(mask, length, seen, spans))
 
-    def count(self, mask: Mask, length: int, seen: int | None = None) -> int:
+    def count(
+        self, mask: Mask, length: int, seen: int | None = None, spans: Spans | None = None
+    ) -> int:
         """Return how many positions of a prompt are known; arguments as `positions` takes them."""
-        return len(self._range(mask, length, seen))
+        return len(self._known(mask, length, seen, spans))
 
-    def left(self, mask: Mask, length: int, seen: int | None = None) -> int:
+    def left(
+        self, mask: Mask, length: int, seen: int | None = None, spans: Spans | None = None
+    ) -> int:
         """Return how many tokens in question are left to find.
 
         In question are a prompt's hidden tokens, or all of them where the mask is to hide none.
@@ -81,26 +91,30 @@ class Known(Written):
         >>> Known("1:").left(Mask(":"), 4), Known("visible").left(Mask(":"), 4)
         (1, 0)
         """
-        known = self._range(mask, length, seen)
+        known = self._known(mask, length, seen, spans)
         if not mask.hides:
             return length - len(known)
-        visible = _below(mask.positions(length if seen is None else seen), length)
+        visible = _below(mask.positions(length if seen is None else seen, spans), length)
         return length - len(visible) - len(known) + _shared(visible, known)
 
-    def _range(self, mask: Mask, length: int, seen: int | None) -> range:
+    def _known(
+        self, mask: Mask, length: int, seen: int | None, spans: Spans | None
+    ) -> Sequence[int]:
         if self.text == NONE:
             return range(0)
         if self.text == VISIBLE:
-            return _below(mask.positions(length if seen is None else seen), length)
+            return _below(mask.positions(length if seen is None else seen, spans), length)
         return Mask(self.text).positions(length)
 
 
-def _below(positions: range, end: int) -> range:
+def _below(positions: Sequence[int], end: int) -> Sequence[int]:
+    if not isinstance(positions, range):
+        return [position for position in positions if position < end]
     return range(positions.start, min(positions.stop, end), positions.step)
 
 
-def _shared(one: range, other: range) -> int:
-    """Return how many numbers two ascending ranges share, at once where their steps are 1."""
-    if one.step == other.step == 1:
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many positions two have in common, at once for ranges of step 1."""
+    if isinstance(one, range) and isinstance(other, range) and one.step == other.step == 1:
         return max(0, min(one.stop, other.stop) - max(one.start, other.start))
-    return sum(number in other for number in one)
+    return len(set(one).intersection(other))

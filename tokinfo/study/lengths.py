@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tokinfo.study.known import NONE, Known
-from tokinfo.study.masks import Mask
+from tokinfo.study.masks import Mask, Spans
+from tokinfo.study.prompts import Prompt, contents
 
 # A tokenizer that comes with a model may begin with a special token, end with another and put
 # a space before the text.
@@ -24,19 +25,23 @@ Use = tuple[str, str, str, str]
 """A combination that is probed: prompt set, mask, padding and known positions."""
 
 
-def bounds(prompt: str, *, pretrained: bool) -> Bounds:
+def bounds(prompt: Prompt, *, pretrained: bool) -> Bounds:
     """Return the fewest and the most tokens a prompt can have, without a tokenizer.
 
     Fewest: one for each run of characters between white space. Byte-level BPE cuts the text
     into pieces before it merges; in every pattern in use white space only ever begins a
     piece, so no token reaches from one word into the next. Most: one for each UTF-8 byte,
     the smallest piece there is; merges only make fewer. A ``pretrained`` tokenizer may add
-    `EXTRA_TOKENS`.
+    `EXTRA_TOKENS`. A chat has whatever its template writes beside the contents, which may join
+    the last word of one to the first of the next.
 
     >>> bounds("The sky is blue.", pretrained=False)
     (4, 16)
     """
-    words = len([word for word in re.split(r"[ \t\n\r]+", prompt) if word])
+    said = contents(prompt)
+    words = sum(1 for text in said for word in re.split(r"[ \t\n\r]+", text) if word)
+    if not isinstance(prompt, str):
+        return max(words + 1 - len(said), 1), UNREAD[1]
     most = len(prompt.encode()) + (EXTRA_TOKENS if pretrained else 0)
     return max(words, 1), max(most, 1)
 
@@ -78,6 +83,7 @@ def findings(
     tokens: Mapping[str, Sequence[Bounds]],
     uses: Iterable[Use],
     n_ctx: int,
+    spans: Mapping[str, Sequence[Spans]] | None = None,
 ) -> Iterator[Finding]:
     """Yield what is certainly wrong, whatever the lengths are within their bounds.
 
@@ -86,7 +92,15 @@ def findings(
         uses: every combination that is probed.
         n_ctx: most positions of the model. A prompt padded to n_ctx is a sequence of that
             length, and its mask applies to all of it.
+        spans: of every prompt, the positions of each role's contents, by the name of its set; what
+            a mask of roles leaves is certain only with them.
     """
+
+    def held(mask: Mask, name: str, index: int) -> Spans | None:
+        if not mask.roles:
+            return {}
+        return spans[name][index] if spans is not None else None
+
     combinations = list(dict.fromkeys(uses))
     for name in dict.fromkeys(name for name, *_ in combinations):
         for index, (low, high) in enumerate(tokens.get(name, ())):
@@ -98,12 +112,14 @@ def findings(
     for name, text, padding in dict.fromkeys((name, *use) for name, *use, _ in combinations):
         mask = Mask(text)
         for index, (low, high), lengths in _possible(tokens.get(name, ()), n_ctx):
+            if (of := held(mask, name, index)) is None:
+                continue
             if padding == "n_ctx":
                 lengths = range(n_ctx, n_ctx + 1)
             fault: Fault | None = None
-            if all(mask.count(length) == 0 for length in lengths):
+            if all(mask.count(length, of) == 0 for length in lengths):
                 fault = "blind"
-            elif mask.hides and all(mask.count(n) == n for n in lengths):
+            elif mask.hides and all(mask.count(n, of) == n for n in lengths):
                 fault = "open"
             if fault is not None:
                 unsuited.add((name, text, padding, index))
@@ -113,11 +129,13 @@ def findings(
         for index, (low, high), lengths in _possible(tokens.get(name, ()), n_ctx):
             if known.text == NONE or (name, text, padding, index) in unsuited:
                 continue
+            if (of := held(mask, name, index)) is None:
+                continue
             seen = n_ctx if padding == "n_ctx" else None
             fault = None
-            if all(known.count(mask, length, seen) == 0 for length in lengths):
+            if all(known.count(mask, length, seen, of) == 0 for length in lengths):
                 fault = "idle"
-            elif all(known.left(mask, length, seen) == 0 for length in lengths):
+            elif all(known.left(mask, length, seen, of) == 0 for length in lengths):
                 fault = "solved"
             if fault is not None:
                 yield Finding(fault, name, index, mask.text, (low, high), known.text)

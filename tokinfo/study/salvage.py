@@ -14,8 +14,10 @@ from tokinfo.study.fields import FORM_ALONE
 from tokinfo.study.files import value_at
 from tokinfo.study.grid import Grid
 from tokinfo.study.mistakes import Keys
+from tokinfo.study.prompts import Chat, Prompt
 from tokinfo.study.study import Study
 
+_CHAT: TypeAdapter[Chat] = TypeAdapter(Chat)
 Errors = Sequence[tuple[Keys, ErrorDetails]]
 """Errors of form, each with the keys that lead to it."""
 
@@ -47,7 +49,7 @@ def salvage(raw: Mapping[str, Any], errors: Errors) -> Draft:
         one: TypeAdapter[Any] = TypeAdapter(get_args(info.annotation)[1])
         for key, entry in entries.items():
             if name == "prompts" and isinstance(entry, list):
-                values[name][str(key)] = [_text(p) if isinstance(p, str) else "" for p in entry]
+                values[name][str(key)] = list(map(_prompt, entry))
                 continue
             here = [(path, error) for path, error in errors if path[:2] == (name, key)]
             found, changed = _entry(one, entry, here)
@@ -92,6 +94,14 @@ def _grids(raw: object) -> Iterator[Grid]:
                 kept = name in ("residual", "causal", "seeds")
                 axes[name] = [value if kept else _text(value) for value in given]
         yield Grid.model_construct(**axes)
+
+
+def _prompt(value: object) -> Prompt:
+    """Return a prompt, blank where it cannot be read."""
+    try:
+        return _text(value) if isinstance(value, str) else _CHAT.validate_python(value)
+    except ValidationError:
+        return ""
 
 
 def _text(value: object) -> str:

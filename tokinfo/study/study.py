@@ -15,9 +15,9 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from tokinfo.study.cell import Cell
 from tokinfo.study.claims import Claim, load_claims
@@ -25,6 +25,7 @@ from tokinfo.study.fields import Integer, Name, Padding, Parametrisation, Seed, 
 from tokinfo.study.grid import Grid
 from tokinfo.study.known import Known
 from tokinfo.study.masks import Mask
+from tokinfo.study.prompts import Prompt
 from tokinfo.study.sites import Site
 from tokinfo.study.solvers import MetricWeights, Solver
 from tokinfo.study.sources import Corpus, Model, Passages, Source, Tokenizer
@@ -145,19 +146,9 @@ def _free_name(corpus: str) -> None:
         raise misfit(f"names that end in `{HELD_OUT}` are taken by held-out texts", "another name")
 
 
-def _not_empty(prompts: list[str]) -> None:
+def _not_empty(prompts: list[Prompt]) -> None:
     if not prompts:
         raise misfit("is an empty set", "at least one prompt")
-
-
-def _not_blank(prompt: Any) -> Any:
-    """Before its length is looked at, so that an empty prompt is as blank as spaces are."""
-    if isinstance(prompt, str) and not prompt.strip():
-        raise misfit("is blank: there is nothing to recover", "a text")
-    return prompt
-
-
-Prompt = Annotated[str, Field(min_length=1), BeforeValidator(_not_blank)]
 
 
 class Study(Strict):
@@ -187,7 +178,9 @@ class Study(Strict):
     )
     models: dict[Name, Model] = Field(min_length=1, description="What is probed, by name.")
     prompts: dict[Name, Annotated[list[Prompt], fits(_not_empty)]] = Field(
-        default_factory=dict, description="Sets of prompts, by name."
+        default_factory=dict,
+        description="Sets of prompts, by name. A prompt is a text, or a chat: a list of messages, "
+        "each with a `role` and a `content`, which the model's chat template makes a text of.",
     )
     passages: dict[Name, Passages] = Field(
         default_factory=dict,

@@ -78,7 +78,9 @@ def hidden_rows(recovery: Path, wanted: pl.Expr | None = None) -> pl.DataFrame:
 
 
 def _end(mask: str) -> int:
-    visible = Mask(mask).visible(_FAR)
+    if (where := Mask(mask)).roles:
+        return _FAR  # pads stay visible
+    visible = where.visible(_FAR)
     return visible[-1] if visible else _FAR
 
 

@@ -53,7 +53,11 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
     "residual": (pl.Boolean(), "false: without the residual around self-attention"),
     "causal": (pl.Boolean(), "false: attention without a causal mask"),
     "padding": (pl.String(), "none, or n_ctx where prompts are padded to it"),
-    "mask": (pl.String(), "Python slice over the positions that stay visible"),
+    "mask": (
+        pl.String(),
+        "Python slice over the positions that stay visible, or hide= and roles whose contents are "
+        "hidden",
+    ),
     "metric": (pl.String(), "l1, l2, cosine or l1+cosine"),
     "parametrisation": (pl.String(), "embedding or vocabulary"),
     "solver": (pl.String(), "name of the solver in the study"),
@@ -71,9 +75,13 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
     ),
     # the position
     "prompt_id": (pl.Int64(), "index of the prompt in its set, from 0"),
-    "prompt": (pl.String(), "the prompt's text"),
+    "prompt": (pl.String(), "the prompt's text; of a chat, as its template has it"),
     "position": (pl.Int64(), "index of the token in its prompt, from 0"),
     "visible": (pl.Boolean(), "whether the solver saw this position's activations"),
+    "role": (
+        pl.String(),
+        "of chats, the role of the message whose content is here; null: written by the template",
+    ),
     "given": (
         pl.Boolean(),
         "whether the solver was given this position's token; shares leave such rows out",

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokinfo.io.atomic import new_file
-from tokinfo.io.errors import TokinfoError
-from tokinfo.io.tokenizers import count_tokens
+from tokinfo.io.chats import read_template
+from tokinfo.io.errors import InvalidError, TokinfoError
+from tokinfo.io.tokenizers import Reading, read_prompt, read_tokenizer
 from tokinfo.study.lengths import Finding, findings, sentence
+from tokinfo.study.mistakes import show
 from tokinfo.text.documents import read_passages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+    Written = str | Sequence[Mapping[str, str]]
 
 
 class PromptError(TokinfoError):
@@ -25,7 +29,7 @@ def check_prompts(
     out: Path,
     passages: Sequence[Path] = (),
     *,
-    prompts: Mapping[str, Sequence[str]],
+    prompts: Mapping[str, Sequence[Written]],
     uses: Iterable[Sequence[str]],
     n_ctx: int,
     special_tokens: bool = True,
@@ -33,44 +37,53 @@ def check_prompts(
     """Count the tokens of every prompt and write the counts, if every prompt can be used.
 
     Args:
-        tokenizer: directory with a ``tokenizer.json``.
+        tokenizer: directory with a ``tokenizer.json``; for chats, with a chat template too.
         out: JSON file to write: number of tokens of each prompt, by set.
         passages: files of sets that are drawn from a text, each named for its set.
-        prompts: texts by the name of their set.
+        prompts: by the name of their set, texts or the messages of chats.
         uses: (set, mask, padding, known) of every combination that is probed.
         n_ctx: most positions of the models.
-        special_tokens: whether prompts get those that the tokenizer adds.
+        special_tokens: whether texts get those that the tokenizer adds.
 
     Raises:
-        PromptError: a prompt is too long, a mask leaves no position of one visible or hidden, or
-            what is known of one is nothing or all that is to be found.
+        PromptError: a chat cannot be read, a prompt is too long, a mask leaves no position of one
+            visible or hidden, or what is known of one is nothing or all that is to be found.
     """
     drawn = {path.stem: read_passages(path) for path in passages}
-    sets = {**prompts, **drawn}
-    file = tokenizer / "tokenizer.json"
-    counts = {
-        name: count_tokens(file, texts, special_tokens=special_tokens)
-        for name, texts in sets.items()
-    }
-    exact = {name: [(count, count) for count in found] for name, found in counts.items()}
-    combinations = [(name, mask, padding, known) for name, mask, padding, known in uses]
-    wrong = [
-        _line(found, "passages" if found.prompts in drawn else "prompts", sets, n_ctx)
-        for found in findings(exact, combinations, n_ctx)
-    ]
+    sets: dict[str, Sequence[Written]] = {**prompts, **drawn}
+    loaded, template = read_tokenizer(tokenizer / "tokenizer.json"), read_template(tokenizer)
+    read: dict[str, list[Reading]] = {}
+    wrong: list[str] = []
+    for name, given in sets.items():
+        read[name] = []
+        for index, prompt in enumerate(given):
+            try:
+                one = read_prompt(loaded, template, prompt, special_tokens=special_tokens)
+                read[name].append(one)
+            except InvalidError as error:
+                wrong.append(f"prompts.{name}[{index}] = {show(prompt)}: {error}")
+    counts = {name: [len(one.ids) for one in found] for name, found in read.items()}
+    if not wrong:
+        exact = {name: [(count, count) for count in found] for name, found in counts.items()}
+        spans = {name: [one.spans for one in found] for name, found in read.items()}
+        combinations = [(name, mask, padding, known) for name, mask, padding, known in uses]
+        wrong = [
+            _line(found, "passages" if found.prompts in drawn else "prompts", sets, n_ctx)
+            for found in findings(exact, combinations, n_ctx, spans)
+        ]
     if wrong:
         raise PromptError("; ".join(wrong))
     with new_file(out) as partial:
         partial.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
 
 
-def _line(found: Finding, section: str, sets: Mapping[str, Sequence[str]], n_ctx: int) -> str:
+def _line(found: Finding, section: str, sets: Mapping[str, Sequence[Written]], n_ctx: int) -> str:
     where = f"{section}.{found.prompts}[{found.index}]"
-    text = sets[found.prompts][found.index]
+    text = show(sets[found.prompts][found.index])
     reason = sentence(found, n_ctx)
     if found.known:
         who = f"known {found.known!r} under mask {found.mask!r}"
-        return f"{who} {reason} of {where} = {text!r} ({found.length})"
+        return f"{who} {reason} of {where} = {text} ({found.length})"
     if found.mask:
-        return f"mask {found.mask!r} {reason} of {where} = {text!r} ({found.length})"
-    return f"{where} = {text!r} {reason}"
+        return f"mask {found.mask!r} {reason} of {where} = {text} ({found.length})"
+    return f"{where} = {text} {reason}"

@@ -16,6 +16,7 @@ from tokinfo.study.architecture import sizes_of
 from tokinfo.study.cell import Cell
 from tokinfo.study.claims import Claim, Comparison, load_claims
 from tokinfo.study.files import arguments
+from tokinfo.study.prompts import contents
 from tokinfo.study.solvers import ChapterSolver
 from tokinfo.study.sources import Built, HubSource, MixerSource
 from tokinfo.study.study import Answer, Study
@@ -141,7 +142,7 @@ def _lengths(study: Study, prompts: str) -> Iterable[int]:
     """Return about how many tokens each prompt of a set has; passages have a set number."""
     if prompts in study.passages:
         return study.passages[prompts].lengths
-    sizes = (len(prompt.encode()) for prompt in study.prompts[prompts])
+    sizes = (len("".join(contents(prompt)).encode()) for prompt in study.prompts[prompts])
     return [max(1, round(size / BYTES_A_TOKEN)) for size in sizes]
 
 

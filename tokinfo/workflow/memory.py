@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from tokinfo.study.architecture import sizes_of
 from tokinfo.study.cell import Cell
+from tokinfo.study.prompts import contents
 from tokinfo.study.solvers import (
     COMPONENTS,
     HELD,
@@ -25,6 +26,8 @@ from tokinfo.workflow.devices import visible
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "nf4": 0.5}
 # A process that has imported torch and transformers holds this much before it does anything.
 PROCESS_MB = 800
+TEMPLATE_TOKENS = 200
+"""About the most that a chat template writes beside the messages' contents."""
 # What bitsandbytes keeps beside each packed weight: a scale per row, or per block of 64.
 SCALES = {"int8": 0.01, "nf4": 0.0625}
 
@@ -44,8 +47,24 @@ def longest_prompt(study: Study, cell: Cell) -> int:
         longest = 2 * max(study.passages[cell.prompts].tokens)
     else:
         # A byte-level token is at least one byte, so bytes bound a prompt's tokens from above.
-        longest = max(len(prompt.encode()) for prompt in study.prompts[cell.prompts])
+        longest = max(
+            sum(len(text.encode()) for text in contents(prompt))
+            + (0 if isinstance(prompt, str) else TEMPLATE_TOKENS)
+            for prompt in study.prompts[cell.prompts]
+        )
     return n_ctx if cell.padding == "n_ctx" else min(longest, n_ctx)
+
+
+def most_hidden(study: Study, cell: Cell, length: int) -> int:
+    """Return the most positions that a cell hides in a prompt of ``length`` tokens."""
+    if not cell.mask.roles:
+        return length - cell.mask.count(length)
+    hidden = (
+        sum(len(m.content.encode()) for m in prompt if m.role in cell.mask.roles)
+        for prompt in study.prompts[cell.prompts]
+        if not isinstance(prompt, str)
+    )
+    return min(max(hidden), length)
 
 
 def fetched_mb(study: Study, source: str, part: str) -> int:
@@ -152,7 +171,7 @@ def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:
         # What every token at every position changes, and three times that of one position.
         activations += (positions + 3) * sizes.vocabulary * COMPONENTS * 4 / 1e6
     if isinstance(solver, MixtureSolver):
-        hidden = positions - cell.mask.count(positions)
+        hidden = most_hidden(study, cell, positions)
         # Random prompts' returns of attention, twice, and all tokens' keys and values.
         activations += 2 * (1024 + sizes.width) * positions * sizes.width * 4 / 1e6 + 2 * table
         if blocks == 1:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokinfo.study.cell import CELL_PATH, Cell
 from tokinfo.study.lengths import Use
+from tokinfo.study.prompts import written
 from tokinfo.study.solvers import SWEEPING
 from tokinfo.study.sources import Built, GgufSource, MixerSource, Saved, Source
 from tokinfo.study.study import Study
@@ -234,7 +235,9 @@ class Plan:
         path = Path(entry.path).expanduser()
         if isinstance(entry, GgufSource):
             return [str(path)]
-        kept = {".json", ".model", ".txt"} | (set() if part == CONFIG else {".safetensors", ".bin"})
+        kept = {".json", ".jinja", ".model", ".txt"} | (
+            set() if part == CONFIG else {".safetensors", ".bin"}
+        )
         found = sorted(p for p in path.glob("*") if p.suffix in kept and p.is_file())
         # With nothing there yet, name the file that every model has: Snakemake then says what
         # is missing before anything starts.
@@ -272,7 +275,9 @@ class Plan:
             {
                 "n_ctx": entry.n_ctx,
                 "prompts": {
-                    name: list(texts) for name, texts in self.study.prompts.items() if name in sets
+                    name: list(map(written, prompts))
+                    for name, prompts in self.study.prompts.items()
+                    if name in sets
                 },
                 "uses": [list(use) for use in sorted(uses)],
                 **_prompt_facts(entry),
@@ -314,8 +319,8 @@ class Plan:
             )
             if getattr(self.study.source_of(name), "trust_remote_code", False)
         }
-        written = cell.prompts in self.study.prompts
-        prompts = {"prompts": list(self.study.prompts[cell.prompts])} if written else {}
+        given = self.study.prompts.get(cell.prompts)
+        prompts = {} if given is None else {"prompts": list(map(written, given))}
         return canonical(
             {
                 **trust,

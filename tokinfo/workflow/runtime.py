@@ -23,7 +23,7 @@ from tokinfo.study.solvers import (
 )
 from tokinfo.study.sources import Built
 from tokinfo.study.study import Study
-from tokinfo.workflow.memory import fetched_mb, gpus, held_mb, longest_prompt
+from tokinfo.workflow.memory import fetched_mb, gpus, held_mb, longest_prompt, most_hidden
 
 FLOOR = 30
 """Minutes that any job asks for: imports from a slow shared disk, and a node that is busy."""
@@ -73,7 +73,7 @@ def _search(study: Study, cell: Cell, solver: Solver) -> tuple[float, float]:
     prompts, length = study.prompt_count(cell.prompts), longest_prompt(study, cell)
     sizes = sizes_of(study, study.models[cell.model].source)
     vocabulary, width = sizes.vocabulary, sizes.width
-    hidden = length - cell.mask.count(length)
+    hidden = most_hidden(study, cell, length)
     match solver:
         case ChapterSolver():
             steps, passes = float(solver.steps), float(BACKWARD * length * solver.steps)

@@ -67,6 +67,15 @@ def test_a_checkpoint_of_a_part_is_that_of_the_whole_and_knows_the_full_depth(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_chat_template_comes_with_the_tokenizer(copy: Path, tmp_path: Path) -> None:
+    (copy / "chat_template.jinja").write_text("{{ messages[0].content }}{{ eos_token }}")
+    fetch(local(copy), 1, tmp_path / "part", tmp_path)
+    prepare(tmp_path / "part", Model(source="x"), 1, tmp_path / "checkpoint")
+    template = load(tmp_path / "checkpoint").template
+    assert template is not None
+    assert template.render([{"role": "user", "content": "x"}]).text == "x<|endoftext|>"
+
+
 def test_an_untrained_twin_is_made_from_the_configuration_alone(
     model: Made, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests import REPOSITORY
 from tests.example_study import Row, check_one, each, example, keys, mistakes, put, says, spoilt
-from tokinfo.io.tokenizers import count_tokens
+from tokinfo.io.tokenizers import read_prompt, read_tokenizer
 from tokinfo.study.checks import prompts
 from tokinfo.study.lengths import bounds
 from tokinfo.study.load import load_study
@@ -157,7 +157,8 @@ def test_tokens_are_counted_as_the_tokenizer_adds_special_ones(tmp_path: Path) -
     TOKENIZER.save(str(tmp_path / "tokenizer.json"))
     texts = ["The sky", "<|endoftext|>", "blue"]
     expected = [len(TOKENIZER.encode(text).ids) for text in texts]
-    assert count_tokens(tmp_path / "tokenizer.json", texts) == expected
+    read = read_tokenizer(tmp_path / "tokenizer.json")
+    assert [len(read_prompt(read, None, text).ids) for text in texts] == expected
 
 
 def test_special_tokens_are_left_out_where_a_source_says_so(tmp_path: Path) -> None:
@@ -168,9 +169,10 @@ def test_special_tokens_are_left_out_where_a_source_says_so(tmp_path: Path) -> N
     begun.save(str(tmp_path / "tokenizer.json"))
     texts = ["The sky", "blue"]
     bare = [len(begun.encode(text, add_special_tokens=False).ids) for text in texts]
-    file = tmp_path / "tokenizer.json"
-    assert count_tokens(file, texts) == [count + 1 for count in bare]
-    assert count_tokens(file, texts, special_tokens=False) == bare
+    read = read_tokenizer(tmp_path / "tokenizer.json")
+    for text, count in zip(texts, bare, strict=True):
+        assert len(read_prompt(read, None, text).ids) == count + 1
+        assert len(read_prompt(read, None, text, special_tokens=False).ids) == count
     # A mask that hides the only token of a prompt leaves none visible; with one in front, one.
     study = {"n_ctx": 8, "prompts": {"p": ["b"]}, "uses": [["p", "1:", "none", "none"]]}
     check_prompts(tmp_path, tmp_path / "counts.json", **study)

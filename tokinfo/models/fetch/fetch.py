@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokinfo.io.atomic import new_directory
+from tokinfo.io.chats import TEMPLATE
 from tokinfo.io.errors import FetchError, InvalidError, first_line
 from tokinfo.io.wheel import extract
 from tokinfo.models.checkpoint import quiet, read_config, shorter
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
+    TEMPLATE,
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",

@@ -240,10 +240,12 @@ def share_words(value: float) -> str:
 def mask_words(mask: str) -> str:
     """Return a mask in words.
 
-    >>> [mask_words(mask) for mask in (":", "1:", "3:", "-1", ":2", "::2")]
+    >>> [mask_words(mask) for mask in (":", "1:", "3:", "-1", ":2", "::2", "hide=system")]
     ['nothing hidden', 'first token hidden', 'first 3 hidden', 'only the last visible', \
-'only the first 2 visible', 'visible: ::2']
+'only the first 2 visible', 'visible: ::2', 'content of system hidden']
     """
+    if roles := Mask(mask).roles:
+        return f"content of {' and '.join(roles)} hidden"
     parts = mask.split(":")
     if len(parts) == 1:
         names = {"-1": "only the last visible", "0": "only the first visible"}
@@ -265,5 +267,7 @@ def mask_title(mask: str, note: str = "") -> str:
 
 
 def mask_order(mask: str) -> tuple[int, str]:
-    """Return a sorting key: masks that hide less come first."""
+    """Return a sorting key: masks that hide less come first, those that hide roles last."""
+    if Mask(mask).roles:
+        return 64, mask
     return 64 - len(Mask(mask).visible(64)), mask

@@ -11,11 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tokinfo.io import tokenizers
+from tokinfo.io.chats import read_template
+from tokinfo.io.errors import InvalidError
+from tokinfo.io.tokenizers import Reading, read_prompt, read_tokenizer
 from tokinfo.study import lengths
 from tokinfo.study.checks.draft import parsed
 from tokinfo.study.known import NONE, Known
 from tokinfo.study.masks import Mask
 from tokinfo.study.mistakes import Keys, Mistake, show
+from tokinfo.study.prompts import Prompt, contents, written
 from tokinfo.study.sources import Built, LocalSource, Passages
 from tokinfo.study.study import Study
 
@@ -50,7 +54,7 @@ def token_bounds(study: Study, models: Iterable[str]) -> tuple[Tokens, dict[str,
     tokens: dict[str, Mapping[str, Sequence[lengths.Bounds]]] = {}
     notes: dict[str, str] = {}
     for name in models:
-        tokenizer = _tokenizer_file(study, name)
+        tokenizer = tokenizer_file(study, name)
         source = study.source_of(name)
         built = source.tokenizer if isinstance(source, Built) else None
         special = getattr(source, "special_tokens", True)
@@ -70,12 +74,29 @@ def token_bounds(study: Study, models: Iterable[str]) -> tuple[Tokens, dict[str,
 
 
 def _bounds(
-    prompts: Sequence[str], tokenizer: Path | None, pretrained: bool, special: bool
+    prompts: Sequence[Prompt], tokenizer: Path | None, pretrained: bool, special: bool
 ) -> list[lengths.Bounds]:
     if tokenizer is None:
         return [lengths.bounds(prompt, pretrained=pretrained) for prompt in prompts]
-    counts = tokenizers.count_tokens(tokenizer, prompts, special_tokens=special)
-    return [(count, count) for count in counts]
+    found: list[lengths.Bounds] = []
+    for prompt in prompts:
+        try:
+            count = len(read(tokenizer, prompt, special).ids)
+            found.append((count, count))
+        except InvalidError:  # `tokinfo.study.checks.chats` says so
+            found.append(lengths.UNREAD)
+    return found
+
+
+def read(tokenizer: Path, prompt: Prompt, special_tokens: bool = True) -> Reading:
+    """Return a prompt as the model of a ``tokenizer.json`` reads it.
+
+    Raises:
+        InvalidError: it is a chat that the model cannot read.
+    """
+    template = None if isinstance(prompt, str) else read_template(tokenizer.parent)
+    loaded = read_tokenizer(tokenizer)
+    return read_prompt(loaded, template, written(prompt), special_tokens=special_tokens)
 
 
 def _drawn(passages: Passages, tokenizer: str | None) -> list[lengths.Bounds]:
@@ -84,7 +105,7 @@ def _drawn(passages: Passages, tokenizer: str | None) -> list[lengths.Bounds]:
     return [(count, count) if same else lengths.UNREAD for count in passages.lengths]
 
 
-def _tokenizer_file(study: Study, model: str) -> Path | None:
+def tokenizer_file(study: Study, model: str) -> Path | None:
     """Return the tokenizer of a model if an earlier run has left it (and it is the study's)."""
     name = study.models[model].source
     source = study.sources[name]
@@ -133,8 +154,10 @@ def mistakes(
                     path = ("passages", found.prompts, "tokens")
                     prompt = study.passages[found.prompts].tokens
                     note = f" (model `{model}`)"
-                elif not (prompt := study.prompts[found.prompts][found.index]).strip():
+                elif not any(contents(one := study.prompts[found.prompts][found.index])):
                     continue  # a mistake of form, whatever the mask
+                else:
+                    prompt = written(one)
                 if found.mask:
                     example = f"{Mistake(path, prompt, '').key} = {show(prompt)}"
                     example += f" of {found.length}{note}"

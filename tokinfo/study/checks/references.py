@@ -9,6 +9,7 @@ from tokinfo.study.checks.draft import Draft, parsed
 from tokinfo.study.grid import Grid
 from tokinfo.study.masks import Mask
 from tokinfo.study.mistakes import MISSING, Keys, Mistake, listing, suggestion
+from tokinfo.study.prompts import written
 from tokinfo.study.study import Study
 
 _OF_ENTRIES = (
@@ -71,7 +72,7 @@ def repeated(path: Keys, values: Sequence[object]) -> Iterator[Mistake]:
 def _repeated(study: Study) -> Iterator[Mistake]:
     yield from repeated(("grids",), study.grids)
     for name, prompts in study.prompts.items():
-        yield from repeated(("prompts", name), prompts)
+        yield from repeated(("prompts", name), list(map(written, prompts)))
     for index, grid in enumerate(study.grids):
         for axis in Grid.model_fields:
             values = getattr(grid, axis)
