@@ -91,6 +91,10 @@ class Checkpoint:
         """What the decoder computes in, and wants ``inputs_embeds`` in."""
         return DTYPES[self.facts.dtype]
 
+    def text(self, token: int) -> str:
+        """Return the text of a token; of a special one, its name."""
+        return self.tokenizer.decode([token], skip_special_tokens=False)
+
     def read(self, prompts: Sequence[Prompt]) -> list[Reading]:
         """Return prompts as the model reads them; raises InvalidError where it cannot."""
         found = []
