@@ -7,7 +7,6 @@ a checkpoint that the study has prepared or on any other.
 from __future__ import annotations
 
 import logging
-import math
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,13 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from tokinfo.cli.output import print_rows
 from tokinfo.io.errors import InvalidError, TokinfoError
-from tokinfo.report.pages.strips import show
 from tokinfo.study.cell import Cell, CellSettings
 from tokinfo.study.masks import Mask
 from tokinfo.study.sites import Site
@@ -37,8 +33,6 @@ if TYPE_CHECKING:
 
 _SOLVER: TypeAdapter[Solver] = TypeAdapter(Solver)
 _KINDS = ("chapter", "adam", "sequential", "sweep", "joint", "mixture")
-_WIDE = 200
-"""Columns of a table that goes into a file or a pipe."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +110,7 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
         raise InvalidError(
             f"{request.model} at {request.site}, mask {request.mask}: {words}"
         ) from None
-    _print(rows, sweep=solver.kind == "sweep", heading=_heading(request, site, name, model))
+    print_rows(rows, sweep=solver.kind == "sweep", heading=_heading(request, site, name, model))
 
 
 # --- what is used -------------------------------------------------------------------------
@@ -220,6 +214,14 @@ def _settings(request: Request, cell: Cell, solver: Solver, model: Checkpoint) -
     )
 
 
+def _heading(request: Request, site: Site, solver: str, model: Checkpoint) -> str:
+    facts = model.facts
+    return (
+        f"{request.model} ({facts.family}, {facts.state}, {facts.quantization}) at "
+        f"{site}, mask {Mask(request.mask).text}, {request.metric}, solver {solver}"
+    )
+
+
 # --- progress -----------------------------------------------------------------------------
 
 
@@ -272,106 +274,3 @@ def _counted(problem: Problem, report: Callable[[int], None]) -> Any:
     counted = Counted.__new__(Counted)
     counted.__dict__.update(problem.probe.__dict__)
     return counted
-
-
-# --- output -------------------------------------------------------------------------------
-
-
-def _heading(request: Request, site: Site, solver: str, model: Checkpoint) -> str:
-    facts = model.facts
-    return (
-        f"{request.model} ({facts.family}, {facts.state}, {facts.quantization}) at "
-        f"{site}, mask {Mask(request.mask).text}, {request.metric}, solver {solver}"
-    )
-
-
-def _print(rows: list[dict[str, Any]], *, sweep: bool, heading: str) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDE)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("position", "visible", "true", "found", "rank", "margin", "bits", "verdict"):
-        right = name in ("position", "rank", "margin", "bits")
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
-    for row in rows:
-        judged = row.get("rank") is not None
-        table.add_row(
-            str(row["position"]),
-            "yes" if row["visible"] else "hidden",
-            # Text, because rich would read a token such as `[b]` as markup.
-            Text(show(row["true_token"])),
-            Text(_found(row, sweep)),
-            f"{row['rank']:,}" if judged else "",
-            _margin(row) if judged else "",
-            _bits(row) if judged else "",
-            _verdict(row, sweep),
-        )
-    console.print(heading, markup=False, highlight=False)
-    console.print(table)
-    for line in _summary(rows, sweep):
-        console.print(line, markup=False, highlight=False)
-
-
-def _found(row: dict[str, Any], sweep: bool) -> str:
-    if sweep and row.get("rank") is None:
-        return "(given)"
-    found = show(row["found_token"])
-    if not row["correct"] and found == show(row["true_token"]):
-        found = f"{found}#{row['found_id']}"  # two tokens may read alike
-    return found
-
-
-def _margin(row: dict[str, Any]) -> str:
-    return f"{row['margin']:.3g}"
-
-
-def _bits(row: dict[str, Any]) -> str:
-    low, high = row["bits"], row["bits_high"]
-    bounds = f"{low:.1f}" if math.isclose(low, high) else f"{low:.1f} to {high:.1f}"
-    return f"{bounds} of {math.log2(row['vocabulary']):.1f}"
-
-
-def _verdict(row: dict[str, Any], sweep: bool) -> str:
-    if row.get("identified") is None:
-        return "" if sweep else "found" if row["correct"] else "not found"
-    words = str(row["identified"])
-    if row["identified"] == "ambiguous":
-        words += f" ({row['candidates']:,} candidates)"
-    level = row.get("noise_threshold")
-    if level is not None:
-        words += f", lost at noise {level:.3g}" if math.isfinite(level) else ", no noise loses it"
-    return words if sweep else f"{'found' if row['correct'] else 'not found'}, {words}"
-
-
-def _summary(rows: list[dict[str, Any]], sweep: bool) -> Iterator[str]:
-    """Yield what the rows say about the prompt as a whole."""
-    first = rows[0]
-    floor = f"noise floor {first['noise_floor']:.3g}"
-    swept = [row for row in rows if row.get("identified") is not None]
-    identifiable = [row for row in swept if row["identified"] == "identifiable"]
-    if sweep:
-        yield (
-            f"Identifiable: {len(identifiable)} of {len(swept)} swept positions, the other "
-            f"tokens known: an upper bound of what any search could claim ({floor})."
-        )
-        return
-    yield (
-        f"Prompt: {first['verdict']} (found tokens at distance {first['found_loss']:.3g}, true "
-        f"prompt at {first['true_loss']:.3g}, {floor}; {first['evaluations']:,} prompts tried)."
-    )
-    hidden = [row for row in rows if not row["visible"]]
-    if not hidden:
-        return
-    correct = sum(row["correct"] for row in hidden)
-    if first.get("around") is None:
-        yield (
-            f"Found {correct} of {len(hidden)} hidden tokens; nothing was swept around the found "
-            "prompt, so none counts as recovered."
-        )
-        return
-    recovered = sum(row["correct"] and first["verdict"] == "certified" for row in identifiable)
-    yield (
-        f"Recovered {recovered} of {len(hidden)} hidden tokens: found ({correct}), in a certified "
-        f"prompt ({'yes' if first['verdict'] == 'certified' else 'no'}), and identifiable around "
-        f"it ({len(identifiable)})."
-    )
