@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,64 @@ def test_a_descent_claims_no_recovery(checkpoint: Path) -> None:
     arguments = ["--checkpoint", str(checkpoint), "--solver", "adam"]
     done = run(app, ["invert", *arguments, "tiny", "block.1", "1:", PROMPT])
     assert "so none counts as recovered" in done.stdout
+
+
+def test_known_tokens_are_not_swept_and_not_counted(checkpoint: Path) -> None:
+    arguments = ["--checkpoint", str(checkpoint), "tiny", "block.1", "3:", PROMPT]
+    done = run(app, ["sweep", *arguments, "--known", "1:"])
+    assert done.exit_code == 0, done.output
+    assert "solver sweep, known 1:" in done.stdout
+    assert [row[3] for row in cells(done.stdout)][1:] == ["(known)"] * (len(cells(done.stdout)) - 1)
+    assert "Identifiable: 1 of 1 swept positions" in done.stdout
+    done = run(app, ["invert", *arguments, "--known", "visible", "--solver", "adam"])
+    assert done.exit_code == 0, done.output
+    assert "of 3 hidden tokens" in done.stdout
+
+
+CHAT = [{"role": "system", "content": "be"}, {"role": "user", "content": "why"}]
+
+
+@pytest.mark.parametrize("written", [yaml.safe_dump, json.dumps])
+def test_messages_take_the_prompts_place(
+    written: Callable[[object], str], checkpoint: Path, directory: Path
+) -> None:
+    shutil.copytree(checkpoint, "chat")
+    Path("chat/chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    Path("chat.txt").write_text(written(CHAT))
+    arguments = ["sweep", "--checkpoint", "chat", "tiny", "block.1", "hide=system"]
+    done = run(app, [*arguments, "--messages", "chat.txt", "--known", "visible"])
+    assert done.exit_code == 0, done.output
+    assert [row[1:4] for row in cells(done.stdout)] == [
+        *(["hidden", letter, letter] for letter in "be"),
+        *(["yes", letter, "(known)"] for letter in "why"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "content", "says"),
+    [
+        ([], "", "give a prompt, or --messages FILE"),
+        ([PROMPT, "--messages", "m"], "", "give a prompt, or --messages FILE"),
+        (["--messages", "absent"], "", "absent: cannot be read: No such file"),
+        (["--messages", "m"], "[{", "m: is not valid YAML"),
+        (["--messages", "m"], "[{role: king, content: x}]", "m: messages[0].role = 'king'"),
+        (["--messages", "m"], "[]", "m: messages = []"),
+        (["--messages", "m"], json.dumps(CHAT), "the model has no chat template"),
+        ([PROMPT, "--known", "a"], "", "known 'a': allowed: none, visible"),
+        ([PROMPT, "--known", "99:"], "", "known '99:': gives none of"),
+        ([PROMPT, "--known", ":"], "", "known ':': leaves nothing to find"),
+    ],
+)
+def test_what_does_not_suit_a_prompt_is_one_line(
+    arguments: list[str], content: str, says: str, checkpoint: Path
+) -> None:
+    Path("m").write_text(content)
+    done = run(app, ["sweep", "--checkpoint", str(checkpoint), "tiny", "block.1", "1:", *arguments])
+    assert done.exit_code == 1
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_mask_may_begin_with_a_minus(checkpoint: Path) -> None:

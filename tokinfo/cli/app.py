@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tokinfo.cli.clean import clean
-from tokinfo.cli.options import Config, ConfigFiles, read_study
+from tokinfo.cli.options import Config, ConfigFiles, read_messages, read_study
 from tokinfo.cli.parity import parity
 from tokinfo.cli.plan import plan
-from tokinfo.io.errors import TokinfoError
+from tokinfo.io.errors import InvalidError, TokinfoError
 
 if TYPE_CHECKING:
     from tokinfo.study.cell import Cell
@@ -125,9 +125,30 @@ SiteName = Annotated[
     str, typer.Argument(help="embedding, attention.K, mlp.K, block.K or block.last.")
 ]
 MaskText = Annotated[
-    str, typer.Argument(help="Python slice over the positions that stay visible, such as 1:.")
+    str,
+    typer.Argument(
+        help="Python slice over the positions that stay visible, such as 1:, or with --messages "
+        "what is hidden, such as hide=system."
+    ),
 ]
-Prompt = Annotated[str, typer.Argument(help="The prompt, in quotes.")]
+Prompt = Annotated[
+    str | None,
+    typer.Argument(help="The prompt, in quotes; left out with --messages.", show_default=False),
+]
+Messages = Annotated[
+    Path | None,
+    typer.Option(
+        "--messages",
+        help="YAML or JSON file with a list of messages, each with a role and a content, in place "
+        "of the prompt; the model's chat template makes a text of them.",
+    ),
+]
+Known = Annotated[
+    str,
+    typer.Option(
+        help="Positions whose token is given: none, visible, or a Python slice such as 8:."
+    ),
+]
 Metric = Annotated[str, typer.Option(help="l1, l2, cosine or l1+cosine.")]
 SolverName = Annotated[
     str | None,
@@ -152,7 +173,9 @@ def _one_prompt(name: str, kind: str, about: str) -> None:
         model: ModelName,
         site: SiteName,
         mask: MaskText,
-        prompt: Prompt,
+        prompt: Prompt = None,
+        messages: Messages = None,
+        known: Known = "none",
         configfile: ConfigFiles = None,
         config: Config = None,
         metric: Metric = "l1",
@@ -165,8 +188,11 @@ def _one_prompt(name: str, kind: str, about: str) -> None:
         study = read_study(configfile, config) if checkpoint is None or configfile else None
         named = ["--configfile", *map(str, configfile)] if configfile else []
         named += ["--config", *config] if config else []
-        request = Request(kind, model, site, mask, prompt, metric, solver, checkpoint)
         try:
+            if (prompt is None) == (messages is None):
+                raise InvalidError("give a prompt, or --messages FILE in its place")
+            given = read_messages(messages) if messages is not None else prompt or ""
+            request = Request(kind, model, site, mask, given, metric, solver, checkpoint, known)
             answer(request, study, named)
         except TokinfoError as error:
             typer.echo(str(error), err=True)

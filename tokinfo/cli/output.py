@@ -46,6 +46,8 @@ def print_rows(rows: list[dict[str, Any]], *, sweep: bool, heading: str) -> None
 
 
 def _found(row: dict[str, Any], sweep: bool) -> str:
+    if row["given"]:
+        return "(known)"
     if sweep and row.get("rank") is None:
         return "(given)"
     found = show(row["found_token"])
@@ -65,6 +67,8 @@ def _bits(row: dict[str, Any]) -> str:
 
 
 def _verdict(row: dict[str, Any], sweep: bool) -> str:
+    if row["given"]:
+        return ""
     if row.get("identified") is None:
         return "" if sweep else "found" if row["correct"] else "not found"
     words = str(row["identified"])
@@ -92,7 +96,7 @@ def _summary(rows: list[dict[str, Any]], sweep: bool) -> Iterator[str]:
         f"Prompt: {first['verdict']} (found tokens at distance {first['found_loss']:.3g}, true "
         f"prompt at {first['true_loss']:.3g}, {floor}; {first['evaluations']:,} prompts tried)."
     )
-    hidden = [row for row in rows if not row["visible"]]
+    hidden = [row for row in rows if not row["visible"] and not row["given"]]
     if not hidden:
         return
     correct = sum(row["correct"] for row in hidden)

@@ -20,7 +20,9 @@ from rich.console import Console
 from tokinfo.cli.output import print_rows
 from tokinfo.io.errors import InvalidError, TokinfoError
 from tokinfo.study.cell import Cell, CellSettings
+from tokinfo.study.known import NONE, Known
 from tokinfo.study.masks import Mask
+from tokinfo.study.prompts import Prompt
 from tokinfo.study.sites import Site
 from tokinfo.study.solvers import MetricWeights, Solver
 from tokinfo.study.study import Study
@@ -44,20 +46,22 @@ class Request:
         model: name in the study; with ``checkpoint``, a name for the output.
         site: where activations are read.
         mask: what stays visible.
-        prompt: the text.
+        prompt: a text, or the messages of a chat.
         metric: how activations are compared.
         solver: name in the study or a kind; None: the study's first of this kind.
         checkpoint: directory to use in place of the study's.
+        known: positions whose token the solver is given.
     """
 
     kind: str
     model: str
     site: str
     mask: str
-    prompt: str
+    prompt: Prompt
     metric: str = "l1"
     solver: str | None = None
     checkpoint: Path | None = None
+    known: str = NONE
 
 
 def answer(request: Request, study: Study | None, named: list[str]) -> None:
@@ -186,6 +190,7 @@ def _cell(request: Request, solver: str, site: Site, model: Checkpoint) -> Cell:
             parametrisation="embedding",
             solver=solver,
             prompts="command line",
+            known=Known(request.known),
             seed=0,
         )
     except ValidationError as error:
@@ -195,9 +200,17 @@ def _cell(request: Request, solver: str, site: Site, model: Checkpoint) -> Cell:
 
 def _check(request: Request, solver: Solver, problem: Problem, model: Checkpoint) -> None:
     """Refuse a prompt that the model cannot hold or that leaves a sweep nothing to do."""
-    length, n_ctx = int(problem.layout.lengths[0]), model.facts.n_ctx
+    layout, given = problem.layout, problem.given[0]
+    length, n_ctx = int(layout.lengths[0]), model.facts.n_ctx
     if n_ctx is not None and length > n_ctx:
         raise InvalidError(f"the prompt has {length} tokens, the model holds {n_ctx}")
+    if request.known != NONE:
+        hidden = layout.scored[0] & ~layout.visible[0]
+        sought = hidden if hidden.any() else layout.scored[0]
+        if not given.any():
+            raise InvalidError(f"known {request.known!r}: gives none of {length} tokens")
+        if not (sought & ~given).any():
+            raise InvalidError(f"known {request.known!r}: leaves nothing to find")
     if solver.kind == "sweep" and not _swept(solver, problem):
         raise InvalidError(f"the mask hides none of {length} positions: there is nothing to sweep")
 
@@ -219,6 +232,7 @@ def _heading(request: Request, site: Site, solver: str, model: Checkpoint) -> st
     return (
         f"{request.model} ({facts.family}, {facts.state}, {facts.quantization}) at "
         f"{site}, mask {Mask(request.mask).text}, {request.metric}, solver {solver}"
+        + ("" if request.known == NONE else f", known {Known(request.known).text}")
     )
 
 
@@ -227,7 +241,7 @@ def _heading(request: Request, site: Site, solver: str, model: Checkpoint) -> st
 
 def _swept(solver: Solver, problem: Problem) -> int:
     """Return how many positions a sweep solver tries."""
-    wanted = problem.layout.scored[0]
+    wanted = problem.layout.scored[0] & ~problem.given[0]
     if getattr(solver, "positions", "all") == "hidden":
         wanted = wanted & ~problem.layout.visible[0]
     count = int(wanted.sum())
