@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests import REPOSITORY
 from tests.chat_templates import CHATML, GEMMA, write_chat_model
 from tests.example_study import Row, at, each, example, keys, mistakes, put, says
 from tokinfo.study.cell import CellSettings
@@ -50,6 +52,14 @@ def test_a_hidden_system_prompt_before_a_known_user_turn_is_a_cell() -> None:
 def test_a_study_written_as_yaml_is_the_same() -> None:
     text = yaml.safe_dump(study()).replace("'hide=system'", "hide=system")
     assert load_study(yaml.safe_load(text)) == load_study(study())
+
+
+def test_the_entry_that_the_documentation_prints_loads() -> None:
+    text = (REPOSITORY / "docs" / "method.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (entry,) = (block for block in blocks if "hide=" in block)
+    (cell,) = load_study(example() | yaml.safe_load(entry)).cells()
+    assert (cell.mask.text, cell.known.text) == ("hide=system", "visible")
 
 
 def test_jobs_are_given_the_messages_as_they_are_written() -> None:
@@ -142,6 +152,11 @@ def test_the_template_of_a_model_on_this_machine_is_read_at_once() -> None:
     assert says(refused, "System role not supported")
     (rewritten,) = local("{{ messages[0].content | upper }}")
     assert says(rewritten, "rewrites messages[0] (role system)")
+
+
+def test_what_an_earlier_run_left_without_a_template_refuses_nothing() -> None:
+    write_chat_model(Path("results/sources/smol/config"), None)
+    assert mistakes(study()) == []
 
 
 def test_a_chat_that_is_too_long_is_counted_with_its_template() -> None:

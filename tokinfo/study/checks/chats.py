@@ -6,15 +6,17 @@ The template of a model that is not here yet is first read when it has been fetc
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from tokinfo.io.errors import InvalidError
+from tokinfo.io.tokenizers import vocabulary
 from tokinfo.study.checks.draft import Draft, parsed
-from tokinfo.study.checks.prompts import read, tokenizer_file
+from tokinfo.study.checks.prompts import read
 from tokinfo.study.grid import Grid
 from tokinfo.study.masks import Mask
 from tokinfo.study.mistakes import Keys, Mistake
 from tokinfo.study.prompts import Prompt, contents, roles, written
-from tokinfo.study.sources import Built
+from tokinfo.study.sources import Built, Saved
 from tokinfo.study.study import Study
 
 
@@ -64,14 +66,18 @@ def _built(path: Keys, grid: Grid, draft: Draft) -> Iterator[Mistake]:
 
 
 def _refused(draft: Draft) -> Iterator[Mistake]:
-    """Yield the chats that a model whose tokenizer is at hand cannot read."""
+    """Yield the chats that a model in a directory on this machine cannot read.
+
+    What an earlier run has left of a model is not looked at: this run may fetch another template.
+    """
     uses = {(m, p): None for grid in draft.study.grids for m in grid.models for p in grid.prompts}
     for model, name in uses:
         source, chats = draft.source(model), _chats(draft.study, name)
-        if not chats or source is None or isinstance(source, Built):
+        if not chats or not isinstance(source, Saved) or source.path is None:
             continue
-        if (file := tokenizer_file(draft.study, model)) is None:
-            continue
+        file = Path(source.path).expanduser() / "tokenizer.json"
+        if vocabulary(file) is None:
+            continue  # a job says so, or makes one from an older form
         for number, prompt in chats:
             try:
                 read(file, prompt)

@@ -54,7 +54,7 @@ def token_bounds(study: Study, models: Iterable[str]) -> tuple[Tokens, dict[str,
     tokens: dict[str, Mapping[str, Sequence[lengths.Bounds]]] = {}
     notes: dict[str, str] = {}
     for name in models:
-        tokenizer = tokenizer_file(study, name)
+        tokenizer = _tokenizer_file(study, name)
         source = study.source_of(name)
         built = source.tokenizer if isinstance(source, Built) else None
         special = getattr(source, "special_tokens", True)
@@ -105,7 +105,7 @@ def _drawn(passages: Passages, tokenizer: str | None) -> list[lengths.Bounds]:
     return [(count, count) if same else lengths.UNREAD for count in passages.lengths]
 
 
-def tokenizer_file(study: Study, model: str) -> Path | None:
+def _tokenizer_file(study: Study, model: str) -> Path | None:
     """Return the tokenizer of a model if an earlier run has left it (and it is the study's)."""
     name = study.models[model].source
     source = study.sources[name]
