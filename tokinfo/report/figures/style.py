@@ -242,10 +242,10 @@ def mask_words(mask: str) -> str:
 
     >>> [mask_words(mask) for mask in (":", "1:", "3:", "-1", ":2", "::2", "hide=system")]
     ['nothing hidden', 'first token hidden', 'first 3 hidden', 'only the last visible', \
-'only the first 2 visible', 'visible: ::2', 'content of system hidden']
+'only the first 2 visible', 'visible: ::2', 'system hidden']
     """
     if roles := Mask(mask).roles:
-        return f"content of {' and '.join(roles)} hidden"
+        return f"{' and '.join(roles)} hidden"
     parts = mask.split(":")
     if len(parts) == 1:
         names = {"-1": "only the last visible", "0": "only the first visible"}
