@@ -65,10 +65,12 @@ def search(best: Best, attention: FirstAttention) -> None:
     if best.certified or not best.unknown or best.late():
         return
     descended = best.ids
-    _read(best, attention)
-    _search(best, attention)
-    # Tokens that were read may be further from the target than those that descent proposes.
-    best.keep(descended)
+    try:
+        _read(best, attention)
+        _search(best, attention)
+    finally:
+        # Tokens that were read may be further from the target than those that descent proposes.
+        best.keep(descended)
 
 
 def _search(best: Best, attention: FirstAttention) -> None:

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -41,8 +42,9 @@ from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.detect import Responses, combinations, enough, nearest
 from tokinfo.solvers.problem import Problem, Result
 from tokinfo.solvers.substitution import Substitution
-from tokinfo.solvers.sweep import sweep_rows
-from tokinfo.study.solvers import JointSolver, SweepSolver
+from tokinfo.solvers.sweep import around
+from tokinfo.solvers.watch import Stopped
+from tokinfo.study.solvers import JointSolver
 
 _PART = 2048
 """Candidates of one position between two looks at whether one of them fits."""
@@ -54,7 +56,8 @@ def solve(problem: Problem, settings: JointSolver) -> Result:
     Raises:
         SolverError: the descent that gives the start failed.
     """
-    batcher = Batcher()
+    batcher = Batcher(watch=problem.watch)
+    stopped: list[str | None] = [None] * len(problem.target)
     best: dict[int, _Search] = {}
     spent = torch.zeros(len(problem.target), dtype=torch.int64)
     first: Result | None = None
@@ -66,12 +69,18 @@ def solve(problem: Problem, settings: JointSolver) -> Result:
         for place, row in enumerate(left):
             one = part.rows(torch.tensor([place]))
             search = _Search(one, settings, batcher, number, start.top_ids[place])
-            search.run()
+            with suppress(Stopped):
+                search.run()
+            stopped[row] = None if search.certified else problem.watch.stopped
             spent[row] += search.evaluations + start.evaluations[place]
             if row not in best or search.loss < best[row].loss:
                 best[row] = search
         left = [row for row in left if not best[row].certified]
         if not left:
+            break
+        if problem.watch.stopped and number + 1 < settings.restarts:
+            for row in left:
+                stopped[row] = problem.watch.stopped
             break
     assert first is not None
     searches = [best[row] for row in range(len(best))]
@@ -86,6 +95,7 @@ def solve(problem: Problem, settings: JointSolver) -> Result:
         restart=torch.tensor([search.start for search in searches]),
         restarts=settings.restarts,
         evaluations=spent,
+        stopped=stopped,
     )
 
 
@@ -98,12 +108,7 @@ def judge(problem: Problem, settings: JointSolver, result: Result, truth: Tensor
         result: what was found.
         truth: int64 [row, position], the true tokens.
     """
-    if not settings.sweep_found:
-        return result
-    found = result.top_ids[..., 0]
-    identified, _, spent = sweep_rows(problem, SweepSolver(), found, truth)
-    evaluations = result.evaluations + spent
-    return replace(result, identified=identified, around="found", evaluations=evaluations)
+    return around(problem, result, truth) if settings.sweep_found else result
 
 
 def _seed(problem: Problem, start: int) -> int:
@@ -139,7 +144,8 @@ class _Search:
         self.reached = [
             p for p in self.hidden if not self.problem.probe.causal or p < self.visible[-1]
         ]
-        self.loss = float(self._distances(self.ids[None])[0])
+        self.evaluations += 1
+        self.loss = float(self.problem.token_loss(self.ids[None])[0])
 
     @property
     def certified(self) -> bool:
@@ -284,6 +290,7 @@ class _Search:
     def _keep(self, loss: float, ids: Tensor) -> None:
         if loss < self.loss:
             self.loss, self.ids = loss, ids
+            self.problem.watch.note(loss / self.problem.floor)
 
     def _distances(self, prompts: Tensor, end: int | None = None) -> Tensor:
         """Return the distances [prompt] of prompts [prompt, position].

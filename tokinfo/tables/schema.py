@@ -129,7 +129,8 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
     ),
     "stopped": (
         pl.String(),
-        "why a search ended before it came to rest (`minutes`: its time was up); null: it did not",
+        "why a search or sweep was stopped before its end: `minutes` (its time was up) or "
+        "`interrupted`; null: it was not, or the prompt was done by then",
     ),
     "curve_steps": (pl.List(pl.Int64()), "steps of the descent at which its loss was noted"),
     "curve": (pl.List(pl.Float64()), "the kept start's loss there; null: nothing descended"),
