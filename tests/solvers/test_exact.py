@@ -88,10 +88,38 @@ def test_joint_certifies_a_hidden_token_that_descent_misses(family: str) -> None
         assert any(missed), "the descent alone would do: this test proves nothing"
 
 
-def test_joint_finds_three_hidden_tokens() -> None:
-    problem = problem_of(mask="3:", site="block.1", prompts=[[3, 1, 4, 1, 5, 9, 2, 6]])
-    result = joint.solve(problem, JointSolver(descent=AdamSolver(steps=150)))
+@pytest.mark.parametrize(
+    ("site", "mixtures", "path"),
+    [("block.1", True, "convex"), ("block.1", False, "moves"), ("block.2", True, "moves")],
+)
+def test_joint_finds_three_hidden_tokens_and_says_how(site: str, mixtures: bool, path: str) -> None:
+    problem = problem_of(mask="3:", site=site, prompts=[[3, 1, 4, 1, 5, 9, 2, 6]])
+    settings = JointSolver(descent=AdamSolver(steps=150), mixtures=mixtures)
+    result = joint.solve(problem, settings)
     assert result.top_ids[0, :, 0].tolist() == [3, 1, 4, 1, 5, 9, 2, 6]
+    assert result.path == [path]
+
+
+def test_moves_go_on_from_the_prompt_that_mixtures_came_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prompt = [3, 1, 4, 1, 5]
+    problem = problem_of(mask="2:", site="block.1", prompts=[prompt])
+    came_to = torch.tensor([3, 77, 4, 1, 5])
+    swapped: list[list[int]] = []
+    swap = joint._Search._swapped
+
+    def watched(self: joint._Search) -> bool:
+        swapped.append(self.ids.tolist())
+        return swap(self)
+
+    monkeypatch.setattr(joint.convex, "search", lambda best, _: best.keep(came_to))
+    monkeypatch.setattr(joint._Search, "_swapped", watched)
+    settings = JointSolver(descent=AdamSolver(steps=100), sweep_found=False)
+    result = joint.solve(problem, settings)
+    assert swapped[0] == came_to.tolist()
+    assert result.top_ids[0, :, 0].tolist() == prompt
+    assert result.path == ["moves"]
 
 
 def test_every_start_draws_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +179,9 @@ def test_the_whole_vocabulary_is_tried_once_around_what_the_leading_tokens_came_
     monkeypatch.setattr(joint._Search, "_swapped", lambda self: False)
     prompt = [200, 1, 4, 1, 5]
     problem = problem_of(mask="1:", site="block.1", prompts=[prompt])
-    settings = JointSolver(leading=32, descent=AdamSolver(steps=100), sweep_found=False)
+    settings = JointSolver(
+        leading=32, descent=AdamSolver(steps=100), mixtures=False, sweep_found=False
+    )
     result = joint.solve(problem, settings)
     assert result.top_ids[0, :, 0].tolist() == prompt
     assert detected == [32, VOCABULARY]

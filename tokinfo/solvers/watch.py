@@ -113,7 +113,7 @@ def lines(name: str) -> Callable[[Watch], None]:
 
     def report(watch: Watch) -> None:
         nonlocal last
-        if watch.elapsed - last >= EVERY:
+        if watch.elapsed >= last + EVERY:
             last = watch.elapsed
             print(f"{name}: {clock(last)}, {watch}", file=sys.stderr, flush=True)
 

@@ -220,6 +220,11 @@ class JointSolver(Timed):
         description="The descent that gives the start.",
     )
     restarts: Integer = Field(2, ge=1, description="Starts; the next is used when one fails.")
+    mixtures: bool = Field(
+        True,
+        description="Behind the first block, look for hidden tokens by mixtures first, as solver "
+        "`mixture` does.",
+    )
     rounds: Integer = Field(
         24,
         ge=1,

@@ -124,8 +124,8 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
     "steps": (pl.Int64(), "steps of the kept start; of `mixture` solvers, rounds"),
     "path": (
         pl.String(),
-        "of `mixture` solvers, which search was used: `convex` (behind the first block) or "
-        "`descent`; null: of other solvers",
+        "by what the prompt was found: by mixtures of tokens, `convex` (behind the first block) or "
+        "`descent`, or by the `moves` of a `joint` solver; null: of other solvers",
     ),
     "stopped": (
         pl.String(),
