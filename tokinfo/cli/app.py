@@ -142,6 +142,16 @@ CheckpointPath = Annotated[
     Path | None,
     typer.Option("--checkpoint", help="Use this checkpoint directory; no study is needed."),
 ]
+Judge = Annotated[
+    bool,
+    typer.Option(
+        "--judge",
+        help="Sweep the hidden positions around the found prompt: which of its tokens are "
+        "identifiable. May take longer than the search.  [default: where the study's solver says "
+        "`sweep_found: true`]",
+        show_default=False,
+    ),
+]
 
 
 def _one_prompt(name: str, kind: str, about: str) -> None:
@@ -158,6 +168,7 @@ def _one_prompt(name: str, kind: str, about: str) -> None:
         metric: Metric = "l1",
         solver: SolverName = None,
         checkpoint: CheckpointPath = None,
+        judge: Judge = False,
     ) -> None:
         from tokinfo.cli.prompt import Request, answer
 
@@ -165,7 +176,7 @@ def _one_prompt(name: str, kind: str, about: str) -> None:
         study = read_study(configfile, config) if checkpoint is None or configfile else None
         named = ["--configfile", *map(str, configfile)] if configfile else []
         named += ["--config", *config] if config else []
-        request = Request(kind, model, site, mask, prompt, metric, solver, checkpoint)
+        request = Request(kind, model, site, mask, prompt, metric, solver, checkpoint, judge)
         try:
             answer(request, study, named)
         except TokinfoError as error:

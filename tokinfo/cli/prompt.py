@@ -12,7 +12,7 @@ import shlex
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ class Request:
         metric: how activations are compared.
         solver: name in the study or a kind; None: the study's first of this kind.
         checkpoint: directory to use in place of the study's.
+        judge: sweep the hidden positions around the found prompt.
     """
 
     kind: str
@@ -64,6 +65,7 @@ class Request:
     metric: str = "l1"
     solver: str | None = None
     checkpoint: Path | None = None
+    judge: bool = False
 
 
 def answer(request: Request, study: Study | None, named: list[str]) -> None:
@@ -81,6 +83,8 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
     name, solver = _solver(request, study)
     if request.kind == "sweep" and solver.kind != "sweep":
         raise InvalidError(f"solver {name!r} is of kind {solver.kind}; `tokinfo invert` runs it")
+    if request.judge and solver.kind == "sweep":
+        raise InvalidError("--judge: a sweep finds no prompt to sweep around; allowed: a search")
     if request.checkpoint is None:
         assert study is not None, "no checkpoint and no study"
         directory, site = _prepared(request, study, named)
@@ -93,6 +97,7 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
     from tokinfo.solvers.decoding import inverse_gram
     from tokinfo.solvers.pose import make_problem
     from tokinfo.solvers.run import run
+    from tokinfo.solvers.sweep import around
     from tokinfo.solvers.watch import Watch
 
     # A warning between the lines of the bar would break it.
@@ -112,6 +117,8 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
         title = f"{solver.kind}, {request.model}"
         with _progress(title) as report, _interruptible(Watch(report)) as watch:
             result = run(problem, solver, truth, watch=watch)
+            if request.judge and result.identified is None:
+                result = around(replace(problem, watch=watch), result, truth)
         rows = make_rows(settings, model, problem, truth, result)
     except (TokinfoError, ValueError, OSError) as error:
         words = " ".join(str(error).split())
@@ -127,15 +134,20 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
 
 
 def _solver(request: Request, study: Study | None) -> tuple[str, Solver]:
-    """Return the requested solver, or the study's first of the command's kind, with its name."""
+    """Return the requested solver, or the study's first of the command's kind, with its name.
+
+    Its sweeps around what it finds are left out, unless the study itself asks for them: they may
+    take longer than the search.
+    """
     solvers: dict[str, Solver] = dict(study.solvers) if study else {}
-    if request.solver is None:
-        first = next((name for name in solvers if solvers[name].kind == request.kind), request.kind)
-        return first, solvers.get(first) or _SOLVER.validate_python({"kind": first})
-    if request.solver in solvers:
-        return request.solver, solvers[request.solver]
-    if request.solver in _KINDS:
-        return request.solver, _SOLVER.validate_python({"kind": request.solver})
+    name = request.solver or next(
+        (name for name in solvers if solvers[name].kind == request.kind), request.kind
+    )
+    if name in solvers or name in _KINDS:
+        solver = solvers.get(name) or _SOLVER.validate_python({"kind": name})
+        if solver.kind == "joint" and "sweep_found" not in solver.model_fields_set:
+            solver = solver.model_copy(update={"sweep_found": False})
+        return name, solver
     allowed = ", ".join(dict.fromkeys([*solvers, *_KINDS]))
     raise InvalidError(f"solver {request.solver!r}: allowed: {allowed}")
 
