@@ -163,7 +163,7 @@ BAD = {
     "model": (["absent", "block.1", "1:"], "model 'absent': allowed: flat, llama, smol"),
     "depth": (["llama", "block.9", "1:"], "site block.9"),
     "site": (["llama", "head.1", "1:"], "head.1"),
-    "solver": (["llama", "block.1", "1:", "--solver", "x"], "solver 'x': allowed: adam, asking, chapter"),
+    "solver": (["llama", "block.1", "1:", "--solver", "x"], "solver 'x': allowed: adam, asking"),
     "kind": (["llama", "block.1", "1:", "--solver", "adam"], "solver 'adam' is of kind adam"),
     "judge": (["llama", "block.1", "1:", "--judge"], "--judge: a sweep finds no prompt"),
 }

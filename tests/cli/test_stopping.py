@@ -106,7 +106,7 @@ def test_a_second_ctrl_c_ends_at_once(checkpoint: Path) -> None:
     ("command", "solver", "says"),
     [
         ("invert", "timed", "The search was stopped after 1e-09 minutes"),
-        ("sweep", "timed-sweep", "The sweep was stopped after 1e-09 minutes"),
+        ("sweep", "timed-sweep", "Sweeps were stopped after 1e-09 minutes"),
     ],
 )
 def test_the_minutes_of_a_solver_end_its_command(

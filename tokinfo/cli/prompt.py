@@ -290,8 +290,8 @@ def _interruptible(watch: Watch) -> Iterator[Watch]:
 def _stopped(row: dict[str, Any], solver: Solver) -> str:
     """Return what is to be said of a search that did not come to its end."""
     why = "by Ctrl-C" if row["stopped"] == "interrupted" else f"after {solver.minutes:g} minutes"
-    if solver.kind == "sweep":
-        return f"The sweep was stopped {why}: hidden tokens without a rank were not reached."
+    if solver.kind == "sweep" or row["verdict"] == "certified":
+        return f"Sweeps were stopped {why}: hidden tokens without a rank were not reached."
     return f"The search was stopped {why}: this is the best prompt so far."
 
 

@@ -137,6 +137,7 @@ def _mixed(
         table[best.ids[judges]],
         best.problem.target[0, judges],
         _samples(best, attention, unknown, judges),
+        best.problem.watch,
     )
     returned: dict[int, Returned] = {}
     for starts in (_FEW, _MANY):
@@ -144,8 +145,6 @@ def _mixed(
             found = inversion.start(number, starts)
             if found is not None:
                 returned[place] = found
-            if best.late():
-                return None
     if not returned:
         return None
     left: list[float] = []
