@@ -189,6 +189,30 @@ def test_the_whole_vocabulary_is_tried_once_around_what_the_leading_tokens_came_
     assert around[0] != around[1]
 
 
+def test_the_stages_of_detection_come_in_the_order_of_their_cost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stages: list[tuple[int, int | None, int]] = []
+
+    def lost(
+        self: joint._Search, ids: torch.Tensor, vocabulary: torch.Tensor, near: int | None
+    ) -> torch.Tensor:
+        stages.append((len(vocabulary), near, int(ids[0])))
+        return torch.full_like(ids, 100 + len(stages))
+
+    monkeypatch.setattr(joint, "enough", lambda problem: 1)
+    monkeypatch.setattr(joint._Search, "_detect", lost)
+    search = search_of(problem_of(mask="1:", site="block.2", prompts=[[200, 1, 4]]), [9, 8, 7])
+    search.settings = JointSolver(leading=32, rounds=1)
+    search._swapped = search._extended = lambda *_: False  # type: ignore[method-assign]
+    search.run()
+    assert [stage[:2] for stage in stages] == [
+        *((32, 1), (32, None)),
+        *((VOCABULARY, 1), (VOCABULARY, None)),
+    ]
+    assert [stage[2] for stage in stages[2:]] == [101, 102], "around what the leading ones came to"
+
+
 def test_a_rare_token_is_found_behind_right_ones_by_its_own_positions_vocabulary_alone() -> None:
     prompt = [3, 20, 200, 1, 4, 1, 5]
     problem = problem_of(mask="3:", site="block.1", prompts=[prompt])
