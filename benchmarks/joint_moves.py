@@ -1,6 +1,9 @@
 """What each wider move of `joint` is worth: the same prompts with one of them left out.
 
 python benchmarks/joint_moves.py RESULTS TEXT docs/evidence/joint_moves.csv --cells transformer/1
+
+Behind the first block mixtures leave the other moves nothing to do: with `--no-mixtures` these are
+measured there.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from tokinfo.study.solvers import AdamSolver, JointSolver
 
 LEFT_OUT: dict[str, dict[str, object]] = {
     "nothing": {},
+    "mixtures": {"mixtures": False},
+    "gradient": {"gradient_candidates": 1},
     "detection": {"detections": 0},
     "rounds of detection": {"detection_rounds": 1},
     "detections after the first": {"detections": 1},
@@ -63,7 +68,10 @@ def main() -> None:
     arguments.add_argument(
         "--left-out", nargs="+", default=[*LEFT_OUT, *WITHOUT], help="what to leave out in turn"
     )
+    arguments.add_argument("--no-mixtures", action="store_true", help="leave them out of all rows")
     options = arguments.parse_args()
+    everywhere: dict[str, object] = {"sweep_found": False}
+    everywhere |= {"mixtures": False} if options.no_mixtures else {}
     rows: list[dict[str, object]] = []
     for cell, hidden in itertools.product(chosen(options), options.hidden):
         problem, truth = pose(
@@ -71,7 +79,7 @@ def main() -> None:
         )
         for name in options.left_out:
             begun = time.process_time()
-            solver = JointSolver.model_validate({"sweep_found": False, **LEFT_OUT.get(name, {})})
+            solver = JointSolver.model_validate(everywhere | LEFT_OUT.get(name, {}))
             without = WITHOUT.get(name)
             with mock.patch.object(*without) if without else nullcontext():
                 result = joint.solve(problem, solver)
@@ -84,6 +92,8 @@ def main() -> None:
                     "block": cell.block,
                     "hidden_leading": hidden,
                     "left_out": name,
+                    "mixtures": solver.mixtures,
+                    "found_by": "+".join(sorted(set(result.path or []))),
                     "prompts": len(cell.prompts),
                     "prompts_certified": int(certified.sum()),
                     "hidden": hit.numel(),

@@ -17,11 +17,13 @@ from tokinfo.cell import CellError, run_cell
 from tokinfo.models.checkpoint import FACTS, Checkpoint, load
 from tokinfo.models.preparing import prepare
 from tokinfo.probe.probe import Probe
+from tokinfo.solvers import watch
 from tokinfo.solvers.decoding import write_inverse_gram
 from tokinfo.study.cell import CellSettings
 from tokinfo.study.sites import Site
 from tokinfo.study.sources import MixerSource, Model, TransformerSource
 from tokinfo.study.targets import derangement
+from tokinfo.tables.recovery import RECOVERED
 from tokinfo.tables.schema import RECOVERY_SCHEMA
 from tokinfo.text.tokenizer import load_tokenizer, train_tokenizer
 
@@ -206,6 +208,32 @@ def test_columns_that_a_solver_gives_are_there_and_others_null(
     assert frame["kind"].unique().to_list() == [kind]
     assert frame["published_correct"].is_null().all() == (kind != "chapter")
     assert hidden["around"].to_list() == [{"sweep": "true", "joint": "found"}.get(kind)] * 2
+
+
+@pytest.mark.parametrize(("kind", "around"), [("sweep", "true"), ("joint", None)])
+def test_a_cell_whose_time_is_up_is_whole_and_says_nothing_of_what_was_not_swept(
+    kind: str, around: str | None, made: Path, tmp_path: Path
+) -> None:
+    solver = {"kind": kind, "minutes": 1e-9}
+    frame = run(made, tmp_path / "cell.parquet", with_solver=solver)
+    assert frame.schema == RECOVERY_SCHEMA
+    assert frame["stopped"].unique().to_list() == ["minutes"]
+    assert frame["around"].unique().to_list() == [around]
+    assert frame.select("rank", "identified", "margin", "bits").null_count().row(0) == (
+        (len(frame),) * 4
+    )
+    assert frame["found_loss"].is_finite().all()
+    assert frame.select(RECOVERED.is_null().all()).item()
+
+
+def test_the_log_of_a_cell_says_how_far_it_is(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watch, "EVERY", 0)
+    run(made, tmp_path / "cell.parquet", with_solver={"kind": "adam", "steps": 5})
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) >= 5
+    assert all(line.startswith("adam: 0:0") and "residual" in line for line in lines)
 
 
 # --- controls -----------------------------------------------------------------------------

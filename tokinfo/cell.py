@@ -28,6 +28,7 @@ from tokinfo.solvers.pose import activations, make_problem
 from tokinfo.solvers.problem import Problem, Result
 from tokinfo.solvers.run import run
 from tokinfo.solvers.scores import found_unordered, published_reference, verdict
+from tokinfo.solvers.watch import Watch, lines
 from tokinfo.study.cell import CellSettings
 from tokinfo.study.solvers import ChapterSolver
 from tokinfo.study.targets import OWN
@@ -101,7 +102,7 @@ def run_cell(
             prior=None if prior is None else read_unigrams(prior),
         )
         begun = time.perf_counter()
-        result = run(problem, solver, truth)
+        result = run(problem, solver, truth, watch=Watch(lines(solver.kind)))
         seconds = time.perf_counter() - begun
         rows = make_rows(settings, model, problem, truth, result)
     except (TokinfoError, OSError) as error:
@@ -162,6 +163,7 @@ def make_rows(
         for role, held in prompt.spans.items():
             # A token that holds something of two roles is the first one's.
             roles = dict.fromkeys(held, role) | roles
+        swept = result.identified[number] if result.identified is not None else {}
         of_prompt = {
             "prompt_id": number,
             "prompt": prompt.text,
@@ -181,9 +183,8 @@ def make_rows(
             "curve_steps": None if curve is None else list(result.curve_steps[: len(curve)]),
             "curve": curve,
             # At every position, swept or not: where it is `true` the other tokens were known.
-            "around": result.around,
+            "around": result.around if swept or result.around == "true" else None,
         }
-        swept = result.identified[number] if result.identified is not None else {}
         for position in range(length):
             top = tops[number][position]
             reference_id = reference[number][position] if reference else None

@@ -50,7 +50,12 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 def study(results: str = "results") -> str:
     raw = example() | {"results": results}
-    raw["solvers"]["quick"] = {"kind": "joint", "rounds": 3, "descent": {"steps": 40}}
+    quick = {"kind": "joint", "rounds": 3, "descent": {"steps": 40}}
+    raw["solvers"] |= {
+        "quick": quick,
+        "asking": quick | {"sweep_found": True},
+        "silent": quick | {"sweep_found": False},
+    }
     Path("study.yaml").write_text(yaml.safe_dump(raw))
     return "study.yaml"
 
@@ -74,7 +79,7 @@ def test_a_sweep_ranks_the_true_token_at_every_hidden_position(checkpoint: Path)
 
 def test_an_inversion_says_what_is_certified_and_recovered(checkpoint: Path) -> None:
     arguments = ["--checkpoint", str(checkpoint), "--configfile", study(), "--solver", "quick"]
-    done = run(app, ["invert", *arguments, "tiny", "block.1", "1:", PROMPT])
+    done = run(app, ["invert", "--judge", *arguments, "tiny", "block.1", "1:", PROMPT])
     assert done.exit_code == 0, done.output
     assert "Prompt: certified" in done.stdout
     assert "Recovered 1 of 1 hidden tokens: found (1), in a certified prompt (yes)" in done.stdout
@@ -83,10 +88,39 @@ def test_an_inversion_says_what_is_certified_and_recovered(checkpoint: Path) -> 
 
 def test_a_control_is_certified_and_recovers_nothing(checkpoint: Path) -> None:
     arguments = ["--checkpoint", str(checkpoint), "--configfile", study(), "--solver", "quick"]
-    done = run(app, ["invert", *arguments, "tiny", "block.1", ":2", PROMPT])
+    done = run(app, ["invert", "--judge", *arguments, "tiny", "block.1", ":2", PROMPT])
     assert "Prompt: certified" in done.stdout
     assert "Recovered 0 of" in done.stdout
     assert f"ambiguous ({V} candidates)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("solver", "judge", "judged"),
+    [
+        ("quick", [], False),
+        ("asking", [], True),
+        ("silent", [], False),
+        ("silent", ["--judge"], True),
+        ("mixture", ["--judge"], True),
+    ],
+)
+def test_a_found_prompt_is_swept_around_where_that_is_asked_for(
+    solver: str, judge: list[str], judged: bool, checkpoint: Path
+) -> None:
+    arguments = ["--checkpoint", str(checkpoint), "--configfile", study(), "--solver", solver]
+    done = run(app, ["invert", *arguments, *judge, "tiny", "block.1", "1:", PROMPT])
+    assert done.exit_code == 0, done.output
+    assert "Prompt: certified" in done.stdout
+    assert ("Recovered 1 of 1" in done.stdout) == judged
+    assert ("nothing was swept around" in done.stdout) != judged
+    assert (cells(done.stdout)[0][-1] == "found, identifiable") == judged
+
+
+def test_by_default_a_search_is_joint_and_nothing_is_swept(checkpoint: Path) -> None:
+    done = run(app, ["invert", "--checkpoint", str(checkpoint), "tiny", "block.1", "1:", PROMPT])
+    assert "solver joint" in done.stdout
+    assert "Prompt: certified" in done.stdout
+    assert "nothing was swept around" in done.stdout
 
 
 def test_a_descent_claims_no_recovery(checkpoint: Path) -> None:
@@ -189,8 +223,9 @@ BAD = {
     "model": (["absent", "block.1", "1:"], "model 'absent': allowed: flat, llama, smol"),
     "depth": (["llama", "block.9", "1:"], "site block.9"),
     "site": (["llama", "head.1", "1:"], "head.1"),
-    "solver": (["llama", "block.1", "1:", "--solver", "x"], "solver 'x': allowed: adam, chapter"),
+    "solver": (["llama", "block.1", "1:", "--solver", "x"], "solver 'x': allowed: adam, asking"),
     "kind": (["llama", "block.1", "1:", "--solver", "adam"], "solver 'adam' is of kind adam"),
+    "judge": (["llama", "block.1", "1:", "--judge"], "--judge: a sweep finds no prompt"),
 }
 
 

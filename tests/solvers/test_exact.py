@@ -88,10 +88,38 @@ def test_joint_certifies_a_hidden_token_that_descent_misses(family: str) -> None
         assert any(missed), "the descent alone would do: this test proves nothing"
 
 
-def test_joint_finds_three_hidden_tokens() -> None:
-    problem = problem_of(mask="3:", site="block.1", prompts=[[3, 1, 4, 1, 5, 9, 2, 6]])
-    result = joint.solve(problem, JointSolver(descent=AdamSolver(steps=150)))
+@pytest.mark.parametrize(
+    ("site", "mixtures", "path"),
+    [("block.1", True, "convex"), ("block.1", False, "moves"), ("block.2", True, "moves")],
+)
+def test_joint_finds_three_hidden_tokens_and_says_how(site: str, mixtures: bool, path: str) -> None:
+    problem = problem_of(mask="3:", site=site, prompts=[[3, 1, 4, 1, 5, 9, 2, 6]])
+    settings = JointSolver(descent=AdamSolver(steps=150), mixtures=mixtures)
+    result = joint.solve(problem, settings)
     assert result.top_ids[0, :, 0].tolist() == [3, 1, 4, 1, 5, 9, 2, 6]
+    assert result.path == [path]
+
+
+def test_moves_go_on_from_the_prompt_that_mixtures_came_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prompt = [3, 1, 4, 1, 5]
+    problem = problem_of(mask="2:", site="block.1", prompts=[prompt])
+    came_to = torch.tensor([3, 77, 4, 1, 5])
+    swapped: list[list[int]] = []
+    swap = joint._Search._swapped
+
+    def watched(self: joint._Search) -> bool:
+        swapped.append(self.ids.tolist())
+        return swap(self)
+
+    monkeypatch.setattr(joint.convex, "search", lambda best, _: best.keep(came_to))
+    monkeypatch.setattr(joint._Search, "_swapped", watched)
+    settings = JointSolver(descent=AdamSolver(steps=100), sweep_found=False)
+    result = joint.solve(problem, settings)
+    assert swapped[0] == came_to.tolist()
+    assert result.top_ids[0, :, 0].tolist() == prompt
+    assert result.path == ["moves"]
 
 
 def test_every_start_draws_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,12 +179,38 @@ def test_the_whole_vocabulary_is_tried_once_around_what_the_leading_tokens_came_
     monkeypatch.setattr(joint._Search, "_swapped", lambda self: False)
     prompt = [200, 1, 4, 1, 5]
     problem = problem_of(mask="1:", site="block.1", prompts=[prompt])
-    settings = JointSolver(leading=32, descent=AdamSolver(steps=100), sweep_found=False)
+    settings = JointSolver(
+        leading=32, descent=AdamSolver(steps=100), mixtures=False, sweep_found=False
+    )
     result = joint.solve(problem, settings)
     assert result.top_ids[0, :, 0].tolist() == prompt
     assert detected == [32, VOCABULARY]
     assert around[1] == came_to[0]
     assert around[0] != around[1]
+
+
+def test_the_stages_of_detection_come_in_the_order_of_their_cost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stages: list[tuple[int, int | None, int]] = []
+
+    def lost(
+        self: joint._Search, ids: torch.Tensor, vocabulary: torch.Tensor, near: int | None
+    ) -> torch.Tensor:
+        stages.append((len(vocabulary), near, int(ids[0])))
+        return torch.full_like(ids, 100 + len(stages))
+
+    monkeypatch.setattr(joint, "enough", lambda problem: 1)
+    monkeypatch.setattr(joint._Search, "_detect", lost)
+    search = search_of(problem_of(mask="1:", site="block.2", prompts=[[200, 1, 4]]), [9, 8, 7])
+    search.settings = JointSolver(leading=32, rounds=1)
+    search._swapped = search._extended = lambda *_: False  # type: ignore[method-assign]
+    search.run()
+    assert [stage[:2] for stage in stages] == [
+        *((32, 1), (32, None)),
+        *((VOCABULARY, 1), (VOCABULARY, None)),
+    ]
+    assert [stage[2] for stage in stages[2:]] == [101, 102], "around what the leading ones came to"
 
 
 def test_a_rare_token_is_found_behind_right_ones_by_its_own_positions_vocabulary_alone() -> None:

@@ -105,9 +105,10 @@ def test_a_known_suffix_helps_descent_to_find_what_is_hidden(
 def test_a_known_suffix_lets_joint_find_a_system_prompt_from_its_last_activations(
     family: str,
 ) -> None:
-    solver = JointSolver(**BRIEF)
+    solver = JointSolver(**BRIEF, mixtures=False)
     assert found_of(solver, family, "-1", "3:") == 1
     assert found_of(solver, family, "-1", "3:", "none") < 0.9
+    assert found_of(JointSolver(**BRIEF), family, "-1", "3:") == 1
 
 
 def found_of(solver: Solver, family: str, mask: str, known: str, given: str = "") -> float:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from tests.families import tiny
-from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem
+from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem, true_ids
 from tokinfo.probe.probe import Probe
 from tokinfo.solvers import adam, mixture, shortlists
 from tokinfo.solvers.problem import Problem, Result, SolverError
+from tokinfo.solvers.run import run
 from tokinfo.study.solvers import AdamSolver, MixtureSolver
 
 DESCENT = AdamSolver(steps=100)
@@ -254,13 +255,14 @@ def test_when_time_is_up_the_prompts_so_far_are_returned_and_no_other_is_searche
 ) -> None:
     prompts = drawn(2, 7)
     problem = problem_of(prompts, mask="3:", known=known, site=site)
-    result = mixture.solve(problem, brief(minutes=1e-6))
+    result = run(problem, brief(minutes=1e-9), true_ids(prompts))
     assert result.stopped == ["minutes"] * 2
     assert result.top_ids.shape == (2, 7, 5)
     ids = result.top_ids[..., 0]
     assert torch.equal(ids[problem.given], problem.known[problem.given])
-    # Here it was up before the first search: what descent has found is judged, and that is all.
-    start = adam.solve(problem, BRIEF.descent)
+    # Here it was up after a step of the descent: what that has found is judged, and that is all.
+    start = run(problem, BRIEF.descent.model_copy(update={"minutes": 1e-9}), true_ids(prompts))
+    assert start.steps.tolist() == [1, 1]
     assert torch.equal(ids, problem.put(start.top_ids[..., 0]))
     assert torch.equal(result.evaluations, start.evaluations + 1)
     torch.testing.assert_close(result.loss, problem.token_loss(ids), rtol=1e-4, atol=1e-4)

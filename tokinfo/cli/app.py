@@ -163,6 +163,16 @@ CheckpointPath = Annotated[
     Path | None,
     typer.Option("--checkpoint", help="Use this checkpoint directory; no study is needed."),
 ]
+Judge = Annotated[
+    bool,
+    typer.Option(
+        "--judge",
+        help="Sweep the hidden positions around the found prompt: which of its tokens are "
+        "identifiable. May take longer than the search.  [default: where the study's solver says "
+        "`sweep_found: true`]",
+        show_default=False,
+    ),
+]
 
 
 def _one_prompt(name: str, kind: str, about: str) -> None:
@@ -181,6 +191,7 @@ def _one_prompt(name: str, kind: str, about: str) -> None:
         metric: Metric = "l1",
         solver: SolverName = None,
         checkpoint: CheckpointPath = None,
+        judge: Judge = False,
     ) -> None:
         from tokinfo.cli.prompt import Request, answer
 
@@ -192,7 +203,9 @@ def _one_prompt(name: str, kind: str, about: str) -> None:
             if (prompt is None) == (messages is None):
                 raise InvalidError("give a prompt, or --messages FILE in its place")
             given = read_messages(messages) if messages is not None else prompt or ""
-            request = Request(kind, model, site, mask, given, metric, solver, checkpoint, known)
+            request = Request(
+                kind, model, site, mask, given, metric, solver, checkpoint, known, judge
+            )
             answer(request, study, named)
         except TokinfoError as error:
             typer.echo(str(error), err=True)

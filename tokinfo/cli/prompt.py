@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,10 +29,9 @@ from tokinfo.study.solvers import MetricWeights, Solver
 from tokinfo.study.study import Study
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from tokinfo.models.checkpoint import Checkpoint
     from tokinfo.solvers.problem import Problem
+    from tokinfo.solvers.watch import Watch
 
 _SOLVER: TypeAdapter[Solver] = TypeAdapter(Solver)
 _KINDS = ("chapter", "adam", "sequential", "sweep", "joint", "mixture")
@@ -51,6 +51,7 @@ class Request:
         solver: name in the study or a kind; None: the study's first of this kind.
         checkpoint: directory to use in place of the study's.
         known: positions whose token the solver is given.
+        judge: sweep the hidden positions around the found prompt.
     """
 
     kind: str
@@ -62,6 +63,7 @@ class Request:
     solver: str | None = None
     checkpoint: Path | None = None
     known: str = NONE
+    judge: bool = False
 
 
 def answer(request: Request, study: Study | None, named: list[str]) -> None:
@@ -79,6 +81,8 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
     name, solver = _solver(request, study)
     if request.kind == "sweep" and solver.kind != "sweep":
         raise InvalidError(f"solver {name!r} is of kind {solver.kind}; `tokinfo invert` runs it")
+    if request.judge and solver.kind == "sweep":
+        raise InvalidError("--judge: a sweep finds no prompt to sweep around; allowed: a search")
     if request.checkpoint is None:
         assert study is not None, "no checkpoint and no study"
         directory, site = _prepared(request, study, named)
@@ -91,6 +95,8 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
     from tokinfo.solvers.decoding import inverse_gram
     from tokinfo.solvers.pose import make_problem
     from tokinfo.solvers.run import run
+    from tokinfo.solvers.sweep import around
+    from tokinfo.solvers.watch import Watch
 
     # A warning between the lines of the bar would break it.
     logging.getLogger("tokinfo").setLevel(logging.ERROR)
@@ -106,8 +112,11 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
             model, inverse_gram(model.embedding), cell, solver, weights, [request.prompt]
         )
         _check(request, solver, problem, model)
-        with _progress(request, solver, problem) as report:
-            result = run(replace(problem, probe=_counted(problem, report)), solver, truth)
+        title = f"{solver.kind}, {request.model}"
+        with _progress(title) as report, _interruptible(Watch(report)) as watch:
+            result = run(problem, solver, truth, watch=watch)
+            if request.judge and result.identified is None:
+                result = around(replace(problem, watch=watch), result, truth)
         rows = make_rows(settings, model, problem, truth, result)
     except (TokinfoError, ValueError, OSError) as error:
         words = " ".join(str(error).split())
@@ -115,21 +124,28 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
             f"{request.model} at {request.site}, mask {request.mask}: {words}"
         ) from None
     print_rows(rows, sweep=solver.kind == "sweep", heading=_heading(request, site, name, model))
+    if rows[0]["stopped"]:
+        print(_stopped(rows[0], solver))
 
 
 # --- what is used -------------------------------------------------------------------------
 
 
 def _solver(request: Request, study: Study | None) -> tuple[str, Solver]:
-    """Return the requested solver, or the study's first of the command's kind, with its name."""
+    """Return the requested solver, or the study's first of the command's kind, with its name.
+
+    Its sweeps around what it finds are left out, unless the study itself asks for them: they may
+    take longer than the search.
+    """
     solvers: dict[str, Solver] = dict(study.solvers) if study else {}
-    if request.solver is None:
-        first = next((name for name in solvers if solvers[name].kind == request.kind), request.kind)
-        return first, solvers.get(first) or _SOLVER.validate_python({"kind": first})
-    if request.solver in solvers:
-        return request.solver, solvers[request.solver]
-    if request.solver in _KINDS:
-        return request.solver, _SOLVER.validate_python({"kind": request.solver})
+    name = request.solver or next(
+        (name for name in solvers if solvers[name].kind == request.kind), request.kind
+    )
+    if name in solvers or name in _KINDS:
+        solver = solvers.get(name) or _SOLVER.validate_python({"kind": name})
+        if solver.kind == "joint" and "sweep_found" not in solver.model_fields_set:
+            solver = solver.model_copy(update={"sweep_found": False})
+        return name, solver
     allowed = ", ".join(dict.fromkeys([*solvers, *_KINDS]))
     raise InvalidError(f"solver {request.solver!r}: allowed: {allowed}")
 
@@ -200,6 +216,8 @@ def _cell(request: Request, solver: str, site: Site, model: Checkpoint) -> Cell:
 
 def _check(request: Request, solver: Solver, problem: Problem, model: Checkpoint) -> None:
     """Refuse a prompt that the model cannot hold or that leaves a sweep nothing to do."""
+    from tokinfo.solvers.sweep import positions
+
     layout, given = problem.layout, problem.given[0]
     length, n_ctx = int(layout.lengths[0]), model.facts.n_ctx
     if n_ctx is not None and length > n_ctx:
@@ -211,7 +229,7 @@ def _check(request: Request, solver: Solver, problem: Problem, model: Checkpoint
             raise InvalidError(f"known {request.known!r}: gives none of {length} tokens")
         if not (sought & ~given).any():
             raise InvalidError(f"known {request.known!r}: leaves nothing to find")
-    if solver.kind == "sweep" and not _swept(solver, problem):
+    if solver.kind == "sweep" and not positions(problem, solver, 0):
         raise InvalidError(f"the mask hides none of {length} positions: there is nothing to sweep")
 
 
@@ -239,52 +257,55 @@ def _heading(request: Request, site: Site, solver: str, model: Checkpoint) -> st
 # --- progress -----------------------------------------------------------------------------
 
 
-def _swept(solver: Solver, problem: Problem) -> int:
-    """Return how many positions a sweep solver tries."""
-    wanted = problem.layout.scored[0] & ~problem.given[0]
-    if getattr(solver, "positions", "all") == "hidden":
-        wanted = wanted & ~problem.layout.visible[0]
-    count = int(wanted.sum())
-    return min(count, getattr(solver, "first", None) or count)
-
-
 @contextmanager
-def _progress(
-    request: Request, solver: Solver, problem: Problem
-) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal, and nothing elsewhere; yields what counts evaluated prompts.
+def _progress(name: str) -> Iterator[Callable[[Watch], None]]:
+    """Show a bar on a terminal, and lines elsewhere; yields what reports a run there.
 
-    A sweep's work is known beforehand. A search ends when it is certified, so its bar only
-    counts.
+    How much is left is known of a sweep and where the solver has ``minutes``. Any other search
+    ends when it is certified, so its bar only says what it has come to.
     """
+    from tokinfo.solvers.watch import lines
+
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda count: None
+        yield lines(name)
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    total = _swept(solver, problem) * problem.decoder.size if solver.kind == "sweep" else None
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} prompts tried"),
-        TimeElapsedColumn(),
-    )
+    text = TextColumn("{task.description}"), TextColumn("{task.fields[words]}", markup=False)
+    columns = (text[0], BarColumn(), TimeElapsedColumn(), text[1])
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(f"{solver.kind}, {request.model}", total=total)
-        yield lambda count: bar.advance(task, count)
+        task = bar.add_task(name, total=None, words="")
+
+        def report(watch: Watch) -> None:
+            total = None if watch.share is None else 1.0
+            bar.update(task, total=total, completed=watch.share or 0, words=str(watch))
+
+        yield report
 
 
-def _counted(problem: Problem, report: Callable[[int], None]) -> Any:
-    """Return the problem's probe, which reports how many rows each of its calls evaluates."""
-    from tokinfo.probe.probe import Probe
+@contextmanager
+def _interruptible(watch: Watch) -> Iterator[Watch]:
+    """Let the first Ctrl-C end the search, which returns its best, and the second the process."""
 
-    class Counted(Probe):
-        def __call__(self, embeddings: Tensor, *arguments: Any, **named: Any) -> Tensor:
-            found = super().__call__(embeddings, *arguments, **named)
-            report(len(embeddings))
-            return found
+    def stop(*_: object) -> None:
+        watch.interrupt()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # The process may end without another word, and the bar has hidden the cursor.
+        Console(stderr=True).show_cursor()
 
-    counted = Counted.__new__(Counted)
-    counted.__dict__.update(problem.probe.__dict__)
-    return counted
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, stop)
+    try:
+        yield watch
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _stopped(row: dict[str, Any], solver: Solver) -> str:
+    """Return what is to be said of a search that did not come to its end."""
+    why = "by Ctrl-C" if row["stopped"] == "interrupted" else f"after {solver.minutes:g} minutes"
+    if solver.kind == "sweep" or row["verdict"] == "certified":
+        return f"Sweeps were stopped {why}: hidden tokens without a rank were not reached."
+    return f"The search was stopped {why}: this is the best prompt so far."

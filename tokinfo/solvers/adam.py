@@ -10,6 +10,7 @@ from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.decoding import lead
 from tokinfo.solvers.problem import Problem, Result, check_finite
 from tokinfo.solvers.vocabulary import Vocabulary
+from tokinfo.solvers.watch import Watch
 from tokinfo.study.solvers import AdamSolver
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
@@ -25,6 +26,8 @@ def solve(problem: Problem, settings: AdamSolver) -> Result:
     With ``project: nearest`` the loss and its gradient are those of the nearest tokens, and the
     free variable takes the step (PEZ: Wen et al., arXiv 2302.03668, algorithm 1). A row then
     ends with the best tokens it met, and stops also when those are within the noise floor.
+
+    When the run is to end early, the rows left are decoded as they are.
 
     Raises:
         SolverError: a loss became non-finite.
@@ -75,7 +78,10 @@ def solve(problem: Problem, settings: AdamSolver) -> Result:
         if settings.clamp:
             free = vocabulary.clamp(free)
 
-        if (step + 1) % settings.check_every and step + 1 < settings.steps:
+        problem.watch.note(loss / rows.floor)
+        last = step + 1 == settings.steps
+        late = problem.watch.late(len(free)) and not last
+        if (step + 1) % settings.check_every and not (last or late):
             continue
         tokens = rows.decode(free, k=1)[..., 0].cpu()
         if before is None:
@@ -89,7 +95,9 @@ def solve(problem: Problem, settings: AdamSolver) -> Result:
         if projected:
             # These very tokens have been through the model: there is nothing left to find.
             stop |= (end.met_loss[active] <= rows.floor).cpu()
-        if step + 1 == settings.steps:
+        if late:
+            end.late[active[~stop]] = True
+        if last or late:
             stop[:] = True
         if stop.any():
             end.leave(active[stop], free[stop], rows.rows(stop.nonzero()[:, 0]), step + 1)
@@ -99,7 +107,7 @@ def solve(problem: Problem, settings: AdamSolver) -> Result:
             active, stable, before = active[stay], stable[stay], before[stay]
             free, mean, square = free[stay], mean[stay], square[stay]
             rows = all_rows.rows(active)
-    return end.best(prompts, settings.restarts)
+    return end.best(prompts, settings.restarts, problem.watch)
 
 
 def _place(normal: Tensor, problem: Problem) -> tuple[Tensor, float]:
@@ -135,6 +143,7 @@ class _Ends:
         # What the windows found: the loss of a row's tokens, and what checking them cost.
         self.checked_loss = torch.zeros(count, device=free.device)
         self.checks = torch.zeros(count, dtype=torch.int64)
+        self.late = torch.zeros(count, dtype=torch.bool)
         self.curve: list[list[float]] = [[] for _ in range(count)]
         self.curve_steps: list[int] = []
 
@@ -167,19 +176,22 @@ class _Ends:
         if self.window > 1:
             checked = windows.check(rows, lists[..., : self.window], self.batcher)
             lists = lead(lists, checked.ids)
+            if rows.watch.stopped:
+                self.late[index] |= (checked.loss > rows.floor).cpu()
             self.checked_loss[index] = checked.loss.to(self.checked_loss)
             self.checks[index] = checked.evaluations.cpu()
         self.loss[index] = loss.to(self.loss)
         self.steps[index] = steps
         self.top[index] = lists[..., :5]
 
-    def best(self, prompts: int, restarts: int) -> Result:
+    def best(self, prompts: int, restarts: int, watch: Watch) -> Result:
         # Tokens that the model has judged tell starts apart better than where a free variable
         # came to rest: at a hidden position that absorbs what the tokens cannot explain.
         judged = self.checked_loss if self.window > 1 else self.loss
         kept = judged.view(restarts, prompts).argmin(0)
         row = (kept * prompts + torch.arange(prompts, device=kept.device)).cpu()
         spent = self.steps + 1 + self.checks
+        late = self.late.view(restarts, prompts).any(0).tolist()
         return Result(
             top_ids=self.top[row],
             loss=self.loss[row],
@@ -190,4 +202,5 @@ class _Ends:
             evaluations=spent.view(restarts, prompts).sum(0),
             curve=[self.curve[index] for index in row.tolist()],
             curve_steps=tuple(self.curve_steps),
+            stopped=[watch.stopped if one else None for one in late],
         )

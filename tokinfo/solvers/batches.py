@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from tokinfo.solvers.watch import Watch
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -35,10 +37,12 @@ class Batcher:
     Attributes:
         size: rows of the next batch.
         limit: most rows of a batch, which bounds the memory.
+        watch: looked at before each batch; its rows count as prompts.
     """
 
     size: int = 64
     limit: int = 4096
+    watch: Watch = field(default_factory=Watch)
     _rate: float = 0.0
     _growing: bool = True
 
@@ -47,11 +51,13 @@ class Batcher:
 
         Raises:
             MemoryError: a batch of a single row does not fit.
+            Stopped: the run is to end.
         """
         done: list[Tensor] = []
         first = 0
         while first < len(items):
             part = items[first : first + self.size]
+            self.watch.check(len(part))
             begun = time.perf_counter()
             try:
                 done.append(function(part))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 import torch
@@ -31,13 +30,11 @@ class Best:
         certified: whether they explain the target to within the noise floor.
         evaluations: prompts that went through the model.
         rounds: times that candidates were mixed.
-        stopped: why the search ended early; None: it did not.
 
     Args:
         problem: of a single row.
         settings: the solver's.
         batcher: finds the batch size.
-        ends: when time is up, as `time.monotonic` counts; None: never.
         proposed: as above.
     """
 
@@ -46,11 +43,10 @@ class Best:
         problem: Problem,
         settings: MixtureSolver,
         batcher: Batcher,
-        ends: float | None,
         proposed: Tensor,
     ) -> None:
         self.problem, self.settings, self.batcher = problem, settings, batcher
-        self.proposed, self._ends = proposed, ends
+        self.proposed = proposed
         self._lists = proposed[:, :5].clone()
         length = self.length = int(problem.layout.seen[0])
         visible = problem.layout.visible[0, :length].tolist()
@@ -62,7 +58,6 @@ class Best:
             problem.seed * 1_000_003 + int(problem.numbers[0])
         )
         self.evaluations = self.rounds = 0
-        self.stopped: str | None = None
         self.restart(problem.put(problem.layout.padded(proposed[None, :, 0]))[0])
 
     @property
@@ -77,21 +72,17 @@ class Best:
 
     def restart(self, ids: Tensor) -> None:
         """Go on from a prompt [position], whatever its distance."""
-        self.ids, self.loss = ids, self._distance(ids)
-        self.certified = self.problem.certified(ids, self.loss)
+        self._hold(ids, self._distance(ids))
 
     def keep(self, ids: Tensor) -> None:
         """Keep a prompt [position] where it is nearer to the target than the best so far."""
         loss = self._distance(ids)
         if loss < self.loss:
-            self.ids, self.loss = ids, loss
-            self.certified = self.problem.certified(ids, loss)
+            self._hold(ids, loss)
 
     def late(self) -> bool:
-        """Return whether time is up, and note it."""
-        if self._ends is not None and time.monotonic() >= self._ends:
-            self.stopped = "minutes"
-        return self.stopped is not None
+        """Return whether the run is to end."""
+        return self.problem.watch.late()
 
     def drawn(self, count: int, unknown: list[int] | None = None) -> Tensor:
         """Return prompts [prompt, position] as found, with random tokens where unknown."""
@@ -112,7 +103,7 @@ class Best:
         while not self.certified:
             before = self.loss
             for place, tokens in lists.items():
-                if self.certified or self.late():
+                if self.certified:
                     return
                 away = self._substituted(self.ids, place, tokens)
                 swapped = self.ids.clone()
@@ -131,7 +122,7 @@ class Best:
         floor = 2 * float(self.problem.floor[0])
         matched = False
         for place in self.visible:
-            if self.certified or self.late():
+            if self.certified:
                 return
             likely = [ids[place, None]]
             if not self.given[place]:
@@ -145,6 +136,11 @@ class Best:
                 return
             ids[place], matched = tokens[away.argmin()], True
             self.keep(ids.clone())
+
+    def _hold(self, ids: Tensor, loss: float) -> None:
+        self.ids, self.loss = ids, loss
+        self.certified = self.problem.certified(ids, loss)
+        self.problem.watch.note(loss / self.problem.floor)
 
     def _substituted(
         self, ids: Tensor, place: int, tokens: Tensor, end: int | None = None

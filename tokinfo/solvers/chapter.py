@@ -40,18 +40,23 @@ def solve(problem: Problem, settings: ChapterSolver) -> Result:
         done = step / max(settings.steps - 1, 1)
         rate = settings.learning_rate * (1 - (1 - settings.final_share) * done)
         free = free.detach() - rate * gradient
+        problem.watch.note(loss / problem.floor)
+        if problem.watch.late(len(free)):
+            break
+    taken = step + 1
     with torch.no_grad():
         last = problem.loss(problem.embed(free))
-    check_finite(last, problem, settings.steps)
+    check_finite(last, problem, taken)
     rows = len(problem.target)
     return Result(
         top_ids=problem.decode(free),
         loss=last,
         first_loss=first,
-        steps=torch.full((rows,), settings.steps),
+        steps=torch.full((rows,), taken),
         restart=torch.zeros(rows, dtype=torch.int64),
         restarts=1,
-        evaluations=torch.full((rows,), settings.steps + 1),
+        evaluations=torch.full((rows,), taken + 1),
         curve=torch.stack([*noted, last], dim=1).tolist(),
-        curve_steps=(*range(0, settings.steps, every), settings.steps),
+        curve_steps=(*range(0, taken, every), taken),
+        stopped=[problem.watch.stopped if taken < settings.steps else None] * rows,
     )

@@ -65,10 +65,12 @@ def search(best: Best, attention: FirstAttention) -> None:
     if best.certified or not best.unknown or best.late():
         return
     descended = best.ids
-    _read(best, attention)
-    _search(best, attention)
-    # Tokens that were read may be further from the target than those that descent proposes.
-    best.keep(descended)
+    try:
+        _read(best, attention)
+        _search(best, attention)
+    finally:
+        # Tokens that were read may be further from the target than those that descent proposes.
+        best.keep(descended)
 
 
 def _search(best: Best, attention: FirstAttention) -> None:
@@ -135,6 +137,7 @@ def _mixed(
         table[best.ids[judges]],
         best.problem.target[0, judges],
         _samples(best, attention, unknown, judges),
+        best.problem.watch,
     )
     returned: dict[int, Returned] = {}
     for starts in (_FEW, _MANY):
@@ -142,8 +145,6 @@ def _mixed(
             found = inversion.start(number, starts)
             if found is not None:
                 returned[place] = found
-            if best.late():
-                return None
     if not returned:
         return None
     left: list[float] = []

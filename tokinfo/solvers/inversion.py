@@ -19,6 +19,7 @@ from torch import Tensor
 from tokinfo.models.structure import find_block
 from tokinfo.probe.attention import FirstAttention
 from tokinfo.probe.probe import Probe
+from tokinfo.solvers.watch import Watch
 
 _STEPS = 12
 _NEAR, _FAR = 1e-4, 5e-4
@@ -58,6 +59,7 @@ class Inversion:
         target: [position, width] activations there.
         samples: [sample, position, component] attention's returns in random prompts of the same
             known tokens; more of them than components.
+        watch: looked at between the steps of a search.
     """
 
     def __init__(
@@ -67,9 +69,11 @@ class Inversion:
         embedded: Tensor,
         target: Tensor,
         samples: Tensor,
+        watch: Watch | None = None,
     ) -> None:
         self.attention, self.places = attention, places
         self.embedded, self.target, self.samples = embedded, target, samples
+        self.watch = watch or Watch()
         self._double = _in_double(attention.probe)
         self._scales: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -115,6 +119,7 @@ class Inversion:
         left = made - target
         away = float(left.norm() / size)
         for _ in range(_STEPS):
+            self.watch.check()
             across = slopes @ lower
             normal, slope = across.T @ across, across.T @ left
             for _ in range(8):

@@ -1,5 +1,8 @@
 """Descent for a start, then search over tokens until the activations match.
 
+Behind the first block hidden tokens are first sought by mixtures, as `tokinfo.solvers.mixture` does
+(`tokinfo.solvers.convex`). The moves below go on from the best prompt, where it is not certified.
+
 Hidden positions are discrete tokens here from the first move on: a free embedding there
 absorbs any residual, which is why descent alone does not find them. Moves:
 
@@ -19,8 +22,9 @@ absorbs any residual, which is why descent alone does not find them. Moves:
 Each move is made where those before it have come to rest above the noise floor, and the search
 ends as soon as the prompt is certified: a match to within the floor proves itself, no exhaustive
 search is needed. That is why detection may begin with a vocabulary's leading tokens: byte-pair
-tokenizers number them in the order learned, frequent ones first. The whole vocabulary is next,
-around what was found among these: where a single token is rare, the others are right by then.
+tokenizers number them in the order learned, frequent ones first. The whole vocabulary is last, for
+it costs more than to judge the leading tokens by all that is visible. It is tried around what was
+found among these: where a single token is rare, the others are right by then.
 Every token is judged by the forward model alone, and known ones are in their places from the start
 to the end. Sweeps of single positions and of pairs of them
 were tried and found nothing that these moves had missed (docs/evidence/joint_sweeps.csv).
@@ -30,19 +34,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from tokinfo.probe.attention import FirstAttention
 from tokinfo.probe.metrics import distance
-from tokinfo.solvers import adam
+from tokinfo.solvers import adam, convex
 from tokinfo.solvers.batches import Batcher
+from tokinfo.solvers.best import Best
 from tokinfo.solvers.detect import Responses, combinations, enough, nearest
 from tokinfo.solvers.problem import Problem, Result
 from tokinfo.solvers.substitution import Substitution
-from tokinfo.solvers.sweep import sweep_rows
-from tokinfo.study.solvers import JointSolver, SweepSolver
+from tokinfo.solvers.sweep import around
+from tokinfo.solvers.watch import Stopped
+from tokinfo.study.solvers import JointSolver, MixtureSolver
 
 _PART = 2048
 """Candidates of one position between two looks at whether one of them fits."""
@@ -54,7 +62,9 @@ def solve(problem: Problem, settings: JointSolver) -> Result:
     Raises:
         SolverError: the descent that gives the start failed.
     """
-    batcher = Batcher()
+    attention = convex.first_attention(problem) if settings.mixtures else None
+    batcher = Batcher(watch=problem.watch)
+    stopped: list[str | None] = [None] * len(problem.target)
     best: dict[int, _Search] = {}
     spent = torch.zeros(len(problem.target), dtype=torch.int64)
     first: Result | None = None
@@ -65,13 +75,19 @@ def solve(problem: Problem, settings: JointSolver) -> Result:
         first = first or start
         for place, row in enumerate(left):
             one = part.rows(torch.tensor([place]))
-            search = _Search(one, settings, batcher, number, start.top_ids[place])
-            search.run()
+            search = _Search(one, settings, batcher, number, start.top_ids[place], attention)
+            with suppress(Stopped):
+                search.run()
+            stopped[row] = None if search.certified else problem.watch.stopped
             spent[row] += search.evaluations + start.evaluations[place]
             if row not in best or search.loss < best[row].loss:
                 best[row] = search
         left = [row for row in left if not best[row].certified]
         if not left:
+            break
+        if problem.watch.stopped and number + 1 < settings.restarts:
+            for row in left:
+                stopped[row] = problem.watch.stopped
             break
     assert first is not None
     searches = [best[row] for row in range(len(best))]
@@ -86,6 +102,8 @@ def solve(problem: Problem, settings: JointSolver) -> Result:
         restart=torch.tensor([search.start for search in searches]),
         restarts=settings.restarts,
         evaluations=spent,
+        path=[search.path for search in searches],
+        stopped=stopped,
     )
 
 
@@ -98,12 +116,7 @@ def judge(problem: Problem, settings: JointSolver, result: Result, truth: Tensor
         result: what was found.
         truth: int64 [row, position], the true tokens.
     """
-    if not settings.sweep_found:
-        return result
-    found = result.top_ids[..., 0]
-    identified, _, spent = sweep_rows(problem, SweepSolver(), found, truth)
-    evaluations = result.evaluations + spent
-    return replace(result, identified=identified, around="found", evaluations=evaluations)
+    return around(problem, result, truth) if settings.sweep_found else result
 
 
 def _seed(problem: Problem, start: int) -> int:
@@ -120,8 +133,10 @@ class _Search:
     batcher: Batcher
     start: int  # which start this is, from 0
     lists: Tensor  # [position, k] tokens the descent proposes, best first
+    attention: FirstAttention | None = None  # where mixtures of tokens are sought first
     ids: Tensor = field(init=False)  # [position]
     loss: float = field(init=False)
+    path: str = field(init=False, default="moves")
     evaluations: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
@@ -139,7 +154,8 @@ class _Search:
         self.reached = [
             p for p in self.hidden if not self.problem.probe.causal or p < self.visible[-1]
         ]
-        self.loss = float(self._distances(self.ids[None])[0])
+        self.evaluations += 1
+        self.loss = float(self.problem.token_loss(self.ids[None])[0])
 
     @property
     def certified(self) -> bool:
@@ -148,19 +164,37 @@ class _Search:
 
     def run(self) -> None:
         """Make moves until the prompt is certified or none is left."""
+        if self.attention is not None and self._mixed(self.attention):
+            return
         if self._swapped() or self._extended(self.ids):
             return
         every = self.problem.decoder.ids
         leading = every[: self.settings.leading or len(every)]
         few = enough(self.problem)
-        for near in (few, None) if few < len(self.visible) else (None,):
-            ids = self._stand_ins(leading)
-            for vocabulary in (leading, every) if len(leading) < len(every) else (every,):
-                ids = self._detect(ids, vocabulary, near)
+        nears = (few, None) if few < len(self.visible) else (None,)
+        around: dict[int | None, Tensor] = {}
+        # All that is visible costs less with the leading tokens than the nearest with all tokens.
+        for vocabulary in (leading, every) if len(leading) < len(every) else (every,):
+            for near in nears:
+                ids = around[near] if near in around else self._stand_ins(leading)
+                around[near] = self._detect(ids, vocabulary, near)
                 if self.certified:
                     return
 
     # --- moves ------------------------------------------------------------------------------
+
+    def _mixed(self, attention: FirstAttention) -> bool:
+        """Search by mixtures of tokens, as `tokinfo.solvers.mixture` does; return if certified."""
+        settings = MixtureSolver(leading=self.settings.leading)
+        best = Best(self.problem, settings, self.batcher, self.lists)
+        try:
+            convex.search(best, attention)
+        finally:
+            self.evaluations += best.evaluations
+            if best.loss < self.loss:
+                self._keep(best.loss, best.ids)
+                self.path = "convex"
+        return self.certified
 
     def _swapped(self) -> bool:
         """Swap single tokens for as long as that brings the prompt nearer; return if certified."""
@@ -283,7 +317,8 @@ class _Search:
 
     def _keep(self, loss: float, ids: Tensor) -> None:
         if loss < self.loss:
-            self.loss, self.ids = loss, ids
+            self.loss, self.ids, self.path = loss, ids, "moves"
+            self.problem.watch.note(loss / self.problem.floor)
 
     def _distances(self, prompts: Tensor, end: int | None = None) -> Tensor:
         """Return the distances [prompt] of prompts [prompt, position].

@@ -16,7 +16,7 @@ and the gradient make (`tokinfo.solvers.shortlists`).
 
 from __future__ import annotations
 
-import time
+from contextlib import suppress
 
 import torch
 
@@ -27,18 +27,18 @@ from tokinfo.solvers import adam, convex, shortlists
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.best import Best
 from tokinfo.solvers.problem import Problem, Result, SolverError
+from tokinfo.solvers.watch import Stopped
 from tokinfo.study.solvers import MixtureSolver
 
 
 def solve(problem: Problem, settings: MixtureSolver) -> Result:
     """Search each prompt of the problem; see the module's docstring for how.
 
-    When time is up (``minutes`` of the settings), the best prompts so far are returned.
+    When the run is to end early, the best prompts so far are returned.
 
     Raises:
         SolverError: the model cannot be given mixtures, or the descent failed.
     """
-    ends = None if settings.minutes is None else time.monotonic() + 60 * settings.minutes
     attention = convex.first_attention(problem)
     if attention is None:
         try:
@@ -46,16 +46,19 @@ def solve(problem: Problem, settings: MixtureSolver) -> Result:
         except (InvalidError, StructureError) as error:
             raise SolverError(str(error)) from error
     start = adam.solve(problem, settings.descent)
-    batcher = Batcher()
+    batcher = Batcher(watch=problem.watch)
     found: list[Best] = []
+    stopped: list[str | None] = []
     for row in range(len(problem.target)):
         one = problem.rows(torch.tensor([row]))
-        best = Best(one, settings, batcher, ends, start.top_ids[row])
-        if attention is None:
-            shortlists.search(best)
-        else:
-            convex.search(best, attention)
+        best = Best(one, settings, batcher, start.top_ids[row])
+        with suppress(Stopped):
+            if attention is None:
+                shortlists.search(best)
+            else:
+                convex.search(best, attention)
         found.append(best)
+        stopped.append(None if best.certified else problem.watch.stopped)
     return Result(
         top_ids=torch.stack([best.top for best in found]),
         loss=torch.tensor([best.loss for best in found]),
@@ -65,5 +68,5 @@ def solve(problem: Problem, settings: MixtureSolver) -> Result:
         restarts=1,
         evaluations=start.evaluations + torch.tensor([best.evaluations for best in found]),
         path=["descent" if attention is None else "convex"] * len(found),
-        stopped=[best.stopped for best in found],
+        stopped=stopped,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from tokinfo.probe.noise import alone
 from tokinfo.probe.probe import Probe
 from tokinfo.solvers.decoding import Decoder, lead
 from tokinfo.solvers.identification import Identification
+from tokinfo.solvers.watch import Watch
 from tokinfo.study.fields import MetricName, Parametrisation
 from tokinfo.study.solvers import MetricWeights
 
@@ -46,6 +47,7 @@ class Problem:
             row is the same in any batch.
         prior: float64 [candidate] probabilities of the decoder's candidates before anything is
             seen; None: the study names no prior.
+        watch: says when a solver is to return what it has so far.
     """
 
     probe: Probe
@@ -60,6 +62,7 @@ class Problem:
     floor: Tensor
     numbers: Tensor
     prior: Tensor | None = None
+    watch: Watch = field(default_factory=Watch)
 
     def rows(self, index: Tensor) -> Problem:
         """Return the problem of these rows only (a row may repeat)."""
@@ -161,7 +164,7 @@ class Result:
             has fewer. None: nothing descended.
         curve_steps: steps at which losses were noted.
         path: for each row, which of a solver's searches was used; None: it has one only.
-        stopped: for each row, why the search ended early, and None where it did not.
+        stopped: for each row, why the search ended early (see `Watch`), and None where it did not.
     """
 
     top_ids: Tensor
@@ -182,13 +185,13 @@ class Result:
     def concatenate(cls, parts: list[Result]) -> Result:
         """Join results of consecutive rows."""
         joined: dict[str, Any] = {
-            field: torch.cat([getattr(part, field) for part in parts])
-            for field in ("top_ids", "loss", "first_loss", "steps", "restart", "evaluations")
+            name: torch.cat([getattr(part, name) for part in parts])
+            for name in ("top_ids", "loss", "first_loss", "steps", "restart", "evaluations")
         }
         swept = [part.identified for part in parts if part.identified is not None]
-        for field in ("path", "stopped"):
-            rows = [getattr(part, field) for part in parts]
-            joined[field] = None if None in rows else [row for part in rows for row in part]
+        for name in ("path", "stopped"):
+            rows = [getattr(part, name) for part in parts]
+            joined[name] = None if None in rows else [row for part in rows for row in part]
         return cls(
             **joined,
             restarts=parts[0].restarts,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from tokinfo.solvers.batches import free_memory, out_of_memory
 from tokinfo.solvers.problem import Problem, Result, SolverError
+from tokinfo.solvers.watch import Watch
 from tokinfo.study.solvers import Solver
 
 log = logging.getLogger(__name__)
@@ -40,20 +42,26 @@ def run(
     settings: Solver,
     truth: Tensor,
     solve: Callable[[Problem, Solver, Tensor], Result] = _solve,
+    watch: Watch | None = None,
 ) -> Result:
     """Solve a problem; when memory runs out, in batches half as large, and so on.
 
-    A row's result does not depend on its batch (up to rounding), so nothing is lost but time.
+    A row's result does not depend on its batch (up to rounding), so nothing is lost but time. After
+    the settings' ``minutes``, all batches together, the best so far is returned.
 
     Args:
         problem: what is to be explained.
         settings: the solver's.
         truth: int64 [row, position], the true tokens; for sweeps, and not for a search.
         solve: solves one batch.
+        watch: interrupts the run, and reports how far it is.
 
     Raises:
         SolverError: the descent failed, or a single prompt does not fit in memory.
     """
+    watch = watch or Watch()
+    watch.begin(settings.minutes)
+    problem = replace(problem, watch=watch)
     rows = len(problem.target)
     size = rows
     done: list[Result] = []

@@ -20,8 +20,10 @@ from torch import Tensor
 from tokinfo.probe.metrics import distance
 from tokinfo.probe.probe import Prefix
 from tokinfo.solvers.batches import Batcher
+from tokinfo.solvers.decoding import lead
 from tokinfo.solvers.problem import Problem, Result, SolverError
 from tokinfo.solvers.surrogate import Surrogate, directions_of
+from tokinfo.solvers.watch import Stopped
 from tokinfo.study.solvers import SequentialSolver
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-12
@@ -34,6 +36,8 @@ _FIRST_GUESSES, _GUESSES = 128, 32
 def solve(problem: Problem, settings: SequentialSolver) -> Result:
     """Find each prompt's tokens one after another, each verified before the next.
 
+    When the run is to end early, what is not found yet holds the first candidates.
+
     Raises:
         SolverError: a position is hidden, or the model is not causal.
     """
@@ -41,22 +45,32 @@ def solve(problem: Problem, settings: SequentialSolver) -> Result:
     if not problem.probe.causal or bool((layout.visible.sum(1) < layout.seen).any()):
         raise SolverError("sequential needs a causal model and every position visible")
     rows, positions = layout.visible.shape
-    top = torch.zeros(rows, positions, 5, dtype=torch.int64, device=embedding.device)
+    ids = problem.decoder.ids
+    top = ids[torch.arange(5).clamp_max(len(ids) - 1)].repeat(rows, positions, 1)
+    top = lead(top, problem.put(top[..., 0]))
+    unfinished = torch.zeros(rows, dtype=torch.bool)
     spent = _Spent(rows, embedding.device)
-    batcher = Batcher()
-    directions = directions_of(embedding[problem.decoder.ids])
+    batcher = Batcher(watch=problem.watch)
+    directions = directions_of(embedding[ids])
     expectations = _Expectations(settings.expected, settings.candidates)
     for position in range(positions):
         longer = (layout.seen > position).nonzero()[:, 0]
         before = top[longer, :position, 0]
         prefix = problem.probe.prefix(embedding[before]) if position else None
         step = _Step(problem, settings, longer, before, prefix, spent, batcher)
-        if position:
-            _settle(step, expectations, directions)
-        else:
-            # Descent does not find a first token behind many blocks (SmolLM2, block 15: median
-            # rank 14,000 and more after 60 steps), and one sweep does it for all prompts at once.
-            step.sweep(None)
+        try:
+            if position:
+                _settle(step, expectations, directions)
+            else:
+                # Descent does not find a first token behind many blocks (SmolLM2, block 15: median
+                # rank 14,000 and more after 60 steps), and one sweep does it for all prompts.
+                step.sweep(None)
+        except Stopped:
+            tried = step.nearest.isfinite()
+            top[longer[tried], position] = step.answer[tried]
+            doubtful = ~problem.given[longer, position] & (step.nearest > step.threshold)
+            unfinished[longer] = ((layout.seen[longer] > position + 1) | doubtful).cpu()
+            break
         top[longer, position] = step.answer
     return Result(
         top_ids=top,
@@ -66,6 +80,7 @@ def solve(problem: Problem, settings: SequentialSolver) -> Result:
         restart=torch.zeros(rows, dtype=torch.int64),
         restarts=1,
         evaluations=spent.evaluations.cpu(),
+        stopped=[problem.watch.stopped if one else None for one in unfinished.tolist()],
     )
 
 
@@ -220,6 +235,7 @@ class _Step:
                 (square / (1 - _BETAS[1] ** (step + 1))).sqrt() + _EPSILON
             )
             free = free.detach() - unit * (1 - 0.9 * step / settings.steps) * move
+            self.problem.watch.check(len(self.open))
             self.spent.steps[self.rows[self.open]] += 1
             self.spent.evaluations[self.rows[self.open]] += 1
             if (step + 1) % settings.check_every == 0:
@@ -274,7 +290,7 @@ class _Step:
                 self.spent.evaluations[self.rows[group]] += share
                 still = torch.isin(rows, group)
                 losses[still], tokens[still] = _merge(losses[still], tokens[still], away, part)
-                self.answer[rows] = tokens
+                self.answer[rows], self.nearest[rows] = tokens, losses[:, 0]
                 group = rows[losses[:, 0] > self.threshold[rows]]
                 if len(group) == 0:
                     break

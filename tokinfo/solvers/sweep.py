@@ -18,6 +18,7 @@ from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.identification import Identification, identify
 from tokinfo.solvers.problem import Problem, Result
 from tokinfo.solvers.substitution import Substitution
+from tokinfo.solvers.watch import Stopped
 from tokinfo.study.solvers import NoiseSettings, SweepSolver
 
 _NEAR, _MOST = 16, 64
@@ -27,12 +28,16 @@ _NEAR, _MOST = 16, 64
 def solve(problem: Problem, settings: SweepSolver, truth: Tensor) -> Result:
     """Sweep positions of every true prompt, one position at a time.
 
+    When the run is to end early, the positions left have no verdict.
+
     Args:
         problem: any number of rows.
         settings: which positions.
         truth: int64 [row, position], the true tokens.
     """
-    identified, top, evaluations = sweep_rows(problem, settings, truth, truth)
+    count = sum(len(positions(problem, settings, row)) for row in range(len(truth)))
+    problem.watch.total = count * problem.decoder.size
+    identified, top, evaluations, stopped = sweep_rows(problem, settings, truth, truth)
     loss = problem.token_loss(top[..., 0])
     return Result(
         top_ids=top,
@@ -44,34 +49,64 @@ def solve(problem: Problem, settings: SweepSolver, truth: Tensor) -> Result:
         evaluations=evaluations,
         identified=identified,
         around="true",
+        stopped=stopped,
+    )
+
+
+def around(problem: Problem, result: Result, truth: Tensor) -> Result:
+    """Sweep the hidden positions around found prompts: what an observer could claim of them.
+
+    Args:
+        problem: what was solved.
+        result: what was found.
+        truth: int64 [row, position], the true tokens; the sweeps say how they fare.
+    """
+    found = result.top_ids[..., 0]
+    identified, _, spent, stopped = sweep_rows(problem, SweepSolver(), found, truth)
+    before = result.stopped or stopped
+    return replace(
+        result,
+        identified=identified,
+        around="found",
+        evaluations=result.evaluations + spent,
+        stopped=[one or other for one, other in zip(before, stopped, strict=True)],
     )
 
 
 def sweep_rows(
     problem: Problem, settings: SweepSolver, ids: Tensor, truth: Tensor
-) -> tuple[list[dict[int, Identification]], Tensor, Tensor]:
+) -> tuple[list[dict[int, Identification]], Tensor, Tensor, list[str | None]]:
     """Sweep positions of every prompt in ``ids`` [row, position]; known ones need no sweep.
 
     Returns:
         what `sweep` says of each row's positions; the best tokens [row, position, 5], where
-        nothing was swept those of ``ids``; and the evaluations [row].
+        nothing was swept those of ``ids``; the evaluations [row]; and, for each row, why positions
+        are missing, None where none is.
     """
     top = ids[..., None].repeat(1, 1, 5)
     identified: list[dict[int, Identification]] = []
     evaluations = torch.zeros(len(ids), dtype=torch.int64)
-    batcher = Batcher()
+    stopped: list[str | None] = []
+    batcher = Batcher(watch=problem.watch)
     for row in range(len(ids)):
         one = problem.rows(torch.tensor([row]))
-        wanted = one.layout.scored[0] & ~one.given[0]
-        if settings.positions == "hidden":
-            wanted = wanted & ~one.layout.visible[0]
-        positions = wanted.nonzero()[:, 0].tolist()[: settings.first]
-        found, best = sweep(one, ids[row], truth[row], positions, batcher, settings.noise)
+        wanted = positions(problem, settings, row)
+        found, best = sweep(one, ids[row], truth[row], wanted, batcher, settings.noise)
         identified.append(found)
         for position, tokens in best.items():
             top[row, position] = tokens
-        evaluations[row] = len(positions) * problem.decoder.size
-    return identified, top, evaluations
+        evaluations[row] = len(best) * problem.decoder.size
+        stopped.append(problem.watch.stopped if len(best) < len(wanted) else None)
+    return identified, top, evaluations, stopped
+
+
+def positions(problem: Problem, settings: SweepSolver, row: int) -> list[int]:
+    """Return the positions of a row that are swept."""
+    wanted = problem.layout.scored[row] & ~problem.given[row]
+    if settings.positions == "hidden":
+        wanted = wanted & ~problem.layout.visible[row]
+    every: list[int] = wanted.nonzero()[:, 0].tolist()
+    return every[: settings.first]
 
 
 def sweep(
@@ -94,23 +129,28 @@ def sweep(
 
     Returns:
         what each position's sweep says of the TRUE token, and its five best tokens [5].
-        A position whose true token is no candidate is left out.
+        A position whose true token is no candidate is left out. So is one that was not swept
+        before the run was to end.
     """
     candidates = problem.decoder.ids
     identified, best = {}, {}
     for position in positions:
-        around = problem.decoder.embedding[ids]
-        moved = Substitution(problem, around, position, batcher)
-        residuals = _verified(problem, ids, position, moved.residuals(candidates))
+        moved = Substitution(problem, problem.decoder.embedding[ids], position, batcher)
+        judged: Identification | None = None
+        try:
+            residuals = _verified(problem, ids, position, moved.residuals(candidates))
+            true = (candidates == truth[position]).nonzero()
+            if len(true):
+                judged = identify(residuals, int(true), float(problem.floor[0]), problem.prior)
+                if noise is not None:
+                    level = noise_threshold(moved, residuals, int(true), noise)
+                    judged = replace(judged, noise_threshold=level)
+        except Stopped:
+            break
+        if judged is not None:
+            identified[position] = judged
         top = residuals.topk(min(5, len(residuals)), largest=False).indices
         best[position] = candidates[top[torch.arange(5).clamp_max(len(top) - 1)]]
-        true = (candidates == truth[position]).nonzero()
-        if len(true):
-            judged = identify(residuals, int(true), float(problem.floor[0]), problem.prior)
-            if noise is not None:
-                level = noise_threshold(moved, residuals, int(true), noise)
-                judged = replace(judged, noise_threshold=level)
-            identified[position] = judged
     return identified, best
 
 

@@ -34,7 +34,8 @@ def check(problem: Problem, lists: Tensor, batcher: Batcher) -> Checked:
     tokens that have not been checked yet. At a hidden one it is judged on all of them. The
     tokens found are kept where the whole distance says so, the first candidates otherwise: no
     row ends further from its target than its plain decode. Where that is within the noise floor
-    there is nothing left to check, and a known token needs no check.
+    there is nothing left to check, and a known token needs no check. When the run is to end early,
+    the positions left keep their first candidates.
 
     Args:
         problem: any number of rows.
@@ -50,6 +51,8 @@ def check(problem: Problem, lists: Tensor, batcher: Batcher) -> Checked:
     ids = plain.clone()
     evaluations = torch.ones(rows, dtype=torch.int64, device=lists.device)
     for position in range(positions):
+        if problem.watch.late():
+            break
         reached = unexplained & (position < layout.seen) & ~problem.given[:, position]
         if problem.probe.causal:
             # A token right of every visible position changes nothing that is compared.

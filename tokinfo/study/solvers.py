@@ -42,7 +42,18 @@ class SolverBase(Strict):
     )
 
 
-class ChapterSolver(SolverBase):
+class Timed(Strict):
+    """A solver that returns what it has when its time is up."""
+
+    minutes: Real | None = Field(
+        None,
+        gt=0,
+        description="Time for all prompts of a cell, after which the best so far is returned "
+        "(null: no limit).",
+    )
+
+
+class ChapterSolver(SolverBase, Timed):
     """The published protocol: plain gradient descent from N(0, 1), one start."""
 
     kind: Literal["chapter"] = Field("chapter", description="The published protocol.")
@@ -62,7 +73,7 @@ class ChapterSolver(SolverBase):
     )
 
 
-class AdamSolver(SolverBase):
+class AdamSolver(SolverBase, Timed):
     """Adam from the embedding matrix's mean and scale, several starts at once."""
 
     kind: Literal["adam"] = Field("adam", description="Adam with restarts and a stopping rule.")
@@ -117,7 +128,16 @@ class AdamSolver(SolverBase):
     )
 
 
-class SequentialSolver(Strict):
+def _untimed(descent: AdamSolver) -> None:
+    if descent.minutes is not None:
+        raise misfit("minutes is set for a part of a search", "minutes of the solver itself")
+
+
+Descent = Annotated[AdamSolver, fits(_untimed)]
+"""The descent that another search begins with."""
+
+
+class SequentialSolver(Timed):
     """Exact search from left to right; every position must be visible."""
 
     kind: Literal["sequential"] = Field("sequential", description="Exact, left to right.")
@@ -170,7 +190,7 @@ class NoiseSettings(Strict):
     )
 
 
-class SweepSolver(Strict):
+class SweepSolver(Timed):
     """Not an attack: given the other tokens, every candidate for one position is tested."""
 
     kind: Literal["sweep"] = Field("sweep", description="Exhaustive, given the other tokens.")
@@ -188,18 +208,23 @@ class SweepSolver(Strict):
     )
 
 
-class JointSolver(Strict):
+class JointSolver(Timed):
     """Given no token: descent, then search over tokens until the activations match."""
 
     kind: Literal["joint"] = Field("joint", description="Descent, then search over tokens.")
     decode: DecodeSettings = Field(
         default_factory=lambda: DecodeSettings(), description="Which tokens are candidates."
     )
-    descent: AdamSolver = Field(
+    descent: Descent = Field(
         default_factory=lambda: AdamSolver(window=64),
         description="The descent that gives the start.",
     )
     restarts: Integer = Field(2, ge=1, description="Starts; the next is used when one fails.")
+    mixtures: bool = Field(
+        True,
+        description="Behind the first block, look for hidden tokens by mixtures first, as solver "
+        "`mixture` does.",
+    )
     rounds: Integer = Field(
         24,
         ge=1,
@@ -240,14 +265,14 @@ class JointSolver(Strict):
     )
 
 
-class MixtureSolver(Strict):
+class MixtureSolver(Timed):
     """Mix candidate tokens inside attention; from the whole vocabulary."""
 
     kind: Literal["mixture"] = Field("mixture", description="Tokens mixed inside attention.")
     decode: DecodeSettings = Field(
         default_factory=lambda: DecodeSettings(), description="Which tokens are candidates."
     )
-    descent: AdamSolver = Field(
+    descent: Descent = Field(
         default_factory=lambda: AdamSolver(steps=150),
         description="The descent that finds visible tokens that are not known.",
     )
@@ -268,11 +293,6 @@ class MixtureSolver(Strict):
         ge=1,
         description="Tokens that stand for unknown ones before anything is found, those with the "
         "lowest ids (frequent ones, in byte-pair vocabularies; null: all).",
-    )
-    minutes: Real | None = Field(
-        None,
-        gt=0,
-        description="Time after which the best prompts so far are returned (null: no limit).",
     )
 
 

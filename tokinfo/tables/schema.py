@@ -132,12 +132,13 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
     "steps": (pl.Int64(), "steps of the kept start; of `mixture` solvers, rounds"),
     "path": (
         pl.String(),
-        "of `mixture` solvers, which search was used: `convex` (behind the first block) or "
-        "`descent`; null: of other solvers",
+        "by what the prompt was found: by mixtures of tokens, `convex` (behind the first block) or "
+        "`descent`, or by the `moves` of a `joint` solver; null: of other solvers",
     ),
     "stopped": (
         pl.String(),
-        "why a search ended before it came to rest (`minutes`: its time was up); null: it did not",
+        "why a search or sweep was stopped before its end: `minutes` (its time was up) or "
+        "`interrupted`; null: it was not, or the prompt was done by then",
     ),
     "curve_steps": (pl.List(pl.Int64()), "steps of the descent at which its loss was noted"),
     "curve": (pl.List(pl.Float64()), "the kept start's loss there; null: nothing descended"),

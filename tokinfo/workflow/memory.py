@@ -170,7 +170,8 @@ def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:
     if isinstance(solver, JointSolver) and solver.detections:
         # What every token at every position changes, and three times that of one position.
         activations += (positions + 3) * sizes.vocabulary * COMPONENTS * 4 / 1e6
-    if isinstance(solver, MixtureSolver):
+    first = isinstance(solver, JointSolver) and solver.mixtures and blocks == 1
+    if isinstance(solver, MixtureSolver) or first:
         hidden = most_hidden(study, cell, positions)
         # Random prompts' returns of attention, twice, and all tokens' keys and values.
         activations += 2 * (1024 + sizes.width) * positions * sizes.width * 4 / 1e6 + 2 * table
@@ -179,7 +180,7 @@ def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:
             # seldom narrower than 64.
             each = (positions - hidden) * sizes.width / 64 * sizes.vocabulary * 4 / 1e6
             activations += 4 * each + min(HELD / 1e6, hidden * each)
-        else:
+        elif isinstance(solver, MixtureSolver):
             activations += (hidden + 3) * sizes.vocabulary * COMPONENTS * 4 / 1e6
             entries = 512 + 2 * hidden * solver.shortlist + positions
             activations += 4 * blocks * sizes.width / 64 * entries**2 * 4 / 1e6

@@ -92,6 +92,8 @@ def _search(study: Study, cell: Cell, solver: Solver) -> tuple[float, float]:
             steps, passes = float(swept), float(swept * vocabulary * length)
         case JointSolver():
             steps, passes = _joint(solver, length, hidden, vocabulary)
+            if solver.mixtures and cell.block == 1:
+                passes += _convex(length, hidden, vocabulary, width)
             steps *= prompts  # searched for one by one
         case MixtureSolver():
             steps, passes = _adam(solver.descent, length)
