@@ -1,9 +1,9 @@
 r"""Hidden leading tokens by `mixture`: how many come back, from how few positions, at what cost.
 
-    OMP_NUM_THREADS=1 python benchmarks/mixture.py RESULTS TEXT docs/evidence/mixture.csv
+    OMP_NUM_THREADS=1 python benchmarks/mixture.py RESULTS docs/evidence/mixture.csv TEXT...
 
-RESULTS is the results directory of a study with the requested checkpoints `model/blocks`; TEXT a
-file of real prose. A case is `model/blocks:known:hidden+visible:prompts`, with `known` either
+RESULTS is the results directory of a study with the requested checkpoints `model/blocks`; each TEXT
+a file of real prose. A case is `model/blocks:known:hidden+visible:prompts`, with `known` either
 `visible` (the tokens behind the hidden ones are given) or `none`. No truth enters a search: what
 is right is counted afterwards. With `--joint N` that solver searches the first N prompts too.
 Seconds are processor time.
@@ -12,6 +12,7 @@ Seconds are processor time.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -72,23 +73,24 @@ def main() -> None:
     """Run the cases; the table is written anew after each of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path)
-    parser.add_argument("text", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("texts", type=Path, nargs="+")
     parser.add_argument("--cases", nargs="+", default=CASES)
     parser.add_argument("--joint", type=int, default=0, help="prompts that `joint` is run on too")
     options = parser.parse_args()
     rows: list[dict[str, object]] = []
-    for case in options.cases:
+    for text, case in itertools.product(options.texts, options.cases):
         cell, known, sizes, count = case.split(":")
         model, block = cell.rsplit("/", 1)
         hidden, visible = map(int, sizes.split("+"))
         checkpoint = load(options.results / "checkpoints" / model / block)
-        prompts = passages(options.text, checkpoint, int(count), hidden + visible)
+        prompts = passages(text, checkpoint, int(count), hidden + visible)
         problem, truth = pose(options.results, model, int(block), prompts, f"{hidden}:")
         if known == "visible":
             given = torch.where(problem.layout.visible, truth, -1)
             problem = replace(problem, known=given)
         facts = {
+            "text": text.name.split(".")[0],
             "model": model,
             "block": block,
             "known": known,
