@@ -69,6 +69,28 @@ def searched(
     }
 
 
+def posed(results: Path, text: Path, case: str) -> tuple[dict[str, object], Problem, torch.Tensor]:
+    """Return what a case is, its problem and the true tokens."""
+    cell, known, sizes, count = case.split(":")
+    model, block = cell.rsplit("/", 1)
+    hidden, visible = map(int, sizes.split("+"))
+    checkpoint = load(results / "checkpoints" / model / block)
+    prompts = passages(text, checkpoint, int(count), hidden + visible)
+    problem, truth = pose(results, model, int(block), prompts, f"{hidden}:")
+    if known == "visible":
+        problem = replace(problem, known=torch.where(problem.layout.visible, truth, -1))
+    facts = {
+        "text": text.name.split(".")[0],
+        "model": model,
+        "block": block,
+        "known": known,
+        "hidden_leading": hidden,
+        "visible": visible,
+        "vocabulary": problem.decoder.size,
+    }
+    return facts, problem, truth
+
+
 def main() -> None:
     """Run the cases; the table is written anew after each of them."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -80,27 +102,10 @@ def main() -> None:
     options = parser.parse_args()
     rows: list[dict[str, object]] = []
     for text, case in itertools.product(options.texts, options.cases):
-        cell, known, sizes, count = case.split(":")
-        model, block = cell.rsplit("/", 1)
-        hidden, visible = map(int, sizes.split("+"))
-        checkpoint = load(options.results / "checkpoints" / model / block)
-        prompts = passages(text, checkpoint, int(count), hidden + visible)
-        problem, truth = pose(options.results, model, int(block), prompts, f"{hidden}:")
-        if known == "visible":
-            given = torch.where(problem.layout.visible, truth, -1)
-            problem = replace(problem, known=given)
-        facts = {
-            "text": text.name.split(".")[0],
-            "model": model,
-            "block": block,
-            "known": known,
-            "hidden_leading": hidden,
-            "visible": visible,
-            "vocabulary": problem.decoder.size,
-        }
+        facts, problem, truth = posed(options.results, text, case)
         solvers: dict[str, JointSolver | MixtureSolver] = {"mixture": MixtureSolver()}
         if options.joint:
-            solvers["joint"] = JointSolver(sweep_found=False)
+            solvers["joint"] = JointSolver(sweep_found=False, mixtures=False)
         for name, settings in solvers.items():
             few = torch.arange(len(truth) if name == "mixture" else min(options.joint, len(truth)))
             found = searched(name, problem.rows(few), truth[few], settings)
