@@ -28,34 +28,34 @@ from tokinfo.study.solvers import MixtureSolver
 
 FIGURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "capacity.png"
 VISIBLE = (1, 2, 4, 8, 16)
-HIDDEN = (4, 8, 12, 16, 20, 24, 28, 32, 48, 64)
-TOKENS = 32
-"""Most tokens of a prompt: the small models hold no more."""
+SMALL = (6, VISIBLE, (4, 8, 16, 24))
+LARGE = (2, (1, 4, 16), (8, 16, 32))
 PLAN = {
-    "transformer": (8, TOKENS, HIDDEN),
-    "transformer-untrained": (8, TOKENS, HIDDEN),
-    "smollm2": (2, 80, (8, 16, 32, 64)),
-    "smollm2-untrained": (2, 80, (8, 16, 32, 64)),
+    "transformer": SMALL,
+    "transformer-untrained": SMALL,
+    "smollm2": LARGE,
+    "smollm2-untrained": LARGE,
 }
-"""Prompts of each cell, most tokens of one, and numbers of hidden tokens, by model."""
-MINUTES = 3.0
-"""Time after which one search is given up."""
+"""Prompts of each cell, visible positions and numbers of hidden tokens, by model."""
 
 
 def measured(results: Path, out: Path) -> None:
     """Search every cell; the table is written anew after each of them."""
     text = results / "corpora" / "king-james.held-out.txt"
     rows: list[dict[str, object]] = []
-    for model, (count, most, numbers) in PLAN.items():
-        width = load(results / "checkpoints" / model / "1").facts.d_model
-        for visible in VISIBLE:
-            for hidden in (one for one in numbers if one + visible <= most):
+    for model, (count, places, numbers) in PLAN.items():
+        facts = load(results / "checkpoints" / model / "1").facts
+        width, most = facts.d_model, facts.n_ctx
+        for visible in places:
+            for hidden in numbers:
+                if most is not None and hidden + visible > most:
+                    break
                 case = f"{model}/1:visible:{hidden}+{visible}:{count}"
-                facts, problem, truth = posed(results, text, case)
-                found = searched("mixture", problem, truth, MixtureSolver(minutes=MINUTES))
+                what, problem, truth = posed(results, text, case)
+                found = searched("mixture", problem, truth, MixtureSolver())
                 bits = hidden * math.log2(problem.decoder.size)
                 line = visible * width / (2 * math.log(problem.decoder.size))
-                rows.append(facts | found | {"bits": round(bits), "line": round(line, 1)})
+                rows.append(what | found | {"bits": round(bits), "line": round(line, 1)})
                 write(out, rows)
                 if not found["prompts_certified"]:
                     break
@@ -71,16 +71,16 @@ def draw(table: Path, png: Path) -> None:
     )
     for model, panel in zip(models, panels, strict=True):
         of = [row for row in rows if row["model"] == model]
-        x, y = ([float(row[name]) for row in of] for name in ("visible", "hidden_leading"))
+        x, y = ([int(row[name]) for row in of] for name in ("visible", "hidden_leading"))
         shares = [int(row["prompts_certified"]) / int(row["prompts"]) for row in of]
         dots = panel.scatter(x, y, c=shares, cmap="viridis", vmin=0, vmax=1, s=130, edgecolor=INK)
         lines = sorted({(float(row["visible"]), float(row["line"])) for row in of})
         panel.plot(*zip(*lines, strict=True), color=INK, linestyle="--", linewidth=1)
         panel.set_xscale("log", base=2)
         panel.set_yscale("log", base=2)
-        panel.set_ylim(3, 100)
+        panel.set_ylim(3, 64)
         panel.set_xticks(VISIBLE, [str(one) for one in VISIBLE])
-        panel.set_yticks([4, 8, 16, 32, 64], ["4", "8", "16", "32", "64"])
+        panel.set_yticks([4, 8, 16, 32], ["4", "8", "16", "32"])
         panel.set_title(f"{model}\n{int(of[0]['vocabulary']):,} tokens", fontsize=10)
         panel.set_xlabel("visible positions")
     panels[0].set_ylabel("hidden tokens")

@@ -66,6 +66,9 @@ def searched(
         "hidden_found_and_certified": int((hit & hidden & certified[:, None]).sum()),
         "seconds_median": round(sorted(spent)[len(spent) // 2], 1),
         "seconds_most": round(max(spent), 1),
+        "prompts_stopped": sum(
+            result.stopped is not None and any(result.stopped) for result in results
+        ),
     }
 
 
@@ -99,13 +102,18 @@ def main() -> None:
     parser.add_argument("texts", type=Path, nargs="+")
     parser.add_argument("--cases", nargs="+", default=CASES)
     parser.add_argument("--joint", type=int, default=0, help="prompts that `joint` is run on too")
+    parser.add_argument("--minutes", type=float, help="after which a search is given up")
     options = parser.parse_args()
     rows: list[dict[str, object]] = []
     for text, case in itertools.product(options.texts, options.cases):
         facts, problem, truth = posed(options.results, text, case)
-        solvers: dict[str, JointSolver | MixtureSolver] = {"mixture": MixtureSolver()}
+        solvers: dict[str, JointSolver | MixtureSolver] = {
+            "mixture": MixtureSolver(minutes=options.minutes)
+        }
         if options.joint:
-            solvers["joint"] = JointSolver(sweep_found=False, mixtures=False)
+            solvers["joint"] = JointSolver(
+                sweep_found=False, mixtures=False, minutes=options.minutes
+            )
         for name, settings in solvers.items():
             few = torch.arange(len(truth) if name == "mixture" else min(options.joint, len(truth)))
             found = searched(name, problem.rows(few), truth[few], settings)

@@ -63,7 +63,7 @@ def interrupted(code: str, arguments: list[str], times: int = 1) -> tuple[int, s
     for _ in range(times):
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
 

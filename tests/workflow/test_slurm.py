@@ -96,6 +96,7 @@ def same_table(one: Path, other: Path) -> None:
     assert tables[0].equals(tables[1])
 
 
+@pytest.mark.slow
 def test_jobs_ask_slurm_for_what_they_need_and_cells_share_submissions(
     slurm: Slurm, changed: Path
 ) -> None:
