@@ -14,6 +14,7 @@ from tokinfo.solvers.watch import Watch
 from tokinfo.study.solvers import AdamSolver
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
+_EVEN = 1e-3  # nats by which the first start of a mixture is uneven
 
 
 def solve(problem: Problem, settings: AdamSolver) -> Result:
@@ -127,7 +128,8 @@ def _place(normal: Tensor, problem: Problem) -> tuple[Tensor, float]:
         return normal / vocabulary**0.5 + 1 / vocabulary, width**0.5 / vocabulary
     if problem.parametrisation == "mixture":
         first = torch.arange(len(normal), device=normal.device) < len(problem.target)
-        return normal.masked_fill(first[:, None, None], 0), 1.0
+        # With even logits, a position on which nothing depends would always give the same token.
+        return torch.where(first[:, None, None], _EVEN * normal, normal), 1.0
     return matrix.mean(0) + matrix.std(0) * normal, float(matrix.std())
 
 
