@@ -17,7 +17,7 @@ from tokinfo.cell import CellError, run_cell
 from tokinfo.models.checkpoint import FACTS, Checkpoint, load
 from tokinfo.models.preparing import prepare
 from tokinfo.probe.probe import Probe
-from tokinfo.solvers import watch
+from tokinfo.solvers import relaxed, watch
 from tokinfo.solvers.decoding import write_inverse_gram
 from tokinfo.study.cell import CellSettings
 from tokinfo.study.sites import Site
@@ -181,19 +181,32 @@ def test_rows_say_which_tokens_were_given_and_have_them_in_place(
     assert not run(made, tmp_path / "plain.parquet")["given"].any()
 
 
-@pytest.mark.parametrize("parametrisation", ["embedding", "vocabulary"])
+@pytest.mark.parametrize(
+    ("parametrisation", "kind"),
+    [("embedding", "adam"), ("vocabulary", "adam"), ("mixture", "adam"), ("mixture", "chapter")],
+)
+@pytest.mark.parametrize("label", [f"{name}-float32" for name in SOURCES])
 def test_a_restricted_vocabulary_finds_nothing_else(
-    parametrisation: str, made: Path, tmp_path: Path
+    label: str, parametrisation: str, kind: str, made: Path, tmp_path: Path
 ) -> None:
     frame = run(
-        made,
-        tmp_path / "cell.parquet",
+        *(made, tmp_path / "cell.parquet", label),
         parametrisation=parametrisation,
-        with_solver={"kind": "adam", "steps": 5, "decode": {"restricted_to": "some words"}},
+        with_solver={"kind": kind, "steps": 5, "decode": {"restricted_to": "some words"}},
     )
     allowed = set(load_tokenizer(made / "words").encode("some words").ids)
     assert set(frame["found_id"]) <= allowed
     assert frame["vocabulary"].unique().to_list() == [len(allowed)]
+    assert frame["parametrisation"].unique().to_list() == [parametrisation]
+
+
+def test_a_mixture_of_too_many_entries_is_refused_by_the_name_of_its_cell(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relaxed, "MOST_ENTRIES", V)
+    with pytest.raises(CellError, match=r"cell cells/.*entries of the sequence.*restricted_to"):
+        run(made, tmp_path / "cell.parquet", "llama-float32", parametrisation="mixture")
+    assert not (tmp_path / "cell.parquet").exists()
 
 
 @pytest.mark.parametrize("kind", ["chapter", "sweep", "joint"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -64,6 +65,7 @@ def tiny_problem(
     parametrisation: Parametrisation = "embedding",
     seed: int = 0,
     known: str = "none",
+    candidates: Sequence[int] | None = None,
 ) -> Problem:
     """The problem of explaining ``prompts`` from their visible activations."""
     batch = make_batch(prompts, Mask(mask), pad_id=0)
@@ -76,7 +78,11 @@ def tiny_problem(
             given[row, position] = prompt[position]
     return Problem(
         probe=probe,
-        decoder=Decoder(embedding, inverse_gram(embedding)),
+        decoder=Decoder(
+            embedding,
+            inverse_gram(embedding),
+            candidates=None if candidates is None else torch.tensor(sorted(candidates)),
+        ),
         layout=batch.layout,
         known=given,
         target=target.masked_fill(~visible, 0),

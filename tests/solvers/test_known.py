@@ -41,6 +41,8 @@ SEARCHES: list[tuple[Solver, dict[str, Any]]] = [
     (AdamSolver(steps=40, window=8, nearest_penalty=0.1, clamp=True, second_moment="row"), {}),
     (AdamSolver(steps=40, project="nearest", window=4), {}),
     (AdamSolver(steps=40, project="nearest"), {"parametrisation": "vocabulary"}),
+    (ChapterSolver(steps=20), {"parametrisation": "mixture", "candidates": range(10)}),
+    (AdamSolver(steps=40, window=4), {"parametrisation": "mixture", "candidates": range(10)}),
     (SequentialSolver(), {"mask": ":"}),
     (SequentialSolver(steps=1, check_every=1, attempts=1, expected=0, guesses=64), {"mask": ":"}),
     (JointSolver(**BRIEF), {}),
@@ -66,8 +68,14 @@ def test_a_known_token_need_not_be_among_the_candidates(method: str) -> None:
     problem = problem_of("flat", mask="1:", known="-1")
     decoder = replace(problem.decoder, candidates=torch.tensor([1, 2, 3, 4]), method=method)
     problem = replace(problem, decoder=decoder)
-    for settings in (AdamSolver(steps=20), AdamSolver(steps=20, project="nearest", window=4)):
-        found = run(problem, settings, TRUE).top_ids
+    mixed = replace(problem, parametrisation="mixture")
+    for one, settings in (
+        (problem, AdamSolver(steps=20)),
+        (problem, AdamSolver(steps=20, project="nearest", window=4)),
+        (mixed, AdamSolver(steps=20, window=4)),
+        (mixed, ChapterSolver(steps=20)),
+    ):
+        found = run(one, settings, TRUE).top_ids
         assert torch.equal(found[..., 0][problem.given], problem.known[problem.given])
         assert int(found[..., 0][~problem.given].max()) <= 4
 

@@ -23,9 +23,11 @@ from tokinfo.solvers.problem import Problem, Result
 from tokinfo.solvers.run import run
 from tokinfo.study.cell import Cell, CellSettings
 from tokinfo.study.solvers import (
+    MIXING,
     SWEEPING,
     AdamSolver,
     ChapterSolver,
+    DecodeSettings,
     JointSolver,
     MetricWeights,
     MixtureSolver,
@@ -160,6 +162,11 @@ SEARCHES: dict[str, Solver] = {
             {"known": "1:"},
             {"known": "1:", "padding": "n_ctx"},
             *([{"site": "embedding"}] if kind != "sequential" else []),
+            *(
+                [{"parametrisation": "mixture"}, {"parametrisation": "mixture", "known": "1:"}]
+                if kind in MIXING
+                else []
+            ),
         )
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value.values()),
@@ -167,7 +174,11 @@ SEARCHES: dict[str, Solver] = {
 def test_nothing_that_a_search_receives_holds_a_prompt(
     kind: str, changed: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    problem, truth = posed(SEARCHES[kind], **changed)
+    settings = SEARCHES[kind]
+    if "parametrisation" in changed:
+        few = DecodeSettings(restricted_to=" ".join(f"w{token}" for token in range(10)))
+        settings = settings.model_copy(update={"decode": few})
+    problem, truth = posed(settings, **changed)
     solver = import_module(f"tokinfo.solvers.{kind}")
     given: list[object] = []
 
@@ -177,7 +188,7 @@ def test_nothing_that_a_search_receives_holds_a_prompt(
 
     search = solver.solve
     monkeypatch.setattr(solver, "solve", solve)
-    run(problem, SEARCHES[kind], truth)
+    run(problem, settings, truth)
     assert len(given) == 1
     for prompt in PROMPTS:
         assert not holds(given, prompt, problem.decoder.embedding)
@@ -239,6 +250,8 @@ def problem_of(family: str, **settings: Any) -> Problem:
     else:
         decoder = tiny_mixer(family)
         embedding = decoder.embed_tokens.weight
+    if settings.get("parametrisation") == "mixture":
+        settings["candidates"] = range(12)
     return tiny_problem(decoder, embedding, PROMPTS, **settings)
 
 
@@ -258,6 +271,11 @@ def judged(result: Result) -> list[tuple[int, int, int, float]]:
         (ChapterSolver(steps=20), {"mask": "1:", "parametrisation": "vocabulary"}),
         (AdamSolver(steps=40, restarts=2, window=8), {"mask": "1:"}),
         (AdamSolver(steps=40, window=4), {"mask": ":2", "parametrisation": "vocabulary"}),
+        (ChapterSolver(steps=20), {"mask": "1:", "parametrisation": "mixture"}),
+        (
+            AdamSolver(steps=40, restarts=2, window=4),
+            {"mask": "2:", "parametrisation": "mixture", "known": "-1"},
+        ),
         (
             AdamSolver(steps=40, nearest_penalty=0.01, clamp=True, second_moment="row"),
             {"mask": "2:", "metric": "l2"},

@@ -123,6 +123,12 @@ def test_most_packages_have_words_to_change() -> None:
             "loss - settings.nearest",
             {"cells of adam", "cells of joint", "cells of mixture"},
         ),
+        (
+            "solvers/relaxed.py",
+            "count > most",
+            "count >= most",
+            {"cells of adam", "cells of chapter", "cells of joint", "cells of mixture"},
+        ),
         ("solvers/decoding.py", " @ ", " * ", CELLS | {"embedding"}),
         ("solvers/chapter.py", "() - rate", "() + rate", {"cells of chapter"}),
         ("solvers/joint.py", "self.loss >= before", "self.loss > before", {"cells of joint"}),

@@ -119,6 +119,23 @@ def test_what_a_detection_keeps_of_every_token_is_asked_for() -> None:
     assert cell_mb(made, cells["joint"]) >= cell_mb(made, cells["blind"]) + int(kept)
 
 
+def test_the_entries_of_mixtures_are_asked_for_up_to_the_most_that_run() -> None:
+    raw = smoke()
+    grid = {**raw["grids"][0], "parametrisations": ["embedding", "mixture"], "solvers": ["mine"]}
+
+    def asked(text: str, parametrisation: str, model: str) -> int:
+        mine = {"kind": "adam", "decode": {"restricted_to": text}}
+        made = study(solvers=raw["solvers"] | {"mine": mine}, grids=[grid])
+        cells = {(c.model, c.parametrisation): c for c in made.cells() if c.block}
+        return cell_mb(made, cells[model, parametrisation])
+
+    for model in grid["models"]:
+        plain = asked("x" * 99, "embedding", model)
+        few, many, most = (asked("x" * n, "mixture", model) for n in (99, 9_999, 99_999))
+        assert plain == asked("x", "embedding", model)
+        assert plain < few < many <= most, model
+
+
 def test_a_cell_that_explains_a_larger_models_activations_asks_for_that_one_too() -> None:
     raw = smoke()
     (tokenizer,) = raw["tokenizers"]

@@ -120,6 +120,18 @@ def test_projection_and_vocabulary_pay_for_the_whole_embedding() -> None:
     assert direct > 2 * plain
 
 
+@pytest.mark.parametrize("kind", ["chapter", "adam"])
+def test_mixtures_pay_for_every_candidate_that_is_sought(kind: str) -> None:
+    def asked(text: str, **changes: str) -> int:
+        solver = {"kind": kind, "decode": {"restricted_to": text}}
+        return minutes(solver, 20, parametrisation="mixture", mask="3:", **changes)
+
+    few, many = asked("x" * 20), asked("x" * 200)
+    assert minutes({"kind": kind}, 20, mask="3:") < few < many
+    assert asked("x" * 200, known="visible") < many / 3
+    assert asked("x" * 20_000) == asked("x" * 40_000)  # a cell with as many entries is refused
+
+
 def test_training_grows_with_its_steps_and_fetching_with_its_bytes() -> None:
     made = Study.model_validate(smoke() | {"device": "cpu"})
     data = smoke() | {"device": "cpu"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokinfo.solvers import windows
+from tokinfo.solvers import relaxed, windows
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.decoding import lead
 from tokinfo.solvers.problem import Problem, Result, check_finite
@@ -14,6 +14,7 @@ from tokinfo.solvers.watch import Watch
 from tokinfo.study.solvers import AdamSolver
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
+_EVEN = 1e-3  # nats by which the first start of a mixture is uneven
 
 
 def solve(problem: Problem, settings: AdamSolver) -> Result:
@@ -30,8 +31,9 @@ def solve(problem: Problem, settings: AdamSolver) -> Result:
     When the run is to end early, the rows left are decoded as they are.
 
     Raises:
-        SolverError: a loss became non-finite.
+        SolverError: a loss became non-finite, or the model cannot be given the mixtures.
     """
+    relaxed.check(problem)
     prompts = len(problem.target)
     # Row r of the descent is start r // prompts of prompt r % prompts.
     all_rows = problem.rows(torch.arange(prompts).repeat(settings.restarts))
@@ -48,10 +50,12 @@ def solve(problem: Problem, settings: AdamSolver) -> Result:
     before: Tensor | None = None
     for step in range(settings.steps):
         free.requires_grad_(True)
-        embedded = rows.embed(free)
         if projected or settings.nearest_penalty:
+            embedded = rows.embed(free)
             nearest = rows.put(vocabulary.nearest(embedded))
-        loss = rows.loss(vocabulary.projected(embedded, nearest) if projected else embedded)
+            loss = rows.loss(vocabulary.projected(embedded, nearest) if projected else embedded)
+        else:
+            loss = relaxed.loss(rows, free)
         check_finite(loss.detach(), rows, step)
         if step == 0:
             end.first = loss.detach()
@@ -116,11 +120,16 @@ def _place(normal: Tensor, problem: Problem) -> tuple[Tensor, float]:
     The published N(0, 1) start is some fifty times an untrained Llama's embedding scale.
     In the vocabulary parametrisation a step changes all V coordinates at once; the unit is
     chosen so that the embedding moves about as far as in the embedding parametrisation.
+    Of mixtures the unit is one nat, and in each prompt's first start all candidates are as likely.
     """
     matrix = problem.decoder.embedding
     vocabulary, width = matrix.shape
     if problem.parametrisation == "vocabulary":
         return normal / vocabulary**0.5 + 1 / vocabulary, width**0.5 / vocabulary
+    if problem.parametrisation == "mixture":
+        first = torch.arange(len(normal), device=normal.device) < len(problem.target)
+        # With even logits, a position on which nothing depends would always give the same token.
+        return torch.where(first[:, None, None], _EVEN * normal, normal), 1.0
     return matrix.mean(0) + matrix.std(0) * normal, float(matrix.std())
 
 
@@ -163,11 +172,12 @@ class _Ends:
     def leave(self, index: Tensor, free: Tensor, rows: Problem, steps: int) -> None:
         lists = rows.decode(free, max(5, self.window))
         with torch.no_grad():
-            embedded = rows.embed(free)
             if self.projected:
+                embedded = rows.embed(free)
                 nearest = rows.put(self.vocabulary.nearest(embedded))
-                embedded = self.vocabulary.projected(embedded, nearest)
-            loss = rows.loss(embedded)
+                loss = rows.loss(self.vocabulary.projected(embedded, nearest))
+            else:
+                loss = relaxed.loss(rows, free)
         check_finite(loss, rows, steps)
         if self.projected:
             self.meet(index, nearest, loss)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from tokinfo.solvers import relaxed
 from tokinfo.solvers.problem import Problem, Result, check_finite
 from tokinfo.study.solvers import ChapterSolver
 
@@ -22,15 +23,16 @@ def solve(problem: Problem, settings: ChapterSolver) -> Result:
     batch of prompts is the published one-at-a-time descent, up to rounding.
 
     Raises:
-        SolverError: a loss became non-finite.
+        SolverError: a loss became non-finite, or the model cannot be given the mixtures.
     """
+    relaxed.check(problem)
     free = settings.start_scale * problem.start(restart=0)
     first = torch.empty(0)
     every = max(1, settings.steps // _POINTS)
     noted: list[torch.Tensor] = []
     for step in range(settings.steps):
         free.requires_grad_(True)
-        loss = problem.loss(problem.embed(free))
+        loss = relaxed.loss(problem, free)
         check_finite(loss.detach(), problem, step)
         if step == 0:
             first = loss.detach()
@@ -45,7 +47,7 @@ def solve(problem: Problem, settings: ChapterSolver) -> Result:
             break
     taken = step + 1
     with torch.no_grad():
-        last = problem.loss(problem.embed(free))
+        last = relaxed.loss(problem, free)
     check_finite(last, problem, taken)
     rows = len(problem.target)
     return Result(

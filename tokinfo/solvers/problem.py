@@ -86,8 +86,11 @@ class Problem:
 
     def loss(self, embeddings: Tensor) -> Tensor:
         """Return the distance [row] of embedded candidates [row, position, d] to the target."""
-        found = self.probe(embeddings, self.layout.seen)
-        return distance(found, self.target, self.layout.visible, self.metric, self.weights)
+        return self.away(self.probe(embeddings, self.layout.seen))
+
+    def away(self, activations: Tensor) -> Tensor:
+        """Return the distance [row] of activations [row, position, width] to the target."""
+        return distance(activations, self.target, self.layout.visible, self.metric, self.weights)
 
     def token_loss(self, ids: Tensor) -> Tensor:
         """Return the distance [row] of candidate tokens [row, position] to the target."""
@@ -108,13 +111,13 @@ class Problem:
         if loss > 2 * floor:
             return False
         found = alone(self.probe, self.decoder.embedding, ids[None], self.layout.seen)
-        away = distance(found, self.target, self.layout.visible, self.metric, self.weights)
-        return float(away[0]) <= floor
+        return float(self.away(found)[0]) <= floor
 
     def embed(self, free: Tensor) -> Tensor:
         """Return the embeddings [row, position, d] that a free variable stands for.
 
-        Those of known tokens are in place: nothing there depends on the free variable.
+        Those of known tokens are in place: nothing there depends on the free variable. A mixture
+        stands for no embedding (`tokinfo.solvers.relaxed`).
         """
         matrix = self.decoder.embedding
         embedded = free @ matrix if self.parametrisation == "vocabulary" else free
@@ -122,11 +125,12 @@ class Problem:
 
     def decode(self, free: Tensor, k: int = 5) -> Tensor:
         """Return the k best tokens [row, position, k] of a free variable; known ones lead."""
-        if self.parametrisation == "vocabulary":
-            chosen = self.decoder.candidates
-            lists = self.decoder.rank(free if chosen is None else free[..., chosen], k)
-        else:
+        if self.parametrisation == "embedding":
             lists = self.decoder.top(free, k)
+        else:
+            if self.parametrisation == "vocabulary":
+                free = free[..., self.decoder.ids]
+            lists = self.decoder.rank(free, k)
         return lead(lists, self.put(lists[..., 0]))
 
     def start(self, restart: int) -> Tensor:
@@ -136,14 +140,20 @@ class Problem:
         starts from the same point whatever else is in its batch.
         """
         matrix = self.decoder.embedding
-        width = len(matrix) if self.parametrisation == "vocabulary" else matrix.shape[1]
+        width = {
+            "embedding": matrix.shape[1],
+            "vocabulary": len(matrix),
+            "mixture": self.decoder.size,
+        }[self.parametrisation]
+        # The last numbers that torch draws depend on how many there are, unless it is 16 at a time.
+        drawn = 16 * -(-width // 16)
         rows = []
         for number in self.numbers.tolist():
             generator = torch.Generator().manual_seed(
                 (self.seed * 1_000_003 + number) * 1_000_003 + restart
             )
-            rows.append(torch.randn(self.target.shape[1], width, generator=generator))
-        return torch.stack(rows).to(matrix)
+            rows.append(torch.randn(self.target.shape[1], drawn, generator=generator))
+        return torch.stack(rows)[..., :width].to(matrix)
 
 
 @dataclass(frozen=True)

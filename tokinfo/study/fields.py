@@ -58,7 +58,7 @@ Name = Annotated[
 Seed = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_number)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 MetricName = Literal["l1", "l2", "cosine", "l1+cosine"]
-Parametrisation = Literal["embedding", "vocabulary"]
+Parametrisation = Literal["embedding", "vocabulary", "mixture"]
 Quantization = Literal["float32", "bfloat16", "float16", "int8", "nf4"]
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 Padding = Literal["none", "n_ctx"]

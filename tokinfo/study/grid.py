@@ -56,7 +56,10 @@ class Grid(Strict):
     )
     metrics: list[MetricName] = Field(["l1"], min_length=1, description="Distances.")
     parametrisations: list[Parametrisation] = Field(
-        ["embedding"], min_length=1, description="What descends."
+        ["embedding"],
+        min_length=1,
+        description="What descends: `embedding`; `vocabulary`, a vector of one weight a token; or "
+        "`mixture`, a probability of every candidate token (solvers of kind `chapter` and `adam`).",
     )
     solvers: list[Name] = Field(
         [],

@@ -82,7 +82,8 @@ class AdamSolver(SolverBase, Timed):
         0.2,
         gt=0,
         description="Step in units of the embedding matrix's standard deviation "
-        "(vocabulary parametrisation: scaled so that the embedding moves about as far).",
+        "(vocabulary parametrisation: scaled so that the embedding moves about as far; mixture: "
+        "in nats).",
     )
     final_share: Real = Field(
         0.02, gt=0, le=1, description="Last learning rate, as a share of the first (linear)."
@@ -307,6 +308,17 @@ COMPONENTS = 640
 
 HELD = 1 << 31
 """Bytes of exponentials that a search by mixtures keeps between its rounds."""
+
+MOST_ENTRIES = 4096
+"""Entries of a sequence, candidates times positions, in which mixtures may descend through
+attention; its scores grow with their square."""
+
+MOST_MIXER_ENTRIES = 8 * MOST_ENTRIES
+"""The same of a mixer, which keeps a sequence of its own for each entry. At 32 positions and a
+width of 256 these hold about as much as attention's scores of 9 heads."""
+
+MIXING = ("chapter", "adam")
+"""Kinds of solver that may descend on mixtures."""
 
 SWEEPING = ("sweep", "joint")
 """Kinds of solver that say what the activations identify at a position."""

@@ -59,7 +59,7 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
         "hidden",
     ),
     "metric": (pl.String(), "l1, l2, cosine or l1+cosine"),
-    "parametrisation": (pl.String(), "embedding or vocabulary"),
+    "parametrisation": (pl.String(), "embedding, vocabulary or mixture"),
     "solver": (pl.String(), "name of the solver in the study"),
     "kind": (pl.String(), "its kind: chapter, adam, sequential, sweep or joint"),
     "seed": (pl.Int64(), "seed of the starts"),

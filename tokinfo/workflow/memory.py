@@ -10,16 +10,20 @@ from __future__ import annotations
 
 from tokinfo.study.architecture import sizes_of
 from tokinfo.study.cell import Cell
+from tokinfo.study.known import VISIBLE
 from tokinfo.study.prompts import contents
 from tokinfo.study.solvers import (
     COMPONENTS,
     HELD,
+    MOST_ENTRIES,
+    MOST_MIXER_ENTRIES,
     AdamSolver,
+    ChapterSolver,
     JointSolver,
     MixtureSolver,
     SequentialSolver,
 )
-from tokinfo.study.sources import Built, Gguf
+from tokinfo.study.sources import Built, Gguf, MixerSource
 from tokinfo.study.study import Study
 from tokinfo.workflow.devices import visible
 
@@ -65,6 +69,24 @@ def most_hidden(study: Study, cell: Cell, length: int) -> int:
         if not isinstance(prompt, str)
     )
     return min(max(hidden), length)
+
+
+def most_entries(study: Study, cell: Cell, length: int) -> int:
+    """Return about the most entries of a sequence of a cell whose mixtures descend; 0: none do."""
+    solver = study.solvers[cell.solver]
+    if cell.parametrisation != "mixture" or not isinstance(solver, ChapterSolver | AdamSolver):
+        return 0
+    candidates = sizes_of(study, study.models[cell.model].source).vocabulary
+    if solver.decode.restricted_to is not None:
+        # Real text rarely has more than one token for two bytes, and many repeat.
+        candidates = min(candidates, len(solver.decode.restricted_to.encode()) // 2 + 1)
+    if cell.known.text == VISIBLE:
+        sought = most_hidden(study, cell, length)
+    else:
+        sought = length - cell.known.count(cell.mask, length)
+    mixer = isinstance(study.source_of(cell.model), MixerSource)
+    # A cell with more than that is refused.
+    return min(sought * candidates + length, MOST_MIXER_ENTRIES if mixer else MOST_ENTRIES)
 
 
 def fetched_mb(study: Study, source: str, part: str) -> int:
@@ -167,6 +189,12 @@ def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:
     # Beside the weights: the embedding in float32, and one block's matrices as they multiply.
     table = sizes.vocabulary * sizes.width * 4 / 1e6
     activations = rows * positions * width * 4 / 1e6
+    if entries := most_entries(study, cell, positions):
+        # Each is a position of its own; beside it attention's scores with all others, four times,
+        # or the sequence that a mixer has of each, three times. Heads are seldom narrower than 64.
+        mixer = isinstance(study.source_of(cell.model), MixerSource)
+        beside = 3 * positions * sizes.width if mixer else 4 * entries * sizes.width / 64
+        activations += rows * entries * (width + max(blocks, 1) * beside) * 4 / 1e6
     if isinstance(solver, JointSolver) and solver.detections:
         # What every token at every position changes, and three times that of one position.
         activations += (positions + 3) * sizes.vocabulary * COMPONENTS * 4 / 1e6

@@ -23,7 +23,14 @@ from tokinfo.study.solvers import (
 )
 from tokinfo.study.sources import Built
 from tokinfo.study.study import Study
-from tokinfo.workflow.memory import fetched_mb, gpus, held_mb, longest_prompt, most_hidden
+from tokinfo.workflow.memory import (
+    fetched_mb,
+    gpus,
+    held_mb,
+    longest_prompt,
+    most_entries,
+    most_hidden,
+)
 
 FLOOR = 30
 """Minutes that any job asks for: imports from a slow shared disk, and a node that is busy."""
@@ -74,11 +81,13 @@ def _search(study: Study, cell: Cell, solver: Solver) -> tuple[float, float]:
     sizes = sizes_of(study, study.models[cell.model].source)
     vocabulary, width = sizes.vocabulary, sizes.width
     hidden = most_hidden(study, cell, length)
+    # Entries of a mixture meet each other, which may take as long again as their weights do.
+    descended = 2 * most_entries(study, cell, length) or length
     match solver:
         case ChapterSolver():
-            steps, passes = float(solver.steps), float(BACKWARD * length * solver.steps)
+            steps, passes = float(solver.steps), float(BACKWARD * descended * solver.steps)
         case AdamSolver():
-            steps, passes = _adam(solver, length)
+            steps, passes = _adam(solver, length, descended)
         case SequentialSolver():
             # Of one token at a time; what stands before it is remembered.
             tried = solver.candidates * math.ceil(solver.steps / solver.check_every)
@@ -96,7 +105,7 @@ def _search(study: Study, cell: Cell, solver: Solver) -> tuple[float, float]:
                 passes += _convex(length, hidden, vocabulary, width)
             steps *= prompts  # searched for one by one
         case MixtureSolver():
-            steps, passes = _adam(solver.descent, length)
+            steps, passes = _adam(solver.descent, length, length)
             steps *= prompts  # the mixtures are sought one by one
             if cell.block == 1:
                 passes += _convex(length, hidden, vocabulary, width)
@@ -105,8 +114,8 @@ def _search(study: Study, cell: Cell, solver: Solver) -> tuple[float, float]:
     return steps, prompts * passes
 
 
-def _adam(solver: AdamSolver, length: int) -> tuple[float, float]:
-    descent = BACKWARD * length * solver.steps
+def _adam(solver: AdamSolver, length: int, descended: int) -> tuple[float, float]:
+    descent = BACKWARD * descended * solver.steps
     windows = length * length * solver.window if solver.window > 1 else 0
     steps = float(solver.steps + (length if solver.window > 1 else 0))
     return steps, float(solver.restarts * (descent + windows))
@@ -118,7 +127,7 @@ def _joint(solver: JointSolver, length: int, hidden: int, vocabulary: int) -> tu
     Further starts are for the few prompts (one in ten at worst) that the first one misses, and
     fit into what a machine as slow as is assumed leaves.
     """
-    steps, passes = _adam(solver.descent, length)
+    steps, passes = _adam(solver.descent, length, length)
     leading = min(solver.leading or vocabulary, vocabulary)
     wider = vocabulary if leading < vocabulary else 0
     rounds = solver.detections * solver.detection_rounds

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from tokinfo.study import targets
-from tokinfo.study.checks import chats, controls, prompts
+from tokinfo.study.checks import chats, controls, mixtures, prompts
 from tokinfo.study.checks.draft import Draft, parsed
 from tokinfo.study.grid import Grid
 from tokinfo.study.mistakes import MISSING, Mistake, listing
@@ -30,6 +30,7 @@ def mistakes(draft: Draft) -> Iterator[Mistake]:
         yield from _solvers(draft, ("grids", index), grid)
         yield from _decoding(draft, ("grids", index), grid, readable)
         yield from controls.mistakes(("grids", index), grid, draft)
+        yield from mixtures.mistakes(("grids", index), grid, draft)
     yield from chats.mistakes(draft)
     yield from _lengths(draft)
 
