@@ -31,13 +31,14 @@ def passages(text: Path, model: Checkpoint, count: int, tokens: int) -> list[str
     """Return passages of exactly ``tokens`` tokens, spread evenly over a text."""
     ids = model.tokenizer.encode(text.read_text(encoding="utf-8"), add_special_tokens=False).ids
     found: list[str] = []
-    for start in torch.linspace(0, len(ids) - 2 * tokens, 4 * count).int().tolist():
-        passage = model.tokenizer.decode(ids[start : start + tokens]).strip()
-        whole = model.tokenizer.encode(passage).ids
-        if len(whole) == tokens and passage not in found and "<|" not in passage:
-            found.append(passage)
-        if len(found) == count:
-            return found
+    for tried in (4 * count, 64 * count):
+        for start in torch.linspace(0, len(ids) - 2 * tokens, tried).int().tolist():
+            passage = model.tokenizer.decode(ids[start : start + tokens]).strip()
+            whole = model.tokenizer.encode(passage).ids
+            if len(whole) == tokens and passage not in found and "<|" not in passage:
+                found.append(passage)
+            if len(found) == count:
+                return found
     raise SystemExit(f"{text}: only {len(found)} of {count} passages of {tokens} tokens")
 
 

@@ -102,10 +102,10 @@ def between(row: Row, of: str = "") -> str:
 def short(value: float) -> str:
     """Return a number in two significant digits, or whole where it is large.
 
-    >>> short(0.0749), short(5.62), short(47216.4), short(702.5)
-    ('0.075', '5.6', '47,216', '702')
+    >>> short(0.0749), short(5.62), short(47216.4), short(99.6)
+    ('0.075', '5.6', '47,216', '100')
     """
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2g}"
+    return f"{value:,.0f}" if abs(value) >= 99.5 else f"{value:.2g}"
 
 
 def rewritten(text: str, evidence: Path = EVIDENCE) -> str:
