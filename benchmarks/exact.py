@@ -24,7 +24,9 @@ from tokinfo.solvers.pose import make_problem
 from tokinfo.solvers.problem import Problem, Result
 from tokinfo.solvers.substitution import Substitution
 from tokinfo.study.cell import Cell
-from tokinfo.study.solvers import MetricWeights, SequentialSolver
+from tokinfo.study.fields import Parametrisation
+from tokinfo.study.known import Known
+from tokinfo.study.solvers import MetricWeights, SequentialSolver, Solver
 
 
 def passages(text: Path, model: Checkpoint, count: int, tokens: int) -> list[str]:
@@ -43,9 +45,20 @@ def passages(text: Path, model: Checkpoint, count: int, tokens: int) -> list[str
 
 
 def pose(
-    results: Path, model: str, block: int, prompts: list[str], mask: str = ":"
+    results: Path,
+    model: str,
+    block: int,
+    prompts: list[str],
+    mask: str = ":",
+    solver: Solver | None = None,
+    known: str = "none",
+    parametrisation: Parametrisation = "embedding",
 ) -> tuple[Problem, torch.Tensor]:
-    """Return the problem of one model, block and mask, distance l1, and the true tokens."""
+    """Return the problem of one model, block and mask, distance l1, and the true tokens.
+
+    The solver says which tokens are candidates.
+    """
+    solver = solver or SequentialSolver()
     checkpoint = load(results / "checkpoints" / model / str(block))
     cell = Cell(
         model=model,
@@ -55,13 +68,14 @@ def pose(
         padding="none",
         mask=mask,
         metric="l1",
-        parametrisation="embedding",
-        solver="sequential",
+        parametrisation=parametrisation,
+        solver=solver.kind,
         prompts="text",
+        known=Known(known),
         seed=0,
     )
     gram = read_inverse_gram(results / "decoders" / f"{model}.safetensors")
-    return make_problem(checkpoint, gram, cell, SequentialSolver(), MetricWeights(), prompts)
+    return make_problem(checkpoint, gram, cell, solver, MetricWeights(), prompts)
 
 
 def last_position_sweep(problem: Problem, truth: torch.Tensor, row: int, batcher: Batcher) -> float:

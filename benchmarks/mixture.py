@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,22 +21,20 @@ from common import write
 from exact import alone_losses, passages, pose
 
 from tokinfo.models.checkpoint import load
-from tokinfo.solvers import joint, mixture
 from tokinfo.solvers.problem import Problem, Result
+from tokinfo.solvers.run import run
 from tokinfo.study.solvers import JointSolver, MixtureSolver
 
 CASES = (
-    "smollm2/1:visible:8+8:5",
-    "smollm2/1:visible:16+16:3",
-    "smollm2/1:visible:32+16:2",
-    "smollm2/1:visible:8+1:5",
+    "smollm2/1:none:3+5:10",
+    "smollm2/1:visible:8+8:10",
+    "smollm2/1:none:4+1:10",
+    "smollm2/1:none:8+1:10",
+    "smollm2/1:none:8+8:10",
+    "smollm2/1:visible:16+16:10",
+    "smollm2/1:visible:32+16:5",
     "smollm2/1:visible:16+1:5",
-    "smollm2/1:none:3+5:5",
-    "smollm2/1:none:8+8:5",
-    "smollm2/1:none:4+1:5",
-    "smollm2/1:none:8+1:8",
-    "smollm2-untrained/1:visible:8+8:2",
-    "transformer/1:visible:8+8:5",
+    "smollm2/1:visible:64+32:2",
 )
 
 
@@ -45,12 +42,11 @@ def searched(
     name: str, problem: Problem, truth: torch.Tensor, settings: JointSolver | MixtureSolver
 ) -> dict[str, object]:
     """Return what a solver finds of each prompt, one after another, and its processor time."""
-    solver = joint if isinstance(settings, JointSolver) else mixture
     results: list[Result] = []
     spent: list[float] = []
     for row in range(len(truth)):
         begun = time.process_time()
-        results.append(solver.solve(problem.rows(torch.tensor([row])), settings))
+        results.append(run(problem.rows(torch.tensor([row])), settings, truth[row : row + 1]))
         spent.append(time.process_time() - begun)
     ids = problem.layout.padded(torch.cat([result.top_ids[..., 0] for result in results]))
     hidden = ~problem.layout.visible & problem.layout.scored
@@ -79,9 +75,7 @@ def posed(results: Path, text: Path, case: str) -> tuple[dict[str, object], Prob
     hidden, visible = map(int, sizes.split("+"))
     checkpoint = load(results / "checkpoints" / model / block)
     prompts = passages(text, checkpoint, int(count), hidden + visible)
-    problem, truth = pose(results, model, int(block), prompts, f"{hidden}:")
-    if known == "visible":
-        problem = replace(problem, known=torch.where(problem.layout.visible, truth, -1))
+    problem, truth = pose(results, model, int(block), prompts, f"{hidden}:", known=known)
     facts = {
         "text": text.name.split(".")[0],
         "model": model,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -98,10 +98,12 @@ def tiny_problem(
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6, 8], [5, 3, 5, 8, 9, 7]]
 
 
-def problem_of(family: str = "llama", **settings: Any) -> Problem:
+def problem_of(
+    family: str = "llama", *, llama: Mapping[str, Any] | None = None, **settings: Any
+) -> Problem:
     """The problem of `PROMPTS`, or of others, in a tiny Llama or a mixer of some form."""
     if family == "llama":
-        model = tiny_llama(d_model=64)
+        model = tiny_llama(**(llama or {"d_model": 64}))
         decoder, embedding = model.get_decoder(), model.get_input_embeddings().weight
     else:
         decoder = tiny_mixer(family)

@@ -61,8 +61,7 @@ def test_wrong_model_control_gives_no_certificate() -> None:
         site="block.2",
     )
     mixed = replace(problem, target=stranger.target)
-    settings = JointSolver(descent=AdamSolver(steps=60), rounds=3, detections=1)
-    result = joint.solve(mixed, settings)
+    result = joint.solve(mixed, JointSolver(descent=AdamSolver(steps=60), rounds=3))
     assert bool((result.loss > 100 * problem.floor.clamp_min(1e-4)).all())
 
 

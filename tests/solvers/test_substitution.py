@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem
+from tests import tiny
+from tests.tiny import VOCABULARY
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.problem import Problem
 from tokinfo.solvers.substitution import Substitution
@@ -14,13 +15,7 @@ PROMPT = [3, 1, 4, 1, 5, 9]
 
 
 def problem_of(family: str, **settings: object) -> Problem:
-    if family == "llama":
-        model = tiny_llama(scale=0.2)
-        decoder, embedding = model.get_decoder(), model.get_input_embeddings().weight
-    else:
-        decoder = tiny_mixer(family)
-        embedding = decoder.embed_tokens.weight
-    return tiny_problem(decoder, embedding, [PROMPT], **settings)
+    return tiny.problem_of(family, llama={"scale": 0.2}, prompts=[PROMPT], **settings)
 
 
 @pytest.mark.parametrize("family", ["llama", "flat", "expanded", "parallel"])

@@ -13,7 +13,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem, true_ids
+from tests import tiny
+from tests.tiny import VOCABULARY, tiny_llama, true_ids
 from tokinfo.cell import make_rows
 from tokinfo.models.checkpoint import Checkpoint, Facts
 from tokinfo.solvers import shortlists
@@ -244,15 +245,9 @@ def test_what_is_tucked_away_is_reached() -> None:
 
 
 def problem_of(family: str, **settings: Any) -> Problem:
-    if family == "llama":
-        model = tiny_llama(scale=0.2)
-        decoder, embedding = model.get_decoder(), model.get_input_embeddings().weight
-    else:
-        decoder = tiny_mixer(family)
-        embedding = decoder.embed_tokens.weight
     if settings.get("parametrisation") == "mixture":
         settings["candidates"] = range(12)
-    return tiny_problem(decoder, embedding, PROMPTS, **settings)
+    return tiny.problem_of(family, llama={"scale": 0.2}, prompts=PROMPTS, **settings)
 
 
 def judged(result: Result) -> list[tuple[int, int, int, float]]:

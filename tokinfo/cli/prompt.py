@@ -279,7 +279,8 @@ def _progress(name: str) -> Iterator[Callable[[Watch], None]]:
 
         def report(watch: Watch) -> None:
             total = None if watch.share is None else 1.0
-            bar.update(task, total=total, completed=watch.share or 0, words=str(watch))
+            # Words are made when the bar is drawn, a few times a second, not at every look.
+            bar.update(task, total=total, completed=watch.share or 0, words=watch)
 
         yield report
 

@@ -61,7 +61,7 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
     "metric": (pl.String(), "l1, l2, cosine or l1+cosine"),
     "parametrisation": (pl.String(), "embedding, vocabulary or mixture"),
     "solver": (pl.String(), "name of the solver in the study"),
-    "kind": (pl.String(), "its kind: chapter, adam, sequential, sweep or joint"),
+    "kind": (pl.String(), "its kind: chapter, adam, sequential, sweep, joint or mixture"),
     "seed": (pl.Int64(), "seed of the starts"),
     "prompts": (pl.String(), "name of the set of prompts"),
     "target": (
