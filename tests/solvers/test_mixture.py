@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.families import tiny
 from tests.tiny import VOCABULARY, tiny_llama, tiny_mixer, tiny_problem, true_ids
 from tokinfo.probe.probe import Probe
-from tokinfo.solvers import adam, mixture, shortlists
+from tokinfo.solvers import adam, best, mixture
 from tokinfo.solvers.problem import Problem, Result, SolverError
 from tokinfo.solvers.run import run
 from tokinfo.study.solvers import AdamSolver, MixtureSolver
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("batches_of_one_size")
 @pytest.fixture(autouse=True)
 def _few_random_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny model needs no more; their Gram matrix is what most of the time would go to."""
-    monkeypatch.setattr(shortlists, "_PROMPTS", 256)
+    monkeypatch.setattr(best, "_PROMPTS", 256)
 
 
 def drawn(count: int, length: int, seed: int = 0, below: int = VOCABULARY) -> list[list[int]]:

@@ -140,7 +140,7 @@ class FirstAttention:
         """Run the model up to the site with its attention replaced; None: it was left before."""
         probe = probe or self.probe
         named = {} if positions is None else {"position_ids": positions}
-        with _replaced(probe.decoder.config, attend):
+        with replaced(probe.decoder.config, attend):
             try:
                 return probe.run(embedded, attention_mask=None, use_cache=False, **named)
             except _Taken:
@@ -176,7 +176,7 @@ class FirstAttention:
 
 
 @contextmanager
-def _replaced(config: Any, attend: Attend) -> Iterator[None]:
+def replaced(config: Any, attend: Attend) -> Iterator[None]:
     """Let ``attend`` stand for attention while the context lasts."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

@@ -13,6 +13,15 @@ from tokinfo.solvers.problem import Problem
 from tokinfo.solvers.substitution import Substitution
 from tokinfo.study.solvers import MixtureSolver
 
+_PROMPTS = 1024
+"""Random prompts in which it is measured how activations vary together."""
+_ROUNDING = 1e-9
+"""Variance of a direction, as a share of the largest, that may be rounding alone."""
+_RIDGE = 1e-5
+"""Variance below which a direction counts less, as a share of the largest."""
+_DRAWS = 32
+"""Random prompts that the tokens proposed for a visible position are compared in."""
+
 
 class Best:
     """The best tokens so far for one prompt, and what they have cost.
@@ -80,6 +89,16 @@ class Best:
         if loss < self.loss:
             self._hold(ids, loss)
 
+    def among(self, prompts: Tensor) -> None:
+        """Keep the nearest of prompts [prompt, position] where that is nearer than the best."""
+
+        def away(part: Tensor) -> Tensor:
+            same = self.problem.rows(torch.zeros(len(part), dtype=torch.int64))
+            return same.token_loss(part)
+
+        self.evaluations += len(prompts)
+        self.keep(prompts[self.batcher.map(away, prompts).argmin()])
+
     def late(self) -> bool:
         """Return whether the run is to end."""
         return self.problem.watch.late()
@@ -91,6 +110,48 @@ class Best:
         prompts = self.ids[: self.length].repeat(count, 1)
         prompts[:, places] = self.leading[tokens.to(self.leading.device)]
         return prompts
+
+    def whitening(self) -> Tensor:
+        """Return the directions [component, direction] in which random prompts differ.
+
+        The components are those of the visible activations, one position after another; random
+        tokens stand where they are unknown. Along each direction the spread is 1, less where it
+        is next to none.
+        """
+        visible = torch.tensor(self.visible, device=self.embedding.device)
+        with torch.no_grad():
+            drawn = self.batcher.map(
+                lambda part: (
+                    self.problem.probe(self.embedding[part])[:, visible].float().flatten(1)
+                ),
+                self.drawn(_PROMPTS)[:, : self.visible[-1] + 1],
+            )
+        self.evaluations += len(drawn)
+        drawn = drawn - drawn.mean(0)
+        # The covariance is as large as the components are many; the Gram matrix has the same roots.
+        values, vectors = torch.linalg.eigh((drawn @ drawn.T).double() / len(drawn))
+        kept = values > _ROUNDING * values[-1]
+        values, vectors = values[kept], vectors[:, kept]
+        directions = drawn.T.double() @ (vectors / (len(drawn) * values).sqrt())
+        found: Tensor = (directions / (values + _RIDGE * values[-1]).sqrt()).to(drawn)
+        return found
+
+    def read(self) -> None:
+        """Choose each visible token that is not known, among those that descent proposes.
+
+        Before random hidden tokens the right one gives activations that come near to the
+        target's; a wrong one hardly does.
+        """
+        for place in (place for place in self.visible if not self.given[place]):
+            own = self.proposed[place].repeat_interleave(_DRAWS)
+            prompts = self.drawn(len(own))[:, : place + 1]
+            prompts[:, place] = own
+            with torch.no_grad():
+                made = self.problem.probe(self.embedding[prompts])[:, place]
+            away = (made - self.problem.target[0, place]).norm(dim=1).view(-1, _DRAWS).amin(1)
+            ids = self.ids.clone()
+            ids[place] = self.proposed[place][away.argmin()]
+            self.restart(ids)
 
     def swap(self, lists: Mapping[int, Tensor]) -> None:
         """Swap single tokens for as long as that brings the prompt nearer.

@@ -28,8 +28,6 @@ _SAMPLES = 1024
 """Random prompts that attention's returns are measured in, beyond as many as it has components."""
 _COMMON = 128
 """Tokens whose mean effect stands for an unknown one at first."""
-_DRAWS = 32
-"""Random prompts that the tokens proposed for a visible position are compared in."""
 _FEW, _MANY = 3, 32
 """Searches begun for what attention returned at a position; and where none was found anywhere."""
 _RESTED, _FALLS = 6, 0.9
@@ -66,7 +64,7 @@ def search(best: Best, attention: FirstAttention) -> None:
         return
     descended = best.ids
     try:
-        _read(best, attention)
+        best.read()
         _search(best, attention)
     finally:
         # Tokens that were read may be further from the target than those that descent proposes.
@@ -85,26 +83,6 @@ def _search(best: Best, attention: FirstAttention) -> None:
         trusted.remove(doubtful)
         last = trusted[-1] if trusted else 0
         unknown = sorted(place for place in (*unknown, doubtful) if place < last)
-
-
-def _read(best: Best, attention: FirstAttention) -> None:
-    """Choose each visible token that is not known, among those that descent proposes.
-
-    The right one makes of attention's returns in random prompts activations that come near to
-    the target's; a wrong one hardly does.
-    """
-    for place in (place for place in best.visible if not best.given[place]):
-        proposed = best.proposed[place]
-        own = proposed.repeat_interleave(_DRAWS)
-        prompts = best.drawn(len(own))[:, : place + 1]
-        prompts[:, place] = own
-        with torch.no_grad():
-            heads = attention.attended(best.embedding[prompts])[:, place]
-            made = attention.carried(best.embedding[own], heads, torch.full_like(own, place))
-        away = (made - best.problem.target[0, place]).norm(dim=1).view(-1, _DRAWS).amin(1)
-        ids = best.ids.clone()
-        ids[place] = proposed[away.argmin()]
-        best.restart(ids)
 
 
 def _mixed(

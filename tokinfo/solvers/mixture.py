@@ -6,12 +6,14 @@ takes part in attention as itself, weighted by its probability: a relaxation who
 mixtures of tokens. Visible tokens that are not known are proposed by descent on embeddings, which
 finds those.
 
-Two searches follow, and each prompt's result names the one that was used:
+One of three searches follows, and each prompt's result names it:
 
 ``convex``: behind the first block, where what attention returned can be read off the activations
 and is linear in the probabilities (`tokinfo.solvers.convex`);
-``descent``: behind any other site, by gradient descent on mixtures of shortlists that detection
-and the gradient make (`tokinfo.solvers.shortlists`).
+``annealing``: behind any other block of attention, by descent on the probabilities of all tokens
+at once, whose keys and values stand still meanwhile (`tokinfo.solvers.annealing`);
+``descent``: in other models, by descent on mixtures of shortlists that detection and the gradient
+make (`tokinfo.solvers.shortlists`).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import torch
 from tokinfo.io.errors import InvalidError
 from tokinfo.models.structure import StructureError
 from tokinfo.probe import mixture
-from tokinfo.solvers import adam, convex, shortlists
+from tokinfo.solvers import adam, annealing, convex, shortlists
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.best import Best
 from tokinfo.solvers.problem import Problem, Result, SolverError
@@ -40,11 +42,13 @@ def solve(problem: Problem, settings: MixtureSolver) -> Result:
         SolverError: the model cannot be given mixtures, or the descent failed.
     """
     attention = convex.first_attention(problem)
-    if attention is None:
+    streams = annealing.streams(problem) if attention is None else None
+    if attention is None and streams is None:
         try:
             mixture.check(problem.probe)
         except (InvalidError, StructureError) as error:
             raise SolverError(str(error)) from error
+    path = "convex" if attention else "annealing" if streams else "descent"
     start = adam.solve(problem, settings.descent)
     batcher = Batcher(watch=problem.watch)
     found: list[Best] = []
@@ -53,10 +57,12 @@ def solve(problem: Problem, settings: MixtureSolver) -> Result:
         one = problem.rows(torch.tensor([row]))
         best = Best(one, settings, batcher, start.top_ids[row])
         with suppress(Stopped):
-            if attention is None:
-                shortlists.search(best)
-            else:
+            if attention is not None:
                 convex.search(best, attention)
+            elif streams is not None:
+                annealing.search(best, streams)
+            else:
+                shortlists.search(best)
         found.append(best)
         stopped.append(None if best.certified else problem.watch.stopped)
     return Result(
@@ -67,6 +73,6 @@ def solve(problem: Problem, settings: MixtureSolver) -> Result:
         restart=torch.zeros(len(found), dtype=torch.int64),
         restarts=1,
         evaluations=start.evaluations + torch.tensor([best.evaluations for best in found]),
-        path=["descent" if attention is None else "convex"] * len(found),
+        path=[path] * len(found),
         stopped=stopped,
     )

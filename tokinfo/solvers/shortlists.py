@@ -31,10 +31,6 @@ _LITTLE = -12.0
 """Logarithm of that little."""
 _KEPT = 1e-3
 """Probability from which on a token stays in its list."""
-_PROMPTS = 1024
-"""Random prompts in which it is measured how activations vary together."""
-_RIDGE = 1e-5
-"""Smallest variance of a direction that counts, as a share of the largest."""
 _RATE = 0.3
 """Adam's step, in nats."""
 _DETECTIONS = 8
@@ -110,18 +106,7 @@ class _Mixtures:
             self._logits[place] = torch.zeros(len(tokens), device=device)
         visible = torch.tensor(best.visible, device=device)
         self._target = problem.target[0, visible]
-        with torch.no_grad():
-            drawn = best.batcher.map(
-                lambda part: problem.probe(best.embedding[part])[:, visible].float().flatten(1),
-                best.drawn(_PROMPTS)[:, : self._end],
-            )
-        drawn = drawn - drawn.mean(0)
-        # Directions in which random prompts differ, and how much: the Gram matrix has the same.
-        values, vectors = torch.linalg.eigh((drawn @ drawn.T).double() / len(drawn))
-        kept = values > _RIDGE * values[-1]
-        values, vectors = values[kept], vectors[:, kept]
-        directions = drawn.T.double() @ (vectors / (len(drawn) * values).sqrt())
-        self._whiten = (directions / values.sqrt()).to(drawn)
+        self._whiten = best.whitening()
 
     def widen(self, vocabulary: Tensor) -> None:
         """Let the tokens that promise most join each hidden position's list.

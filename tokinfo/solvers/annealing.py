@@ -1,0 +1,253 @@
+"""Hidden tokens behind any block of attention: descent on the probabilities of all candidates.
+
+1. Each hidden position holds a list of candidates: at first the whole vocabulary, or its leading
+   tokens where memory holds no more. All are equally likely.
+2. Every candidate's keys and values are computed, in the company of the likeliest candidates of
+   earlier positions (`tokinfo.probe.streams`).
+3. Adam descends on the logarithms of all probabilities. The keys and values stand still, so a step
+   costs no more than the forward of the positions that are certain, with attention to the lists.
+4. The likeliest token of each position goes through the model.
+5. Keys and values are computed anew, in the company that is now likely. What was learned in the
+   last one counts less from then on, because it was partly wrong: logarithms are shrunk, by less
+   from stage to stage, as a temperature is lowered in annealing (S. Kirkpatrick, C. Gelatt and M.
+   Vecchi, Science 220, 1983). Lists are narrowed from stage to stage.
+6. Where that comes to rest, the positions that are least certain get every token again.
+
+With one candidate a position, keys and values are the model's own: a prompt that is found is
+certified like any other.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokinfo.models.structure import StructureError
+from tokinfo.probe.streams import Entries, Streams, joined
+from tokinfo.solvers.best import Best
+from tokinfo.solvers.detect import Detected, combinations
+from tokinfo.solvers.problem import Problem
+from tokinfo.study.solvers import HELD
+
+_STAGES = ((8192, 0.6, 2), (1024, 0.6, 3), (512, 0.7, 4), (256, 0.8, 4), (128, 0.9, 4))
+"""Candidates of a position, what logarithms are shrunk by, and rounds at most; after them the
+lists are as long as the solver's `shortlist` and nothing is shrunk."""
+_COMPANY = 64
+"""Candidates of each earlier position in whose company keys and values are computed."""
+_PART = 512
+"""Candidates that go through the model at a time."""
+_RATE = 0.3
+"""Adam's step, in nats."""
+_COMBINED = 512
+"""Prompts, the likeliest combinations of candidates, that go through the model after a stage."""
+_RESTED = 3
+"""Rounds with the same likeliest tokens after which a stage ends."""
+_TIMES = 3
+"""Times that lists are narrowed, counting the first."""
+_UNSURE = 0.6
+"""Probability of the likeliest token below which a position gets every token again."""
+
+
+def streams(problem: Problem) -> Streams | None:
+    """Return the decoder's streams where the search applies, else None.
+
+    It does where attention can be taken apart and a sliding window spans the prompts.
+    """
+    try:
+        found = Streams(problem.probe)
+    except StructureError:
+        return None
+    return None if (found.reach or torch.inf) < int(problem.layout.seen.max()) else found
+
+
+def search(best: Best, streams: Streams) -> None:
+    """Search until the prompt is certified, the lists rest or time is up.
+
+    Args:
+        best: the prompt so far; the better ones are kept there.
+        streams: of the problem's probe; its sliding window spans the prompt.
+    """
+    if best.certified or not best.unknown or best.late():
+        return
+    proposed = best.ids
+    try:
+        best.read()
+        _search(best, streams)
+    finally:
+        # Tokens that were read may be further from the target than those that descent proposes.
+        best.keep(proposed)
+
+
+def _search(best: Best, streams: Streams) -> None:
+    lists = _Lists(best, streams)
+    every = best.problem.decoder.ids
+    whole = len(every) <= lists.most(len(best.unknown))
+    for place in best.unknown:
+        lists.reset(place, every if whole else best.leading)
+    for _ in range(_TIMES):
+        lists.anneal()
+        best.swap(lists.ranked(best.settings.shortlist))
+        best.mend()
+        if best.certified or best.late():
+            return
+        for place in lists.unsure(len(every)):
+            lists.reset(place, every)
+
+
+class _Lists:
+    """A list of candidates and their log-probabilities for each hidden position."""
+
+    def __init__(self, best: Best, streams: Streams) -> None:
+        self._best, self._streams = best, streams
+        device = best.embedding.device
+        # Behind the last visible position nothing is compared.
+        self._end = best.visible[-1] + 1
+        self._unknown = list(best.unknown)
+        self._behind = torch.tensor(
+            [p for p in range(self._unknown[0], self._end) if p not in set(self._unknown)],
+            device=device,
+        )
+        self._visible = torch.tensor(best.visible, device=device)
+        self._target = best.problem.target[0, self._visible].float()
+        self._whiten = best.whitening()
+        self._tokens: dict[int, Tensor] = {}
+        self._logits: dict[int, Tensor] = {}
+        self._entry_bytes = self._certain(0, None, best.embedding.new_zeros(0)).nbytes
+        self._first = self._before()
+
+    def most(self, positions: int) -> int:
+        """Return how many candidates of each of so many positions are held at most."""
+        return max(self._best.settings.shortlist, HELD // (self._entry_bytes * positions))
+
+    def reset(self, place: int, tokens: Tensor) -> None:
+        """Let a position hold these candidates, all equally likely."""
+        self._tokens[place] = tokens[: self.most(1)]
+        self._logits[place] = torch.zeros(len(self._tokens[place]), device=tokens.device)
+
+    def unsure(self, tokens: int) -> list[int]:
+        """Return the positions that are least certain, as many as may hold so many candidates."""
+        peaks = {place: float(one.softmax(0).max()) for place, one in self._logits.items()}
+        order = sorted(peaks, key=lambda place: peaks[place])
+        count = max(1, sum(peak < _UNSURE for peak in peaks.values()))
+        return order[: min(count, max(1, HELD // (self._entry_bytes * tokens)))]
+
+    def anneal(self) -> None:
+        """Descend in ever narrower lists until the prompt is certified or the last ones rest."""
+        best = self._best
+        last, rounds = best.settings.shortlist, best.settings.rounds
+        for width, shrunk, most in ((None, 1.0, 1), *_STAGES, (last, 1.0, rounds)):
+            if width is not None:
+                self._narrow(max(width, last))
+            rested, before = 0, None
+            for _ in range(min(most, rounds)):
+                rounds -= 1
+                best.rounds += 1
+                self._descend(self._computed(), shrunk)
+                found = self._likeliest()
+                best.keep(found)
+                if best.certified or best.late():
+                    return
+                rested = rested + 1 if before is not None and torch.equal(found, before) else 0
+                before = found
+                if rested + 1 >= _RESTED:
+                    break
+            best.among(self._combined())
+            if best.certified or best.late():
+                return
+            if not rounds:
+                return
+
+    def ranked(self, count: int) -> dict[int, Tensor]:
+        """Return each position's candidates, the likeliest first, at most ``count``."""
+        return {
+            place: self._tokens[place][one.argsort(descending=True, stable=True)[:count]]
+            for place, one in self._logits.items()
+        }
+
+    def _narrow(self, width: int) -> None:
+        for place, logits in self._logits.items():
+            kept = logits.topk(min(width, len(logits))).indices
+            self._tokens[place], self._logits[place] = self._tokens[place][kept], logits[kept]
+
+    def _computed(self) -> Entries:
+        """Return all candidates as entries, position by position, behind what stands before."""
+        best = self._best
+        company = [] if self._first is None else [self._first]
+        weights = [best.embedding.new_zeros(self._unknown[0])]
+        found = list(company)
+        for place in range(self._unknown[0], self._end):
+            before = joined(company) if company else None
+            if place not in self._logits:
+                company.append(self._certain(place, before, torch.cat(weights)))
+                weights.append(weights[0].new_zeros(1))
+                continue
+            tokens, logs = best.embedding[self._tokens[place]], self._logits[place].log_softmax(0)
+            parts = []
+            for part in torch.split(tokens, _PART):
+                best.problem.watch.check(len(part))
+                parts.append(self._streams.entries(part, place, before, torch.cat(weights)))
+            entries = joined(parts)
+            best.evaluations += len(tokens)
+            found.append(entries)
+            # Shuffled, so that among equally likely ones the first have no preference.
+            order = torch.randperm(len(logs), generator=best.random).to(logs.device)
+            likely = order[logs[order].topk(min(_COMPANY, len(logs))).indices]
+            company.append(entries[likely])
+            weights.append(logs[likely].log_softmax(0).to(weights[0]))
+        return joined(found)
+
+    def _descend(self, entries: Entries, shrunk: float) -> None:
+        """Take steps of Adam on the log-probabilities."""
+        best = self._best
+        known = best.embedding.new_zeros(self._unknown[0])
+        embedded = best.embedding[best.ids[self._behind]]
+        free = [(shrunk * self._logits[p]).requires_grad_(True) for p in self._unknown]
+        optimizer = torch.optim.Adam(free, lr=_RATE)
+        for _ in range(best.settings.steps):
+            optimizer.zero_grad()
+            logs = torch.cat([known, *(one.log_softmax(0) for one in free)])
+            found = self._streams.activations(embedded, self._behind, entries, logs.to(known))
+            loss = self._loss(found)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            best.evaluations += 1
+            if best.late():
+                break
+        for place, logits in zip(self._unknown, free, strict=True):
+            self._logits[place] = logits.detach()
+
+    def _loss(self, found: Tensor) -> Tensor:
+        """Return the mean square of what is left of the target, in units of its spread."""
+        judged = torch.isin(self._visible, self._behind)
+        left = torch.zeros_like(self._target)
+        left[judged] = found[torch.isin(self._behind, self._visible)].float() - self._target[judged]
+        loss: Tensor = (left.flatten() @ self._whiten).square().mean()
+        return loss
+
+    def _likeliest(self) -> Tensor:
+        """Return the prompt [position] of each position's likeliest candidate."""
+        ids = self._best.ids.clone()
+        for place, logits in self._logits.items():
+            ids[place] = self._tokens[place][logits.argmax()]
+        return ids
+
+    def _combined(self) -> Tensor:
+        """Return the likeliest prompts [prompt, position] that the candidates make up."""
+        likely = {}
+        for place, logits in self._logits.items():
+            top = logits.double().log_softmax(0).topk(min(_COMPANY, len(logits)))
+            likely[place] = Detected(self._tokens[place][top.indices], top.values)
+        return combinations(self._best.ids, likely, _COMBINED)
+
+    def _certain(self, place: int, before: Entries | None, weights: Tensor) -> Entries:
+        own = self._best.embedding[self._best.ids[place, None]]
+        return self._streams.entries(own, place, before, weights)
+
+    def _before(self) -> Entries | None:
+        """Return what stands before the first hidden position."""
+        found: Entries | None = None
+        for place in range(self._unknown[0]):
+            weights = self._best.embedding.new_zeros(place)
+            one = self._certain(place, found, weights)
+            found = one if found is None else joined([found, one])
+        return found
