@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("batches_of_one_size")
 @pytest.fixture(autouse=True)
 def _few_random_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny model needs no more; their Gram matrix is what most of the time would go to."""
-    monkeypatch.setattr(best, "_PROMPTS", 256)
+    monkeypatch.setattr(best, "_PROMPTS", 512)
 
 
 def drawn(count: int, length: int, seed: int = 0, below: int = VOCABULARY) -> list[list[int]]:
@@ -107,11 +107,25 @@ def test_other_families_too(kind: str, site: str) -> None:
     assert found(result, problem) == prompts
 
 
-def test_behind_later_blocks_it_descends_on_mixtures() -> None:
-    prompts = drawn(2, 7)
-    problem = problem_of(prompts, mask="2:", known="visible", site="block.2")
-    result = mixture.solve(problem, brief(steps=15, shortlist=16))
-    assert result.path == ["descent", "descent"]
+@pytest.mark.parametrize(
+    ("mask", "known", "length", "site"),
+    [
+        ("2:", "visible", 7, "block.2"),  # behind a suffix that is known
+        ("2:", "visible", 7, "attention.2"),
+        ("2:", "none", 7, "block.2"),  # and one that is not
+        ("-1:", "visible", 4, "block.2"),  # from the last position alone
+        ("1::3", "visible", 8, "block.2"),  # hidden ones between visible ones
+        ("3:", "0", 7, "attention.2"),  # behind a hidden token that is known
+    ],
+)
+def test_behind_later_blocks_all_probabilities_are_annealed(
+    mask: str, known: str, length: int, site: str
+) -> None:
+    prompts = drawn(2, length)
+    problem = problem_of(prompts, mask=mask, known=known, site=site)
+    settings = BRIEF if known == "visible" else MixtureSolver(descent=DESCENT)
+    result = mixture.solve(problem, settings)
+    assert result.path == ["annealing", "annealing"]
     assert found(result, problem) == prompts
     assert bool((result.steps >= 1).all()), "descent alone would do: this test proves nothing"
 

@@ -17,7 +17,7 @@ from tests import tiny
 from tests.tiny import VOCABULARY, tiny_llama, true_ids
 from tokinfo.cell import make_rows
 from tokinfo.models.checkpoint import Checkpoint, Facts
-from tokinfo.solvers import shortlists
+from tokinfo.solvers import best
 from tokinfo.solvers.decoding import inverse_gram
 from tokinfo.solvers.pose import activations, make_problem
 from tokinfo.solvers.problem import Problem, Result
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.usefixtures("batches_of_one_size")
 @pytest.fixture(autouse=True)
 def _few_random_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their Gram matrix is what most of a mixture's time would go to."""
-    monkeypatch.setattr(shortlists, "_PROMPTS", 128)
+    monkeypatch.setattr(best, "_PROMPTS", 128)
 
 
 # --- what a search receives -----------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tiny import PROMPTS, problem_of, true_ids
-from tokinfo.solvers import chapter, shortlists, watch
+from tokinfo.solvers import best, chapter, shortlists, watch
 from tokinfo.solvers.problem import Problem, Result
 from tokinfo.solvers.run import run
 from tokinfo.solvers.watch import Watch, lines
@@ -35,6 +35,7 @@ CASES: dict[str, tuple[Solver, dict[str, Any]]] = {
     "joint, first block": (JOINT, {"mask": "2:", "known": "-1"}),
     "mixture": (MIXTURE, {"mask": "2:", "site": "block.2", "known": "-1"}),
     "mixture, first block": (MIXTURE, {"mask": "2:", "known": "-1"}),
+    "mixture, mixer": (MIXTURE, {"family": "flat", "mask": "2:", "known": "-1"}),
 }
 
 
@@ -43,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("batches_of_one_size")
 
 @pytest.fixture(autouse=True)
 def _few_random_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shortlists, "_PROMPTS", 128)
+    monkeypatch.setattr(best, "_PROMPTS", 128)
     monkeypatch.setattr(shortlists, "_DETECTIONS", 2)
 
 
@@ -131,7 +132,7 @@ def test_sweeps_around_found_prompts_are_left_out_when_time_is_up() -> None:
 
 
 def test_detection_of_a_mixture_is_interrupted_within(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = problem_of(**CASES["mixture"][1]).rows(torch.tensor([0]))
+    problem = problem_of(**CASES["mixture, mixer"][1]).rows(torch.tensor([0]))
     started: list[int] = []
     detect = shortlists.Responses.detect
 

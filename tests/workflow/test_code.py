@@ -139,6 +139,7 @@ def test_most_packages_have_words_to_change() -> None:
             {"cells of joint", "cells of mixture"},
         ),
         ("solvers/shortlists.py", " > _KEPT", " >= _KEPT", {"cells of mixture"}),
+        ("solvers/annealing.py", "peak < _UNSURE", "peak <= _UNSURE", {"cells of mixture"}),
         ("solvers/watch.py", ">= self._ends", "> self._ends", CELLS),
         ("solvers/sweep.py", "residuals <= ", "residuals < ", {"cells of sweep", "cells of joint"}),
         ("solvers/scores.py", " <= ", " < ", CELLS),

@@ -79,50 +79,70 @@ def search(best: Best, streams: Streams) -> None:
 
 
 def _search(best: Best, streams: Streams) -> None:
-    lists = _Lists(best, streams)
+    """Anneal, and doubt one visible token more each time that the lists rest."""
+    unknown, judges = list(best.unknown), list(best.visible)
+    while unknown and judges and unknown[0] < judges[-1]:
+        _annealed(best, _Lists(best, streams, unknown, judges))
+        doubtful = best.doubtful(judges)
+        if best.certified or best.late() or doubtful is None:
+            return
+        # Its token is sought with the hidden ones, by what it does to positions behind it.
+        judges.remove(doubtful)
+        last = judges[-1] if judges else 0
+        unknown = sorted(place for place in (*unknown, doubtful) if place < last)
+
+
+def _annealed(best: Best, lists: _Lists) -> None:
+    """Narrow the lists until the prompt is certified, time is up or they rest a last time."""
     every = best.problem.decoder.ids
-    whole = len(every) <= lists.most(len(best.unknown))
-    for place in best.unknown:
-        lists.reset(place, every if whole else best.leading)
-    for _ in range(_TIMES):
+    whole = len(every) <= lists.most()
+    lists.reset(lists.unknown, every if whole else best.leading)
+    for again in range(_TIMES):
+        if again:
+            lists.reset(lists.unsure(len(every)), every)
         lists.anneal()
         best.swap(lists.ranked(best.settings.shortlist))
         best.mend()
         if best.certified or best.late():
             return
-        for place in lists.unsure(len(every)):
-            lists.reset(place, every)
 
 
 class _Lists:
-    """A list of candidates and their log-probabilities for each hidden position."""
+    """A list of candidates and their log-probabilities for each position that is sought.
 
-    def __init__(self, best: Best, streams: Streams) -> None:
-        self._best, self._streams = best, streams
+    Args:
+        best: the prompt so far.
+        streams: of the problem's probe.
+        unknown: the positions, ascending, each before the last judge.
+        judges: visible positions whose tokens are taken for right, ascending.
+    """
+
+    def __init__(self, best: Best, streams: Streams, unknown: list[int], judges: list[int]) -> None:
+        self._best, self._streams, self.unknown = best, streams, unknown
         device = best.embedding.device
-        # Behind the last visible position nothing is compared.
-        self._end = best.visible[-1] + 1
-        self._unknown = list(best.unknown)
+        # Behind the last judge nothing is compared; what precedes every hidden token is as it is.
         self._behind = torch.tensor(
-            [p for p in range(self._unknown[0], self._end) if p not in set(self._unknown)],
-            device=device,
+            [p for p in range(unknown[0], judges[-1] + 1) if p not in set(unknown)], device=device
         )
-        self._visible = torch.tensor(best.visible, device=device)
-        self._target = best.problem.target[0, self._visible].float()
-        self._whiten = best.whitening()
+        judges = [place for place in judges if place > unknown[0]]
+        self._judges = torch.isin(self._behind, torch.tensor(judges, device=device))
+        self._target = best.problem.target[0, judges].float()
+        self._whiten = best.whitening(unknown, judges)
         self._tokens: dict[int, Tensor] = {}
         self._logits: dict[int, Tensor] = {}
         self._entry_bytes = self._certain(0, None, best.embedding.new_zeros(0)).nbytes
-        self._first = self._before()
+        self._first: Entries | None = None
 
-    def most(self, positions: int) -> int:
-        """Return how many candidates of each of so many positions are held at most."""
-        return max(self._best.settings.shortlist, HELD // (self._entry_bytes * positions))
+    def most(self) -> int:
+        """Return how many candidates of every hidden position are held at most."""
+        return HELD // (self._entry_bytes * len(self.unknown))
 
-    def reset(self, place: int, tokens: Tensor) -> None:
-        """Let a position hold these candidates, all equally likely."""
-        self._tokens[place] = tokens[: self.most(1)]
-        self._logits[place] = torch.zeros(len(self._tokens[place]), device=tokens.device)
+    def reset(self, places: list[int], tokens: Tensor) -> None:
+        """Let positions hold these candidates, as many as fit, all equally likely."""
+        held = max(self._best.settings.shortlist, HELD // (self._entry_bytes * len(places)))
+        for place in places:
+            self._tokens[place] = tokens[:held]
+            self._logits[place] = torch.zeros(len(self._tokens[place]), device=tokens.device)
 
     def unsure(self, tokens: int) -> list[int]:
         """Return the positions that are least certain, as many as may hold so many candidates."""
@@ -134,11 +154,12 @@ class _Lists:
     def anneal(self) -> None:
         """Descend in ever narrower lists until the prompt is certified or the last ones rest."""
         best = self._best
+        self._first = self._before()
         last, rounds = best.settings.shortlist, best.settings.rounds
         for width, shrunk, most in ((None, 1.0, 1), *_STAGES, (last, 1.0, rounds)):
             if width is not None:
                 self._narrow(max(width, last))
-            rested, before = 0, None
+            rested, before = 0, best.ids
             for _ in range(min(most, rounds)):
                 rounds -= 1
                 best.rounds += 1
@@ -147,9 +168,8 @@ class _Lists:
                 best.keep(found)
                 if best.certified or best.late():
                     return
-                rested = rested + 1 if before is not None and torch.equal(found, before) else 0
-                before = found
-                if rested + 1 >= _RESTED:
+                rested, before = (rested + 1 if torch.equal(found, before) else 1), found
+                if rested == _RESTED:
                     break
             best.among(self._combined())
             if best.certified or best.late():
@@ -173,9 +193,9 @@ class _Lists:
         """Return all candidates as entries, position by position, behind what stands before."""
         best = self._best
         company = [] if self._first is None else [self._first]
-        weights = [best.embedding.new_zeros(self._unknown[0])]
+        weights = [best.embedding.new_zeros(self.unknown[0])]
         found = list(company)
-        for place in range(self._unknown[0], self._end):
+        for place in range(self.unknown[0], self.unknown[-1] + 1):
             before = joined(company) if company else None
             if place not in self._logits:
                 company.append(self._certain(place, before, torch.cat(weights)))
@@ -199,9 +219,9 @@ class _Lists:
     def _descend(self, entries: Entries, shrunk: float) -> None:
         """Take steps of Adam on the log-probabilities."""
         best = self._best
-        known = best.embedding.new_zeros(self._unknown[0])
+        known = best.embedding.new_zeros(self.unknown[0])
         embedded = best.embedding[best.ids[self._behind]]
-        free = [(shrunk * self._logits[p]).requires_grad_(True) for p in self._unknown]
+        free = [(shrunk * self._logits[p]).requires_grad_(True) for p in self.unknown]
         optimizer = torch.optim.Adam(free, lr=_RATE)
         for _ in range(best.settings.steps):
             optimizer.zero_grad()
@@ -213,14 +233,12 @@ class _Lists:
             best.evaluations += 1
             if best.late():
                 break
-        for place, logits in zip(self._unknown, free, strict=True):
+        for place, logits in zip(self.unknown, free, strict=True):
             self._logits[place] = logits.detach()
 
     def _loss(self, found: Tensor) -> Tensor:
         """Return the mean square of what is left of the target, in units of its spread."""
-        judged = torch.isin(self._visible, self._behind)
-        left = torch.zeros_like(self._target)
-        left[judged] = found[torch.isin(self._behind, self._visible)].float() - self._target[judged]
+        left = found[self._judges].float() - self._target
         loss: Tensor = (left.flatten() @ self._whiten).square().mean()
         return loss
 
@@ -246,7 +264,7 @@ class _Lists:
     def _before(self) -> Entries | None:
         """Return what stands before the first hidden position."""
         found: Entries | None = None
-        for place in range(self._unknown[0]):
+        for place in range(self.unknown[0]):
             weights = self._best.embedding.new_zeros(place)
             one = self._certain(place, found, weights)
             found = one if found is None else joined([found, one])

@@ -17,7 +17,7 @@ _PROMPTS = 1024
 """Random prompts in which it is measured how activations vary together."""
 _ROUNDING = 1e-9
 """Variance of a direction, as a share of the largest, that may be rounding alone."""
-_RIDGE = 1e-5
+_RIDGE = 1e-4
 """Variance below which a direction counts less, as a share of the largest."""
 _DRAWS = 32
 """Random prompts that the tokens proposed for a visible position are compared in."""
@@ -111,21 +111,21 @@ class Best:
         prompts[:, places] = self.leading[tokens.to(self.leading.device)]
         return prompts
 
-    def whitening(self) -> Tensor:
+    def whitening(self, unknown: list[int], judges: list[int]) -> Tensor:
         """Return the directions [component, direction] in which random prompts differ.
 
-        The components are those of the visible activations, one position after another; random
-        tokens stand where they are unknown. Along each direction the spread is 1, less where it
-        is next to none.
+        Along each direction the spread is 1, less where it is next to none.
+
+        Args:
+            unknown: positions at which random tokens stand.
+            judges: positions whose activations, one after another, are the components.
         """
-        visible = torch.tensor(self.visible, device=self.embedding.device)
+
+        def seen(prompts: Tensor) -> Tensor:
+            return self.problem.probe(self.embedding[prompts])[:, judges].float().flatten(1)
+
         with torch.no_grad():
-            drawn = self.batcher.map(
-                lambda part: (
-                    self.problem.probe(self.embedding[part])[:, visible].float().flatten(1)
-                ),
-                self.drawn(_PROMPTS)[:, : self.visible[-1] + 1],
-            )
+            drawn = self.batcher.map(seen, self.drawn(_PROMPTS, unknown)[:, : judges[-1] + 1])
         self.evaluations += len(drawn)
         drawn = drawn - drawn.mean(0)
         # The covariance is as large as the components are many; the Gram matrix has the same roots.
@@ -152,6 +152,20 @@ class Best:
             ids = self.ids.clone()
             ids[place] = self.proposed[place][away.argmin()]
             self.restart(ids)
+
+    def doubtful(self, judges: list[int]) -> int | None:
+        """Return which of these visible positions fits its activations least; None: all are known.
+
+        A wrong token moves the activations at its own position most.
+        """
+        doubted = [place for place in judges if not self.given[place]]
+        if not doubted:
+            return None
+        with torch.no_grad():
+            found = self.problem.probe(self.embedding[self.ids[None, : self.length]])[0, doubted]
+        target = self.problem.target[0, doubted]
+        misfit = (found - target).norm(dim=1) / target.norm(dim=1)
+        return doubted[int(misfit.argmax())]
 
     def swap(self, lists: Mapping[int, Tensor]) -> None:
         """Swap single tokens for as long as that brings the prompt nearer.

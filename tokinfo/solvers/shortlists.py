@@ -106,7 +106,7 @@ class _Mixtures:
             self._logits[place] = torch.zeros(len(tokens), device=device)
         visible = torch.tensor(best.visible, device=device)
         self._target = problem.target[0, visible]
-        self._whiten = best.whitening()
+        self._whiten = best.whitening(best.unknown, best.visible)
 
     def widen(self, vocabulary: Tensor) -> None:
         """Let the tokens that promise most join each hidden position's list.

@@ -287,7 +287,7 @@ class MixtureSolver(Timed):
         "none: the mixtures of a round are found exactly).",
     )
     shortlist: Integer = Field(
-        64, ge=1, description="Candidates of a position among which tokens are swapped at the end."
+        64, ge=1, description="Candidates of a position in the last lists, which are swapped."
     )
     leading: Integer | None = Field(
         8192,

@@ -209,6 +209,10 @@ def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:
             each = (positions - hidden) * sizes.width / 64 * sizes.vocabulary * 4 / 1e6
             activations += 4 * each + min(HELD / 1e6, hidden * each)
         elif isinstance(solver, MixtureSolver):
+            if not isinstance(study.source_of(cell.model), MixerSource):
+                # All candidates' keys and values, twice while they are put together.
+                each = 2 * max(blocks, 1) * sizes.width * sizes.vocabulary * 4 / 1e6
+                activations += 2 * min(HELD / 1e6, hidden * each)
             activations += (hidden + 3) * sizes.vocabulary * COMPONENTS * 4 / 1e6
             entries = 512 + 2 * hidden * solver.shortlist + positions
             activations += 4 * blocks * sizes.width / 64 * entries**2 * 4 / 1e6

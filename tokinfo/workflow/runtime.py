@@ -21,7 +21,7 @@ from tokinfo.study.solvers import (
     Solver,
     SweepSolver,
 )
-from tokinfo.study.sources import Built
+from tokinfo.study.sources import Built, MixerSource
 from tokinfo.study.study import Study
 from tokinfo.workflow.memory import (
     fetched_mb,
@@ -109,8 +109,10 @@ def _search(study: Study, cell: Cell, solver: Solver) -> tuple[float, float]:
             steps *= prompts  # the mixtures are sought one by one
             if cell.block == 1:
                 passes += _convex(length, hidden, vocabulary, width)
-            else:
+            elif isinstance(study.source_of(cell.model), MixerSource):
                 passes += _shortlists(solver, length, hidden, vocabulary)
+            else:
+                passes += _annealed(solver, length, hidden, vocabulary)
     return steps, prompts * passes
 
 
@@ -150,6 +152,16 @@ def _shortlists(solver: MixtureSolver, length: int, hidden: int, vocabulary: int
     detected = 2 * hidden * length * min(solver.leading or vocabulary, vocabulary)
     descent = BACKWARD * solver.steps * 2 * solver.shortlist * length
     return float(detected + 4 * (descent + BACKWARD * hidden * vocabulary))
+
+
+def _annealed(solver: MixtureSolver, length: int, hidden: int, vocabulary: int) -> float:
+    """Return the passes of one prompt behind a later block, whose lists are narrowed once."""
+    # Lists of all tokens, thrice of 8,192 and thrice of 1,024, then shorter ones.
+    computed = hidden * (vocabulary + 3 * min(vocabulary, 8192) + 8 * 1024)
+    # A step attends to all of a list, which takes a third of what computing it does.
+    descended = BACKWARD * solver.steps * solver.rounds * length
+    tried = (1024 + 7 * 512 + solver.shortlist * hidden) * length
+    return float(4 / 3 * computed + descended + tried)
 
 
 def training_minutes(study: Study, source: str, attempt: int = 1) -> int:
