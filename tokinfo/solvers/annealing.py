@@ -97,6 +97,9 @@ def _annealed(best: Best, lists: _Lists) -> None:
     every = best.problem.decoder.ids
     whole = len(every) <= lists.most()
     lists.reset(lists.unknown, every if whole else best.leading)
+    if not whole:
+        # Prompts begin with tokens that are rare elsewhere, and no unknown one stands before it.
+        lists.reset(lists.unknown[:1], every)
     for again in range(_TIMES):
         if again:
             lists.reset(lists.unsure(len(every)), every)
