@@ -17,7 +17,7 @@ from tests import tiny
 from tests.tiny import VOCABULARY, tiny_llama, true_ids
 from tokinfo.cell import make_rows
 from tokinfo.models.checkpoint import Checkpoint, Facts
-from tokinfo.solvers import best
+from tokinfo.solvers import annealing, best
 from tokinfo.solvers.decoding import inverse_gram
 from tokinfo.solvers.pose import activations, make_problem
 from tokinfo.solvers.problem import Problem, Result
@@ -52,6 +52,7 @@ pytestmark = pytest.mark.usefixtures("batches_of_one_size")
 def _few_random_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their Gram matrix is what most of a mixture's time would go to."""
     monkeypatch.setattr(best, "_PROMPTS", 128)
+    monkeypatch.setattr(annealing, "_TIMES", 1)
 
 
 # --- what a search receives -----------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tiny import PROMPTS, problem_of, true_ids
-from tokinfo.solvers import best, chapter, shortlists, watch
+from tokinfo.solvers import annealing, best, chapter, shortlists, watch
 from tokinfo.solvers.problem import Problem, Result
 from tokinfo.solvers.run import run
 from tokinfo.solvers.watch import Watch, lines
@@ -45,6 +45,7 @@ pytestmark = pytest.mark.usefixtures("batches_of_one_size")
 @pytest.fixture(autouse=True)
 def _few_random_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(best, "_PROMPTS", 128)
+    monkeypatch.setattr(annealing, "_TIMES", 1)
     monkeypatch.setattr(shortlists, "_DETECTIONS", 2)
 
 
