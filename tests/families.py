@@ -145,3 +145,19 @@ def tiny(name: str, **more: Any) -> Any:
         if values.ndim == 1:
             nn.init.normal_(values, 1.0 if "norm" in norm or "ln" in norm else 0.0, 0.2)
     return model.eval().requires_grad_(False)
+
+
+NOT_TAKEN_APART = {
+    # The first block's window is shorter than the prompts that are compared.
+    "Mistral": "is no weighted mean of values",
+    "Gemma 3": "is no weighted mean of values",
+    "Phi-3": "is no weighted mean of values",
+    # Capped scores.
+    "Gemma 2": "cannot be taken apart",
+    # Attention is not called through the interface of `transformers`.
+    "GPT-J": "cannot be taken apart",
+    "Falcon": "cannot be taken apart",
+    "Falcon, new decoder": "cannot be taken apart",
+    "Falcon, alibi": "cannot be taken apart",
+}
+"""Why the first block's attention cannot be taken apart, by family."""

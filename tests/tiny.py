@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tokinfo.models.mixer import MixerSpec, MixerStack
 from tokinfo.probe.batch import make_batch
@@ -43,6 +44,15 @@ def tiny_llama(d_model: int = 32, blocks: int = 2, seed: int = 0, scale: float =
         initializer_range=scale,
     )
     return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def in_double(decoder: nn.Module) -> nn.Module:
+    """A Llama decoder in float64, without its norm's float32."""
+    for path, norm in list(decoder.named_modules()):
+        if isinstance(norm, LlamaRMSNorm):
+            exact = nn.RMSNorm(len(norm.weight), norm.variance_epsilon)
+            decoder.set_submodule(path, exact.requires_grad_(False))
+    return decoder.double()
 
 
 def tiny_mixer(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.families import FAMILIES, tiny
+from tests.families import NOT_TAKEN_APART as WHY_NOT
 from tests.tiny import tiny_llama, tiny_mixer
 from tokinfo.models.structure import StructureError
 from tokinfo.probe.attention import FirstAttention
@@ -16,19 +17,6 @@ from tokinfo.probe.probe import Probe
 from tokinfo.study.sites import Site
 
 SITES = ("attention.1", "mlp.1", "block.1")
-WHY_NOT = {
-    # The first block's window is shorter than the prompts that are compared.
-    "Mistral": "is no weighted mean of values",
-    "Gemma 3": "is no weighted mean of values",
-    "Phi-3": "is no weighted mean of values",
-    # Capped scores.
-    "Gemma 2": "cannot be taken apart",
-    # Attention is not called through the interface of `transformers`.
-    "GPT-J": "cannot be taken apart",
-    "Falcon": "cannot be taken apart",
-    "Falcon, new decoder": "cannot be taken apart",
-    "Falcon, alibi": "cannot be taken apart",
-}
 
 
 def prompts(probe: Probe, positions: int = 9) -> Tensor:

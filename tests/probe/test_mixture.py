@@ -8,11 +8,11 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from tests.families import BLOCKS, FAMILIES, WINDOW, tiny
 from tests.probe.test_probe import other
-from tests.tiny import tiny_llama, tiny_mixer
+from tests.tiny import in_double, tiny_llama, tiny_mixer
 from tokinfo.io.errors import InvalidError
 from tokinfo.models.checkpoint import input_table
 from tokinfo.models.mixer import FORMS
@@ -57,13 +57,7 @@ def at(activations: Tensor, entry: Tensor) -> Tensor:
 def llama(double: bool = False) -> nn.Module:
     """A tiny Llama decoder whose parts all show; in float64 without its norm's float32."""
     decoder: nn.Module = tiny_llama(scale=0.3).get_decoder()  # type: ignore[operator]
-    if double:
-        for path, norm in list(decoder.named_modules()):
-            if isinstance(norm, LlamaRMSNorm):
-                exact = nn.RMSNorm(len(norm.weight), norm.variance_epsilon)
-                decoder.set_submodule(path, exact.requires_grad_(False))
-        decoder.double()
-    return decoder
+    return in_double(decoder) if double else decoder
 
 
 def random_mixture(

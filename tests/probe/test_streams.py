@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from torch import Tensor
 
-from tests.families import FAMILIES, tiny
-from tests.tiny import tiny_llama, tiny_mixer
+from tests.families import FAMILIES, NOT_TAKEN_APART, tiny
+from tests.tiny import in_double, tiny_llama, tiny_mixer
 from tokinfo.models.structure import StructureError
 from tokinfo.probe.mixture import mix
 from tokinfo.probe.probe import Probe
@@ -17,18 +16,9 @@ from tokinfo.study.sites import Site
 
 SITES = ("block.1", "attention.2", "mlp.3", "block.3")
 WHY_NOT = {
-    # Windows shorter than the prompts that are compared.
-    "Mistral": "is no weighted mean of values",
-    "Gemma 3": "is no weighted mean of values",
-    "Phi-3": "is no weighted mean of values",
+    **NOT_TAKEN_APART,
+    # Its later blocks' window is shorter than the prompts that are compared.
     "Qwen2, sliding": "is no weighted mean of values",
-    # Capped scores.
-    "Gemma 2": "cannot be taken apart",
-    # Attention is not called through the interface of `transformers`.
-    "GPT-J": "cannot be taken apart",
-    "Falcon": "cannot be taken apart",
-    "Falcon, new decoder": "cannot be taken apart",
-    "Falcon, alibi": "cannot be taken apart",
 }
 
 
@@ -146,11 +136,7 @@ def test_an_entry_of_weight_zero_changes_nothing_and_equal_ones_share_theirs() -
 
 
 def test_the_gradient_of_the_weights_is_that_of_finite_differences() -> None:
-    decoder = tiny_llama(blocks=2, scale=0.2).double().get_decoder()
-    for path, norm in list(decoder.named_modules()):
-        if isinstance(norm, LlamaRMSNorm):  # which computes in float32
-            exact = nn.RMSNorm(len(norm.weight), norm.variance_epsilon, dtype=torch.float64)
-            decoder.set_submodule(path, exact.requires_grad_(False))
+    decoder = in_double(tiny_llama(blocks=2, scale=0.2).get_decoder())
     probe = Probe(decoder, Site("block", 2), dtype=torch.float64)
     table, streams, ids = table_of(probe), Streams(probe), drawn(probe, 8)
     first = streams.entries(table[ids[:3]], 0, None, table.new_zeros(0))

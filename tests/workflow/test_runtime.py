@@ -76,7 +76,7 @@ def test_what_was_measured_fits_with_room_to_spare(
 
 def test_what_annealing_took_fits_with_room_to_spare() -> None:
     """One prompt of three hidden tokens and five known ones (`mixture.csv`)."""
-    measured = 220 / 60
+    measured = 212.4 / 60
     requested = minutes({"kind": "mixture"}, 1, 8, site="block.8", mask="3:")
     assert 2 * measured < requested + FLOOR < 50 * measured
 

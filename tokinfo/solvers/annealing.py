@@ -19,6 +19,8 @@ certified like any other.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -67,37 +69,20 @@ def search(best: Best, streams: Streams) -> None:
         best: the prompt so far; the better ones are kept there.
         streams: of the problem's probe; its sliding window spans the prompt.
     """
-    if best.certified or not best.unknown or best.late():
-        return
-    proposed = best.ids
-    try:
-        best.read()
-        _search(best, streams)
-    finally:
-        # Tokens that were read may be further from the target than those that descent proposes.
-        best.keep(proposed)
+    best.doubting(lambda unknown, judges: _annealed(best, _Lists(best, streams, unknown, judges)))
 
 
-def _search(best: Best, streams: Streams) -> None:
-    """Anneal, and doubt one visible token more each time that the lists rest."""
-    unknown, judges = list(best.unknown), list(best.visible)
-    while unknown and judges and unknown[0] < judges[-1]:
-        _annealed(best, _Lists(best, streams, unknown, judges))
-        doubtful = best.doubtful(judges)
-        if best.certified or best.late() or doubtful is None:
-            return
-        # Its token is sought with the hidden ones, by what it does to positions behind it.
-        judges.remove(doubtful)
-        last = judges[-1] if judges else 0
-        unknown = sorted(place for place in (*unknown, doubtful) if place < last)
+def _annealed(best: Best, lists: _Lists) -> int | None:
+    """Narrow the lists until the prompt is certified, time is up or they rest a last time.
 
-
-def _annealed(best: Best, lists: _Lists) -> None:
-    """Narrow the lists until the prompt is certified, time is up or they rest a last time."""
+    Returns:
+        The judge whose token is most likely wrong; None: certified, out of time, or all are known.
+    """
     every = best.problem.decoder.ids
-    whole = len(every) <= lists.most()
-    lists.reset(lists.unknown, every if whole else best.leading)
-    if not whole:
+    if len(every) <= lists.room() // len(lists.unknown):
+        lists.reset(lists.unknown, every)
+    else:
+        lists.reset(lists.unknown, best.leading)
         # Prompts begin with tokens that are rare elsewhere, and no unknown one stands before it.
         lists.reset(lists.unknown[:1], every)
     for again in range(_TIMES):
@@ -107,7 +92,8 @@ def _annealed(best: Best, lists: _Lists) -> None:
         best.swap(lists.ranked(best.settings.shortlist))
         best.mend()
         if best.certified or best.late():
-            return
+            return None
+    return best.doubtful(lists.judges)
 
 
 class _Lists:
@@ -117,18 +103,18 @@ class _Lists:
         best: the prompt so far.
         streams: of the problem's probe.
         unknown: the positions, ascending, each before the last judge.
-        judges: visible positions whose tokens are taken for right, ascending.
+        judges: visible positions behind the first of them, whose tokens are taken for right.
     """
 
     def __init__(self, best: Best, streams: Streams, unknown: list[int], judges: list[int]) -> None:
         self._best, self._streams, self.unknown = best, streams, unknown
+        self.judges = judges
         device = best.embedding.device
         # Behind the last judge nothing is compared; what precedes every hidden token is as it is.
         self._behind = torch.tensor(
             [p for p in range(unknown[0], judges[-1] + 1) if p not in set(unknown)], device=device
         )
-        judges = [place for place in judges if place > unknown[0]]
-        self._judges = torch.isin(self._behind, torch.tensor(judges, device=device))
+        self._judged = torch.isin(self._behind, torch.tensor(judges, device=device))
         self._target = best.problem.target[0, judges].float()
         self._whiten = best.whitening(unknown, judges)
         self._tokens: dict[int, Tensor] = {}
@@ -136,13 +122,14 @@ class _Lists:
         self._entry_bytes = self._certain(0, None, best.embedding.new_zeros(0)).nbytes
         self._first: Entries | None = None
 
-    def most(self) -> int:
-        """Return how many candidates of every hidden position are held at most."""
-        return HELD // (self._entry_bytes * len(self.unknown))
+    def room(self, places: Iterable[int] = ()) -> int:
+        """Return how many candidates may be held at these positions, beside those of all others."""
+        held = sum(len(one) for place, one in self._tokens.items() if place not in places)
+        return HELD // self._entry_bytes - held
 
     def reset(self, places: list[int], tokens: Tensor) -> None:
         """Let positions hold these candidates, as many as fit, all equally likely."""
-        held = max(self._best.settings.shortlist, HELD // (self._entry_bytes * len(places)))
+        held = max(self._best.settings.shortlist, self.room(places) // len(places))
         for place in places:
             self._tokens[place] = tokens[:held]
             self._logits[place] = torch.zeros(len(self._tokens[place]), device=tokens.device)
@@ -152,7 +139,7 @@ class _Lists:
         peaks = {place: float(one.softmax(0).max()) for place, one in self._logits.items()}
         order = sorted(peaks, key=lambda place: peaks[place])
         count = max(1, sum(peak < _UNSURE for peak in peaks.values()))
-        return order[: min(count, max(1, HELD // (self._entry_bytes * tokens)))]
+        return order[: max(1, min(count, self.room(order[:count]) // tokens))]
 
     def anneal(self) -> None:
         """Descend in ever narrower lists until the prompt is certified or the last ones rest."""
@@ -241,7 +228,7 @@ class _Lists:
 
     def _loss(self, found: Tensor) -> Tensor:
         """Return the mean square of what is left of the target, in units of its spread."""
-        left = found[self._judges].float() - self._target
+        left = found[self._judged].float() - self._target
         loss: Tensor = (left.flatten() @ self._whiten).square().mean()
         return loss
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -110,6 +110,33 @@ class Best:
         prompts = self.ids[: self.length].repeat(count, 1)
         prompts[:, places] = self.leading[tokens.to(self.leading.device)]
         return prompts
+
+    def doubting(self, mixed: Callable[[list[int], list[int]], int | None]) -> None:
+        """Search with visible tokens as read, and doubt one more each time that it rests.
+
+        Args:
+            mixed: searches unknown positions by what is seen at judges, visible positions behind
+                the first of them whose tokens are taken for right. Returns the judge whose token is
+                most likely wrong; None: certified, out of time, or all are known.
+        """
+        if self.certified or not self.unknown or self.late():
+            return
+        proposed = self.ids
+        try:
+            self.read()
+            unknown, trusted = list(self.unknown), list(self.visible)
+            while unknown and trusted and self.unknown[0] < trusted[-1]:
+                judges = [place for place in trusted if place > self.unknown[0]]
+                doubtful = mixed(unknown, judges)
+                if doubtful is None:
+                    return
+                # Its token is sought with the hidden ones, by what it does to positions behind it.
+                trusted.remove(doubtful)
+                last = trusted[-1] if trusted else 0
+                unknown = sorted(place for place in (*unknown, doubtful) if place < last)
+        finally:
+            # Tokens that were read may be further from the target than those that descent proposes.
+            self.keep(proposed)
 
     def whitening(self, unknown: list[int], judges: list[int]) -> Tensor:
         """Return the directions [component, direction] in which random prompts differ.

@@ -60,29 +60,7 @@ def search(best: Best, attention: FirstAttention) -> None:
         best: the prompt so far; the better ones are kept there.
         attention: of the first block; its sliding window spans the prompt.
     """
-    if best.certified or not best.unknown or best.late():
-        return
-    descended = best.ids
-    try:
-        best.read()
-        _search(best, attention)
-    finally:
-        # Tokens that were read may be further from the target than those that descent proposes.
-        best.keep(descended)
-
-
-def _search(best: Best, attention: FirstAttention) -> None:
-    """Mix tokens, and doubt one visible token more each time that the mixtures rest."""
-    unknown, trusted = list(best.unknown), list(best.visible)
-    while unknown and trusted and best.unknown[0] < trusted[-1]:
-        judges = [place for place in trusted if place > best.unknown[0]]
-        doubtful = _mixed(best, attention, unknown, judges)
-        if doubtful is None:
-            return
-        # Its token is sought with the hidden ones, by what it does to positions behind it.
-        trusted.remove(doubtful)
-        last = trusted[-1] if trusted else 0
-        unknown = sorted(place for place in (*unknown, doubtful) if place < last)
+    best.doubting(lambda unknown, judges: _mixed(best, attention, unknown, judges))
 
 
 def _mixed(

@@ -18,6 +18,7 @@ make (`tokinfo.solvers.shortlists`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 
 import torch
@@ -41,14 +42,7 @@ def solve(problem: Problem, settings: MixtureSolver) -> Result:
     Raises:
         SolverError: the model cannot be given mixtures, or the descent failed.
     """
-    attention = convex.first_attention(problem)
-    streams = annealing.streams(problem) if attention is None else None
-    if attention is None and streams is None:
-        try:
-            mixture.check(problem.probe)
-        except (InvalidError, StructureError) as error:
-            raise SolverError(str(error)) from error
-    path = "convex" if attention else "annealing" if streams else "descent"
+    path, search = _search(problem)
     start = adam.solve(problem, settings.descent)
     batcher = Batcher(watch=problem.watch)
     found: list[Best] = []
@@ -57,12 +51,7 @@ def solve(problem: Problem, settings: MixtureSolver) -> Result:
         one = problem.rows(torch.tensor([row]))
         best = Best(one, settings, batcher, start.top_ids[row])
         with suppress(Stopped):
-            if attention is not None:
-                convex.search(best, attention)
-            elif streams is not None:
-                annealing.search(best, streams)
-            else:
-                shortlists.search(best)
+            search(best)
         found.append(best)
         stopped.append(None if best.certified else problem.watch.stopped)
     return Result(
@@ -76,3 +65,18 @@ def solve(problem: Problem, settings: MixtureSolver) -> Result:
         path=[path] * len(found),
         stopped=stopped,
     )
+
+
+def _search(problem: Problem) -> tuple[str, Callable[[Best], None]]:
+    """Return the name of the search that applies, and the search."""
+    attention = convex.first_attention(problem)
+    if attention is not None:
+        return "convex", lambda best: convex.search(best, attention)
+    streams = annealing.streams(problem)
+    if streams is not None:
+        return "annealing", lambda best: annealing.search(best, streams)
+    try:
+        mixture.check(problem.probe)
+    except (InvalidError, StructureError) as error:
+        raise SolverError(str(error)) from error
+    return "descent", shortlists.search
