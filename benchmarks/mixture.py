@@ -44,15 +44,19 @@ CASES = (
 
 
 def searched(
-    name: str, problem: Problem, truth: torch.Tensor, settings: JointSolver | MixtureSolver
+    name: str,
+    problem: Problem,
+    truth: torch.Tensor,
+    settings: JointSolver | MixtureSolver,
+    together: int = 1,
 ) -> dict[str, object]:
-    """Return what a solver finds of each prompt, one after another, and its processor time."""
+    """Return what a solver finds of prompts, so many in a run, and its processor time a prompt."""
     results: list[Result] = []
     spent: list[float] = []
-    for row in range(len(truth)):
+    for rows in torch.arange(len(truth)).split(together):
         begun = time.process_time()
-        results.append(run(problem.rows(torch.tensor([row])), settings, truth[row : row + 1]))
-        spent.append(time.process_time() - begun)
+        results.append(run(problem.rows(rows), settings, truth[rows]))
+        spent.append((time.process_time() - begun) / len(rows))
     ids = problem.layout.padded(torch.cat([result.top_ids[..., 0] for result in results]))
     hidden = ~problem.layout.visible & problem.layout.scored
     certified = alone_losses(problem, ids) <= problem.floor
@@ -61,6 +65,7 @@ def searched(
         "solver": name,
         "path": (results[0].path or [None])[0],
         "prompts": len(truth),
+        "prompts_together": together,
         "prompts_certified": int(certified.sum()),
         "prompts_exact": int((hit | ~problem.layout.scored).all(1).sum()),
         "hidden": int(hidden.sum()),
@@ -68,7 +73,7 @@ def searched(
         "seconds_median": round(sorted(spent)[len(spent) // 2], 1),
         "seconds_most": round(max(spent), 1),
         "prompts_stopped": sum(
-            result.stopped is not None and any(result.stopped) for result in results
+            reason is not None for result in results for reason in result.stopped or []
         ),
     }
 
@@ -101,7 +106,8 @@ def main() -> None:
     parser.add_argument("texts", type=Path, nargs="+")
     parser.add_argument("--cases", nargs="+", default=CASES)
     parser.add_argument("--joint", type=int, default=0, help="prompts that `joint` is run on too")
-    parser.add_argument("--minutes", type=float, help="after which a search is given up")
+    parser.add_argument("--minutes", type=float, help="after which a run is given up")
+    parser.add_argument("--together", type=int, default=1, help="prompts of a run of `mixture`")
     options = parser.parse_args()
     rows: list[dict[str, object]] = []
     for text, case in itertools.product(options.texts, options.cases):
@@ -115,7 +121,8 @@ def main() -> None:
             )
         for name, settings in solvers.items():
             few = torch.arange(len(truth) if name == "mixture" else min(options.joint, len(truth)))
-            found = searched(name, problem.rows(few), truth[few], settings)
+            together = options.together if name == "mixture" else 1
+            found = searched(name, problem.rows(few), truth[few], settings, together)
             rows.append({**facts, **found})
             write(options.out, rows)
 

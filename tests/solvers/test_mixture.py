@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("batches_of_one_size")
 @pytest.fixture(autouse=True)
 def _few_random_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny model needs no more; their Gram matrix is what most of the time would go to."""
-    monkeypatch.setattr(best, "_PROMPTS", 512)
+    monkeypatch.setattr(best, "PROMPTS", 512)
 
 
 def drawn(count: int, length: int, seed: int = 0, below: int = VOCABULARY) -> list[list[int]]:

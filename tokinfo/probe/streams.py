@@ -98,14 +98,20 @@ class Streams:
             before: what stands at earlier positions; None: nothing.
             weights: log p of each entry before, in nats.
         """
+        return self.alone(embedded, position, before, weights)[0]
+
+    def alone(
+        self, embedded: Tensor, position: int, before: Entries | None, weights: Tensor
+    ) -> tuple[Entries, Tensor]:
+        """Return the same and the activations [token, width] of each."""
         count = len(embedded)
         places = torch.full((count,), position, device=embedded.device)
         alone = embedded.new_full((count, count), -torch.inf).fill_diagonal_(0)
         attend = _Attend(before, weights, places, alone)
         with torch.no_grad():
-            self._run(embedded, places, attend)
+            found = self._run(embedded, places, attend)
         keys, values = zip(*attend.taken, strict=True)
-        return Entries(places, keys, values)
+        return Entries(places, keys, values), found
 
     def activations(
         self, embedded: Tensor, positions: Tensor, before: Entries | None, weights: Tensor

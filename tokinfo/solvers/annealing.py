@@ -1,7 +1,7 @@
 """Hidden tokens behind any block of attention: descent on the probabilities of all candidates.
 
-1. Each hidden position holds a list of candidates: at first the whole vocabulary, or its leading
-   tokens where memory holds no more. All are equally likely.
+1. Each hidden position holds a list of candidates: at first the leading tokens of the vocabulary,
+   and all of them at the first such position. All are equally likely.
 2. Every candidate's keys and values are computed, in the company of the likeliest candidates of
    earlier positions (`tokinfo.probe.streams`).
 3. Adam descends on the logarithms of all probabilities. The keys and values stand still, so a step
@@ -11,7 +11,8 @@
    last one counts less from then on, because it was partly wrong: logarithms are shrunk, by less
    from stage to stage, as a temperature is lowered in annealing (S. Kirkpatrick, C. Gelatt and M.
    Vecchi, Science 220, 1983). Lists are narrowed from stage to stage.
-6. Where that comes to rest, the positions that are least certain get every token again.
+6. Where that comes to rest, the positions that are least certain get every token again; at last,
+   lists become shorter.
 
 With one candidate a position, keys and values are the model's own: a prompt that is found is
 certified like any other.
@@ -19,7 +20,8 @@ certified like any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,11 +31,14 @@ from tokinfo.probe.streams import Entries, Streams, joined
 from tokinfo.solvers.best import Best
 from tokinfo.solvers.detect import Detected, combinations
 from tokinfo.solvers.problem import Problem
+from tokinfo.solvers.reading import read
 from tokinfo.study.solvers import HELD
 
-_STAGES = ((8192, 0.6, 2), (1024, 0.6, 3), (512, 0.7, 4), (256, 0.8, 4), (128, 0.9, 4))
-"""Candidates of a position, what logarithms are shrunk by, and rounds at most; after them the
-lists are as long as the solver's `shortlist` and nothing is shrunk."""
+_STAGES = ((8192, 0.6, 2), (1024, 0.6, 3))
+_LATER = ((512, 0.7, 3), (256, 0.8, 3), (128, 0.9, 3))
+"""Candidates of a position, what logarithms are shrunk by, and rounds at most; the last time that
+lists are narrowed, more follow, and then the lists are as long as the solver's `shortlist` and
+nothing is shrunk."""
 _COMPANY = 64
 """Candidates of each earlier position in whose company keys and values are computed."""
 _PART = 512
@@ -42,11 +47,11 @@ _RATE = 0.3
 """Adam's step, in nats."""
 _COMBINED = 512
 """Prompts, the likeliest combinations of candidates, that go through the model after a stage."""
-_RESTED = 3
-"""Rounds with the same likeliest tokens after which a stage ends."""
+_STILL = 6
+"""Rounds with the same likeliest tokens after which lists are narrowed no further."""
 _TIMES = 3
 """Times that lists are narrowed, counting the first."""
-_UNSURE = 0.6
+_UNSURE = 0.5
 """Probability of the likeliest token below which a position gets every token again."""
 
 
@@ -62,14 +67,19 @@ def streams(problem: Problem) -> Streams | None:
     return None if (found.reach or torch.inf) < int(problem.layout.seen.max()) else found
 
 
-def search(best: Best, streams: Streams) -> None:
+def search(best: Best, streams: Streams, start: Start) -> None:
     """Search until the prompt is certified, the lists rest or time is up.
 
     Args:
         best: the prompt so far; the better ones are kept there.
         streams: of the problem's probe; its sliding window spans the prompt.
+        start: what other prompts of the problem have computed.
     """
-    best.doubting(lambda unknown, judges: _annealed(best, _Lists(best, streams, unknown, judges)))
+
+    def mixed(unknown: list[int], judges: list[int]) -> int | None:
+        return _annealed(best, _Lists(best, streams, start, unknown, judges))
+
+    best.doubting(mixed, read=lambda: read(best, streams))
 
 
 def _annealed(best: Best, lists: _Lists) -> int | None:
@@ -79,21 +89,59 @@ def _annealed(best: Best, lists: _Lists) -> int | None:
         The judge whose token is most likely wrong; None: certified, out of time, or all are known.
     """
     every = best.problem.decoder.ids
-    if len(every) <= lists.room() // len(lists.unknown):
-        lists.reset(lists.unknown, every)
-    else:
-        lists.reset(lists.unknown, best.leading)
-        # Prompts begin with tokens that are rare elsewhere, and no unknown one stands before it.
-        lists.reset(lists.unknown[:1], every)
+    lists.reset(lists.unknown, best.leading)
+    # Prompts begin with tokens that are rare elsewhere, and those are computed only once.
+    lists.reset(lists.unknown[:1], every)
     for again in range(_TIMES):
         if again:
             lists.reset(lists.unsure(len(every)), every)
-        lists.anneal()
+        lists.anneal(whole=again == _TIMES - 1)
         best.swap(lists.ranked(best.settings.shortlist))
         best.mend()
         if best.certified or best.late():
             return None
     return best.doubtful(lists.judges)
+
+
+class Start:
+    """Candidates of the first unknown position, behind tokens that are certain.
+
+    Nothing that is sought changes their keys and values: they are computed once, and serve all
+    prompts that begin alike.
+
+    Args:
+        vocabulary: tokens of the model.
+    """
+
+    def __init__(self, vocabulary: int) -> None:
+        self._places = torch.full((vocabulary,), -1)
+        self._before = torch.zeros(0, dtype=torch.int64)
+        self._entries: Entries | None = None
+
+    @property
+    def held(self) -> int:
+        """Entries that are kept."""
+        return 0 if self._entries is None else len(self._entries.positions)
+
+    def entries(self, before: Tensor, tokens: Tensor, compute: Callable[[], Entries]) -> Entries:
+        """Return tokens as entries.
+
+        Args:
+            before: int64 [position], the tokens before them.
+            tokens: int64 [token].
+            compute: computes their entries.
+        """
+        before, tokens = before.cpu(), tokens.cpu()
+        if self._entries is not None and torch.equal(before, self._before):
+            places = self._places[tokens]
+            if torch.equal(places, torch.arange(len(self._entries.positions))):
+                return self._entries
+            if bool((places >= 0).all()):
+                return self._entries[places.to(self._entries.positions.device)]
+        self._entries, self._before = compute(), before
+        self._places.fill_(-1)
+        self._places[tokens] = torch.arange(len(tokens))
+        return self._entries
 
 
 class _Lists:
@@ -102,12 +150,21 @@ class _Lists:
     Args:
         best: the prompt so far.
         streams: of the problem's probe.
+        start: of the problem.
         unknown: the positions, ascending, each before the last judge.
         judges: visible positions behind the first of them, whose tokens are taken for right.
     """
 
-    def __init__(self, best: Best, streams: Streams, unknown: list[int], judges: list[int]) -> None:
+    def __init__(
+        self,
+        best: Best,
+        streams: Streams,
+        start: Start,
+        unknown: list[int],
+        judges: list[int],
+    ) -> None:
         self._best, self._streams, self.unknown = best, streams, unknown
+        self._start = start
         self.judges = judges
         device = best.embedding.device
         # Behind the last judge nothing is compared; what precedes every hidden token is as it is.
@@ -124,8 +181,10 @@ class _Lists:
 
     def room(self, places: Iterable[int] = ()) -> int:
         """Return how many candidates may be held at these positions, beside those of all others."""
-        held = sum(len(one) for place, one in self._tokens.items() if place not in places)
-        return HELD // self._entry_bytes - held
+        held = {place: len(one) for place, one in self._tokens.items()}
+        held[self.unknown[0]] = max(held.get(self.unknown[0], 0), self._start.held)
+        others = sum(count for place, count in held.items() if place not in places)
+        return HELD // self._entry_bytes - others
 
     def reset(self, places: list[int], tokens: Tensor) -> None:
         """Let positions hold these candidates, as many as fit, all equally likely."""
@@ -141,15 +200,20 @@ class _Lists:
         count = max(1, sum(peak < _UNSURE for peak in peaks.values()))
         return order[: max(1, min(count, self.room(order[:count]) // tokens))]
 
-    def anneal(self) -> None:
-        """Descend in ever narrower lists until the prompt is certified or the last ones rest."""
+    def anneal(self, *, whole: bool) -> None:
+        """Descend in ever narrower lists until the prompt is certified or they rest.
+
+        Args:
+            whole: whether to narrow them to the solver's `shortlist`.
+        """
         best = self._best
         self._first = self._before()
         last, rounds = best.settings.shortlist, best.settings.rounds
-        for width, shrunk, most in ((None, 1.0, 1), *_STAGES, (last, 1.0, rounds)):
+        still, before = 0, best.ids
+        later = (*_LATER, (last, 1.0, rounds)) if whole else ()
+        for width, shrunk, most in ((None, 1.0, 1), *_STAGES, *later):
             if width is not None:
                 self._narrow(max(width, last))
-            rested, before = 0, best.ids
             for _ in range(min(most, rounds)):
                 rounds -= 1
                 best.rounds += 1
@@ -158,13 +222,11 @@ class _Lists:
                 best.keep(found)
                 if best.certified or best.late():
                     return
-                rested, before = (rested + 1 if torch.equal(found, before) else 1), found
-                if rested == _RESTED:
+                still, before = (still + 1 if torch.equal(found, before) else 1), found
+                if still == _STILL:
                     break
             best.among(self._combined())
-            if best.certified or best.late():
-                return
-            if not rounds:
+            if best.certified or best.late() or still == _STILL or not rounds:
                 return
 
     def ranked(self, count: int) -> dict[int, Tensor]:
@@ -191,13 +253,12 @@ class _Lists:
                 company.append(self._certain(place, before, torch.cat(weights)))
                 weights.append(weights[0].new_zeros(1))
                 continue
-            tokens, logs = best.embedding[self._tokens[place]], self._logits[place].log_softmax(0)
-            parts = []
-            for part in torch.split(tokens, _PART):
-                best.problem.watch.check(len(part))
-                parts.append(self._streams.entries(part, place, before, torch.cat(weights)))
-            entries = joined(parts)
-            best.evaluations += len(tokens)
+            tokens, logs = self._tokens[place], self._logits[place].log_softmax(0)
+            compute = partial(self._candidates, tokens, place, before, torch.cat(weights))
+            if place == self.unknown[0]:
+                entries = self._start.entries(best.ids[:place], tokens, compute)
+            else:
+                entries = compute()
             found.append(entries)
             # Shuffled, so that among equally likely ones the first have no preference.
             order = torch.randperm(len(logs), generator=best.random).to(logs.device)
@@ -246,6 +307,16 @@ class _Lists:
             top = logits.double().log_softmax(0).topk(min(_COMPANY, len(logits)))
             likely[place] = Detected(self._tokens[place][top.indices], top.values)
         return combinations(self._best.ids, likely, _COMBINED)
+
+    def _candidates(
+        self, tokens: Tensor, place: int, before: Entries | None, weights: Tensor
+    ) -> Entries:
+        parts = []
+        for part in torch.split(self._best.embedding[tokens], _PART):
+            self._best.problem.watch.check(len(part))
+            parts.append(self._streams.entries(part, place, before, weights))
+        self._best.evaluations += len(tokens)
+        return joined(parts)
 
     def _certain(self, place: int, before: Entries | None, weights: Tensor) -> Entries:
         own = self._best.embedding[self._best.ids[place, None]]

@@ -13,14 +13,36 @@ from tokinfo.solvers.problem import Problem
 from tokinfo.solvers.substitution import Substitution
 from tokinfo.study.solvers import MixtureSolver
 
-_PROMPTS = 1024
+PROMPTS = 1024
 """Random prompts in which it is measured how activations vary together."""
 _ROUNDING = 1e-9
 """Variance of a direction, as a share of the largest, that may be rounding alone."""
-_RIDGE = 1e-4
-"""Variance below which a direction counts less, as a share of the largest."""
+_MASSIVE = 0.01
+"""Share of the directions that massive activations may take: a few that some tokens make far larger
+than all others (M. Sun et al., arXiv 2402.17762)."""
+_RIDGE = 5e-4
+"""Variance below which a direction counts less, as a share of the largest but for those."""
 _DRAWS = 32
 """Random prompts that the tokens proposed for a visible position are compared in."""
+
+
+def whitening(drawn: Tensor) -> Tensor:
+    """Return the directions [component, direction] in which draws differ.
+
+    Along each direction their spread is 1, less where it is next to none.
+
+    Args:
+        drawn: [draw, component], of mean 0.
+    """
+    exact = drawn.double()
+    # The covariance is as large as the components are many; the Gram matrix has the same roots.
+    values, vectors = torch.linalg.eigh(exact @ exact.T / len(exact))
+    kept = values > _ROUNDING * values[-1]
+    values, vectors = values[kept], vectors[:, kept]
+    directions = exact.T @ (vectors / (len(exact) * values).sqrt())
+    ridge = _RIDGE * values[-1 - int(_MASSIVE * len(values))]
+    found: Tensor = (directions / (values + ridge).sqrt()).to(drawn)
+    return found
 
 
 class Best:
@@ -111,19 +133,24 @@ class Best:
         prompts[:, places] = self.leading[tokens.to(self.leading.device)]
         return prompts
 
-    def doubting(self, mixed: Callable[[list[int], list[int]], int | None]) -> None:
+    def doubting(
+        self,
+        mixed: Callable[[list[int], list[int]], int | None],
+        read: Callable[[], None] | None = None,
+    ) -> None:
         """Search with visible tokens as read, and doubt one more each time that it rests.
 
         Args:
             mixed: searches unknown positions by what is seen at judges, visible positions behind
                 the first of them whose tokens are taken for right. Returns the judge whose token is
                 most likely wrong; None: certified, out of time, or all are known.
+            read: chooses visible tokens that are not known; None: as `Best.read` does.
         """
         if self.certified or not self.unknown or self.late():
             return
         proposed = self.ids
         try:
-            self.read()
+            (read or self.read)()
             unknown, trusted = list(self.unknown), list(self.visible)
             while unknown and trusted and self.unknown[0] < trusted[-1]:
                 judges = [place for place in trusted if place > self.unknown[0]]
@@ -139,12 +166,10 @@ class Best:
             self.keep(proposed)
 
     def whitening(self, unknown: list[int], judges: list[int]) -> Tensor:
-        """Return the directions [component, direction] in which random prompts differ.
-
-        Along each direction the spread is 1, less where it is next to none.
+        """Return the `whitening` of prompts with random tokens.
 
         Args:
-            unknown: positions at which random tokens stand.
+            unknown: positions at which they stand.
             judges: positions whose activations, one after another, are the components.
         """
 
@@ -152,16 +177,9 @@ class Best:
             return self.problem.probe(self.embedding[prompts])[:, judges].float().flatten(1)
 
         with torch.no_grad():
-            drawn = self.batcher.map(seen, self.drawn(_PROMPTS, unknown)[:, : judges[-1] + 1])
+            drawn = self.batcher.map(seen, self.drawn(PROMPTS, unknown)[:, : judges[-1] + 1])
         self.evaluations += len(drawn)
-        drawn = drawn - drawn.mean(0)
-        # The covariance is as large as the components are many; the Gram matrix has the same roots.
-        values, vectors = torch.linalg.eigh((drawn @ drawn.T).double() / len(drawn))
-        kept = values > _ROUNDING * values[-1]
-        values, vectors = values[kept], vectors[:, kept]
-        directions = drawn.T.double() @ (vectors / (len(drawn) * values).sqrt())
-        found: Tensor = (directions / (values + _RIDGE * values[-1]).sqrt()).to(drawn)
-        return found
+        return whitening(drawn - drawn.mean(0))
 
     def read(self) -> None:
         """Choose each visible token that is not known, among those that descent proposes.

@@ -74,7 +74,8 @@ def _search(problem: Problem) -> tuple[str, Callable[[Best], None]]:
         return "convex", lambda best: convex.search(best, attention)
     streams = annealing.streams(problem)
     if streams is not None:
-        return "annealing", lambda best: annealing.search(best, streams)
+        start = annealing.Start(len(problem.decoder.embedding))
+        return "annealing", lambda best: annealing.search(best, streams, start)
     try:
         mixture.check(problem.probe)
     except (InvalidError, StructureError) as error:

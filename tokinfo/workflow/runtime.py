@@ -156,8 +156,11 @@ def _shortlists(solver: MixtureSolver, length: int, hidden: int, vocabulary: int
 
 def _annealed(solver: MixtureSolver, length: int, hidden: int, vocabulary: int) -> float:
     """Return the passes of one prompt behind a later block, whose lists are narrowed once."""
-    # A list of all tokens, two of 8,192, three of 1,024, then shorter ones.
-    computed = hidden * (vocabulary + 2 * min(vocabulary, 8192) + 7 * 1024)
+    # Visible tokens are read among the leading ones. Lists have those, and one has all; then there
+    # are two rounds of 8,192, three of 1,024 and shorter ones.
+    leading = min(solver.leading or vocabulary, vocabulary)
+    computed = vocabulary + length * leading
+    computed += hidden * (2 * min(vocabulary, 8192) + 7 * 1024)
     # A step attends to all of a list, which takes a third of what computing it does.
     descended = BACKWARD * solver.steps * solver.rounds * length
     tried = (1024 + 7 * 512 + solver.shortlist * hidden) * length
