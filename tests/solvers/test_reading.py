@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.solvers.test_mixture import drawn, problem_of
 from tests.tiny import VOCABULARY
 from tokinfo.probe.streams import Entries, Streams
-from tokinfo.solvers import best as best_module
+from tokinfo.solvers import best
 from tokinfo.solvers.annealing import Start
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.best import Best
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("batches_of_one_size")
 
 @pytest.fixture(autouse=True)
 def _few_random_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(best_module, "PROMPTS", 256)
+    monkeypatch.setattr(best, "PROMPTS", 256)
 
 
 def begun(problem: Problem, proposed: Tensor, leading: int | None = None) -> Best:
@@ -41,11 +41,11 @@ def wrong(prompt: list[int]) -> Tensor:
 def test_tokens_that_nothing_proposes_are_read_behind_hidden_ones(mask: str, site: str) -> None:
     (prompt,) = drawn(1, 6)
     problem = problem_of([prompt], mask=mask, site=site)
-    best = begun(problem, wrong(prompt))
-    read(best, Streams(problem.probe))
+    held = begun(problem, wrong(prompt))
+    read(held, Streams(problem.probe))
     seen = problem.layout.visible[0]
-    assert best.ids[seen].tolist() == torch.tensor(prompt)[seen].tolist()
-    assert best.evaluations >= VOCABULARY * int(seen.sum())
+    assert held.ids[seen].tolist() == torch.tensor(prompt)[seen].tolist()
+    assert held.evaluations >= VOCABULARY * int(seen.sum())
 
 
 def test_a_token_beyond_the_leading_ones_is_read_where_descent_proposes_it() -> None:
@@ -54,19 +54,19 @@ def test_a_token_beyond_the_leading_ones_is_read_where_descent_proposes_it() -> 
     proposed = wrong(prompt)
     for right in (False, True):
         proposed[2, 4] = 200 if right else 201
-        best = begun(problem, proposed, leading=64)
-        read(best, Streams(problem.probe))
-        assert (int(best.ids[2]) == 200) == right
+        held = begun(problem, proposed, leading=64)
+        read(held, Streams(problem.probe))
+        assert (int(held.ids[2]) == 200) == right
 
 
 def test_known_tokens_are_not_read() -> None:
     (prompt,) = drawn(1, 5)
     problem = problem_of([prompt], mask="2:", known="visible", site="block.2")
-    best = begun(problem, wrong(prompt))
-    before = best.evaluations
-    read(best, Streams(problem.probe))
-    assert best.ids[2:].tolist() == prompt[2:]
-    assert best.evaluations == before
+    held = begun(problem, wrong(prompt))
+    before = held.evaluations
+    read(held, Streams(problem.probe))
+    assert held.ids[2:].tolist() == prompt[2:]
+    assert held.evaluations == before
 
 
 # --- what prompts share ---------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 from tests.workflow.run import smoke
 from tokinfo.study.cell import Cell
 from tokinfo.study.study import Study
+from tokinfo.workflow.memory import mixed_by
 from tokinfo.workflow.runtime import (
     FLOOR,
     cell_minutes,
@@ -72,6 +73,26 @@ def test_what_was_measured_fits_with_room_to_spare(
     requested = minutes(solver, prompts, tokens, site=site, mask=mask)
     assert 2 * measured < requested + FLOOR
     assert requested < 100 * max(measured, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "site", "path"),
+    [
+        ("smol", "block.1", "convex"),
+        ("smol", "block.2", "annealing"),
+        ("packed", "block.1", "annealing"),
+        ("mixer", "block.1", "descent"),
+        ("mixer", "block.4", "descent"),
+    ],
+)
+def test_a_cell_is_taken_for_the_search_that_its_model_needs(
+    model: str, site: str, path: str
+) -> None:
+    made = study({"kind": "mixture"}).model_copy(deep=True)
+    small = Study.model_validate(smoke())
+    made.sources["mixer"] = small.sources["mixer-flat"]
+    made.models["mixer"] = made.models["smol"].model_copy(update={"source": "mixer"})
+    assert mixed_by(made, cell(made, model=model, site=site)) == path
 
 
 def test_what_annealing_took_fits_with_room_to_spare() -> None:

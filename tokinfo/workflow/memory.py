@@ -198,18 +198,19 @@ def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:
     if isinstance(solver, JointSolver) and solver.detections:
         # What every token at every position changes, and three times that of one position.
         activations += (positions + 3) * sizes.vocabulary * COMPONENTS * 4 / 1e6
-    first = isinstance(solver, JointSolver) and solver.mixtures and blocks == 1
+    path = mixed_by(study, cell)
+    first = isinstance(solver, JointSolver) and solver.mixtures and path == "convex"
     if isinstance(solver, MixtureSolver) or first:
         hidden = most_hidden(study, cell, positions)
         # Random prompts' returns of attention, twice, and all tokens' keys and values.
         activations += 2 * (1024 + sizes.width) * positions * sizes.width * 4 / 1e6 + 2 * table
-        if blocks == 1:
+        if path == "convex":
             # The exponentials of a head for each hidden position, visible one and token; heads are
             # seldom narrower than 64.
             each = (positions - hidden) * sizes.width / 64 * sizes.vocabulary * 4 / 1e6
             activations += 4 * each + min(HELD / 1e6, hidden * each)
         elif isinstance(solver, MixtureSolver):
-            if not isinstance(study.source_of(cell.model), MixerSource):
+            if path == "annealing":
                 # All candidates' keys and values, twice while they are put together.
                 each = 2 * max(blocks, 1) * sizes.width * sizes.vocabulary * 4 / 1e6
                 activations += 2 * min(HELD / 1e6, hidden * each)
@@ -222,3 +223,15 @@ def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:
         # What the model expects behind each prompt: scores, their order, and the tokens in it.
         activations += rows * sizes.vocabulary * (4 + 8 + 8) / 1e6
     return attempt * int(PROCESS_MB + weights + 2 * table + sizes.block_megabytes + activations)
+
+
+def mixed_by(study: Study, cell: Cell) -> str:
+    """Return which search of `mixture` a cell is taken to need: the `path` of its results.
+
+    Of a model from elsewhere it is not known before it is fetched whether its attention can be
+    taken apart; it is supposed.
+    """
+    if isinstance(study.source_of(cell.model), MixerSource):
+        return "descent"
+    whole = study.models[cell.model].quantization == "float32"
+    return "convex" if cell.block == 1 and whole else "annealing"

@@ -21,13 +21,14 @@ from tokinfo.study.solvers import (
     Solver,
     SweepSolver,
 )
-from tokinfo.study.sources import Built, MixerSource
+from tokinfo.study.sources import Built
 from tokinfo.study.study import Study
 from tokinfo.workflow.memory import (
     fetched_mb,
     gpus,
     held_mb,
     longest_prompt,
+    mixed_by,
     most_entries,
     most_hidden,
 )
@@ -101,18 +102,19 @@ def _search(study: Study, cell: Cell, solver: Solver) -> tuple[float, float]:
             steps, passes = float(swept), float(swept * vocabulary * length)
         case JointSolver():
             steps, passes = _joint(solver, length, hidden, vocabulary)
-            if solver.mixtures and cell.block == 1:
+            if solver.mixtures and mixed_by(study, cell) == "convex":
                 passes += _convex(length, hidden, vocabulary, width)
             steps *= prompts  # searched for one by one
         case MixtureSolver():
             steps, passes = _adam(solver.descent, length, length)
             steps *= prompts  # the mixtures are sought one by one
-            if cell.block == 1:
-                passes += _convex(length, hidden, vocabulary, width)
-            elif isinstance(study.source_of(cell.model), MixerSource):
-                passes += _shortlists(solver, length, hidden, vocabulary)
-            else:
-                passes += _annealed(solver, length, hidden, vocabulary)
+            match mixed_by(study, cell):
+                case "convex":
+                    passes += _convex(length, hidden, vocabulary, width)
+                case "annealing":
+                    passes += _annealed(solver, length, hidden, vocabulary)
+                case _:
+                    passes += _shortlists(solver, length, hidden, vocabulary)
     return steps, prompts * passes
 
 
