@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tiny import PROMPTS, VOCABULARY, problem_of, tiny_llama, tiny_problem, true_ids
-from tokinfo.solvers import adam, joint, sequential, sweep
+from tokinfo.solvers import adam, convex, joint, sequential, sweep
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.detect import Responses
 from tokinfo.solvers.problem import Problem, Result, SolverError
@@ -90,7 +90,12 @@ def test_joint_certifies_a_hidden_token_that_descent_misses(family: str) -> None
 
 @pytest.mark.parametrize(
     ("site", "mixtures", "path"),
-    [("block.1", True, "convex"), ("block.1", False, "moves"), ("block.2", True, "moves")],
+    [
+        ("block.1", True, "convex"),
+        ("block.1", False, "moves"),
+        ("block.2", True, "annealing"),
+        ("block.2", False, "moves"),
+    ],
 )
 def test_joint_finds_three_hidden_tokens_and_says_how(site: str, mixtures: bool, path: str) -> None:
     problem = problem_of(mask="3:", site=site, prompts=[[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -113,7 +118,7 @@ def test_moves_go_on_from_the_prompt_that_mixtures_came_to(
         swapped.append(self.ids.tolist())
         return swap(self)
 
-    monkeypatch.setattr(joint.convex, "search", lambda best, _: best.keep(came_to))
+    monkeypatch.setattr(convex, "search", lambda best, _: best.keep(came_to))
     monkeypatch.setattr(joint._Search, "_swapped", watched)
     settings = JointSolver(descent=AdamSolver(steps=100), sweep_found=False)
     result = joint.solve(problem, settings)

@@ -1,7 +1,9 @@
 """Descent for a start, then search over tokens until the activations match.
 
-Behind the first block hidden tokens are first sought by mixtures, as `tokinfo.solvers.mixture` does
-(`tokinfo.solvers.convex`). The moves below go on from the best prompt, where it is not certified.
+Behind attention hidden tokens are sought by mixtures too, as `tokinfo.solvers.mixture` does. Behind
+the first block (`tokinfo.solvers.convex`) that comes before all moves, which go on from the best
+prompt where it is not certified. Behind later ones (`tokinfo.solvers.annealing`) it comes before
+detection, where more than one token is hidden: one by itself detection finds in less time.
 
 Hidden positions are discrete tokens here from the first move on: a free embedding there
 absorbs any residual, which is why descent alone does not find them. Moves:
@@ -40,12 +42,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from tokinfo.probe.attention import FirstAttention
 from tokinfo.probe.metrics import distance
-from tokinfo.solvers import adam, convex
+from tokinfo.solvers import adam
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.best import Best
 from tokinfo.solvers.detect import Responses, combinations, enough, nearest
+from tokinfo.solvers.mixture import Search, through_attention
 from tokinfo.solvers.problem import Problem, Result
 from tokinfo.solvers.substitution import Substitution
 from tokinfo.solvers.sweep import around
@@ -62,7 +64,7 @@ def solve(problem: Problem, settings: JointSolver) -> Result:
     Raises:
         SolverError: the descent that gives the start failed.
     """
-    attention = convex.first_attention(problem) if settings.mixtures else None
+    mixed = through_attention(problem) if settings.mixtures else None
     batcher = Batcher(watch=problem.watch)
     stopped: list[str | None] = [None] * len(problem.target)
     best: dict[int, _Search] = {}
@@ -75,7 +77,7 @@ def solve(problem: Problem, settings: JointSolver) -> Result:
         first = first or start
         for place, row in enumerate(left):
             one = part.rows(torch.tensor([place]))
-            search = _Search(one, settings, batcher, number, start.top_ids[place], attention)
+            search = _Search(one, settings, batcher, number, start.top_ids[place], mixed)
             with suppress(Stopped):
                 search.run()
             stopped[row] = None if search.certified else problem.watch.stopped
@@ -133,7 +135,7 @@ class _Search:
     batcher: Batcher
     start: int  # which start this is, from 0
     lists: Tensor  # [position, k] tokens the descent proposes, best first
-    attention: FirstAttention | None = None  # where mixtures of tokens are sought first
+    mixed: Search | None = None  # where mixtures of tokens are sought
     ids: Tensor = field(init=False)  # [position]
     loss: float = field(init=False)
     path: str = field(init=False, default="moves")
@@ -164,9 +166,12 @@ class _Search:
 
     def run(self) -> None:
         """Make moves until the prompt is certified or none is left."""
-        if self.attention is not None and self._mixed(self.attention):
+        first = self.mixed is not None and self.mixed.path == "convex"
+        if first and self._mixed():
             return
         if self._swapped() or self._extended(self.ids):
+            return
+        if not first and len(self.reached) > 1 and self._mixed():
             return
         every = self.problem.decoder.ids
         leading = every[: self.settings.leading or len(every)]
@@ -183,17 +188,19 @@ class _Search:
 
     # --- moves ------------------------------------------------------------------------------
 
-    def _mixed(self, attention: FirstAttention) -> bool:
-        """Search by mixtures of tokens, as `tokinfo.solvers.mixture` does; return if certified."""
+    def _mixed(self) -> bool:
+        """Search by mixtures of tokens, where that applies; return if certified."""
+        if self.mixed is None:
+            return False
         settings = MixtureSolver(leading=self.settings.leading)
         best = Best(self.problem, settings, self.batcher, self.lists)
         try:
-            convex.search(best, attention)
+            self.mixed.run(best)
         finally:
             self.evaluations += best.evaluations
             if best.loss < self.loss:
                 self._keep(best.loss, best.ids)
-                self.path = "convex"
+                self.path = self.mixed.path
         return self.certified
 
     def _swapped(self) -> bool:

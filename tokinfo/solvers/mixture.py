@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 import torch
 
@@ -42,7 +43,7 @@ def solve(problem: Problem, settings: MixtureSolver) -> Result:
     Raises:
         SolverError: the model cannot be given mixtures, or the descent failed.
     """
-    path, search = _search(problem)
+    search = _search(problem)
     start = adam.solve(problem, settings.descent)
     batcher = Batcher(watch=problem.watch)
     found: list[Best] = []
@@ -51,7 +52,7 @@ def solve(problem: Problem, settings: MixtureSolver) -> Result:
         one = problem.rows(torch.tensor([row]))
         best = Best(one, settings, batcher, start.top_ids[row])
         with suppress(Stopped):
-            search(best)
+            search.run(best)
         found.append(best)
         stopped.append(None if best.certified else problem.watch.stopped)
     return Result(
@@ -62,22 +63,42 @@ def solve(problem: Problem, settings: MixtureSolver) -> Result:
         restart=torch.zeros(len(found), dtype=torch.int64),
         restarts=1,
         evaluations=start.evaluations + torch.tensor([best.evaluations for best in found]),
-        path=[path] * len(found),
+        path=[search.path] * len(found),
         stopped=stopped,
     )
 
 
-def _search(problem: Problem) -> tuple[str, Callable[[Best], None]]:
-    """Return the name of the search that applies, and the search."""
+class Search(NamedTuple):
+    """A search by mixtures.
+
+    Attributes:
+        path: its name, of a prompt's result.
+        run: searches a prompt, from the best one so far, and keeps better ones there.
+    """
+
+    path: str
+    run: Callable[[Best], None]
+
+
+def through_attention(problem: Problem) -> Search | None:
+    """Return the search that takes attention apart, else None: the model has none, or it cannot."""
     attention = convex.first_attention(problem)
     if attention is not None:
-        return "convex", lambda best: convex.search(best, attention)
+        return Search("convex", lambda best: convex.search(best, attention))
     streams = annealing.streams(problem)
-    if streams is not None:
-        start = annealing.Start(len(problem.decoder.embedding))
-        return "annealing", lambda best: annealing.search(best, streams, start)
+    if streams is None:
+        return None
+    start = annealing.Start(len(problem.decoder.embedding))
+    return Search("annealing", lambda best: annealing.search(best, streams, start))
+
+
+def _search(problem: Problem) -> Search:
+    """Return the search that applies."""
+    found = through_attention(problem)
+    if found is not None:
+        return found
     try:
         mixture.check(problem.probe)
     except (InvalidError, StructureError) as error:
         raise SolverError(str(error)) from error
-    return "descent", shortlists.search
+    return Search("descent", shortlists.search)

@@ -223,8 +223,8 @@ class JointSolver(Timed):
     restarts: Integer = Field(2, ge=1, description="Starts; the next is used when one fails.")
     mixtures: bool = Field(
         True,
-        description="Behind the first block, look for hidden tokens by mixtures first, as solver "
-        "`mixture` does.",
+        description="Behind attention, look for hidden tokens by mixtures too, as solver `mixture` "
+        "does: first behind block 1, and for two or more behind later blocks.",
     )
     rounds: Integer = Field(
         24,

@@ -198,9 +198,8 @@ def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:
     if isinstance(solver, JointSolver) and solver.detections:
         # What every token at every position changes, and three times that of one position.
         activations += (positions + 3) * sizes.vocabulary * COMPONENTS * 4 / 1e6
-    path = mixed_by(study, cell)
-    first = isinstance(solver, JointSolver) and solver.mixtures and path == "convex"
-    if isinstance(solver, MixtureSolver) or first:
+    mixing, path = mixing_of(study, cell), mixed_by(study, cell)
+    if mixing is not None:
         hidden = most_hidden(study, cell, positions)
         # Random prompts' returns of attention, twice, and all tokens' keys and values.
         activations += 2 * (1024 + sizes.width) * positions * sizes.width * 4 / 1e6 + 2 * table
@@ -209,13 +208,13 @@ def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:
             # seldom narrower than 64.
             each = (positions - hidden) * sizes.width / 64 * sizes.vocabulary * 4 / 1e6
             activations += 4 * each + min(HELD / 1e6, hidden * each)
-        elif isinstance(solver, MixtureSolver):
+        else:
             if path == "annealing":
                 # All candidates' keys and values, twice while they are put together.
                 each = 2 * max(blocks, 1) * sizes.width * sizes.vocabulary * 4 / 1e6
                 activations += 2 * min(HELD / 1e6, hidden * each)
             activations += (hidden + 3) * sizes.vocabulary * COMPONENTS * 4 / 1e6
-            entries = 512 + 2 * hidden * solver.shortlist + positions
+            entries = 512 + 2 * hidden * mixing.shortlist + positions
             activations += 4 * blocks * sizes.width / 64 * entries**2 * 4 / 1e6
     if isinstance(solver, SequentialSolver):
         # What a surrogate keeps of every token for each one tried, and a copy as it grows.
@@ -235,3 +234,13 @@ def mixed_by(study: Study, cell: Cell) -> str:
         return "descent"
     whole = study.models[cell.model].quantization == "float32"
     return "convex" if cell.block == 1 and whole else "annealing"
+
+
+def mixing_of(study: Study, cell: Cell) -> MixtureSolver | None:
+    """Return the settings of a cell's search by mixtures; None: it makes none."""
+    solver = study.solvers[cell.solver]
+    if isinstance(solver, MixtureSolver):
+        return solver
+    if isinstance(solver, JointSolver) and solver.mixtures and mixed_by(study, cell) != "descent":
+        return MixtureSolver(leading=solver.leading)
+    return None

@@ -29,6 +29,7 @@ from tokinfo.workflow.memory import (
     held_mb,
     longest_prompt,
     mixed_by,
+    mixing_of,
     most_entries,
     most_hidden,
 )
@@ -102,19 +103,19 @@ def _search(study: Study, cell: Cell, solver: Solver) -> tuple[float, float]:
             steps, passes = float(swept), float(swept * vocabulary * length)
         case JointSolver():
             steps, passes = _joint(solver, length, hidden, vocabulary)
-            if solver.mixtures and mixed_by(study, cell) == "convex":
-                passes += _convex(length, hidden, vocabulary, width)
             steps *= prompts  # searched for one by one
         case MixtureSolver():
             steps, passes = _adam(solver.descent, length, length)
             steps *= prompts  # the mixtures are sought one by one
-            match mixed_by(study, cell):
-                case "convex":
-                    passes += _convex(length, hidden, vocabulary, width)
-                case "annealing":
-                    passes += _annealed(solver, length, hidden, vocabulary)
-                case _:
-                    passes += _shortlists(solver, length, hidden, vocabulary)
+    mixing = mixing_of(study, cell)
+    if mixing is not None:
+        match mixed_by(study, cell):
+            case "convex":
+                passes += _convex(length, hidden, vocabulary, width)
+            case "annealing":
+                passes += _annealed(mixing, length, hidden, vocabulary)
+            case _:
+                passes += _shortlists(mixing, length, hidden, vocabulary)
     return steps, prompts * passes
 
 
