@@ -35,9 +35,10 @@ CASES = (
     "smollm2/1:visible:32+16:5",
     "smollm2/1:visible:16+1:5",
     "smollm2/1:visible:64+32:2",
-    "smollm2/8:visible:3+5:3",
-    "smollm2/8:visible:8+8:1",
-    "smollm2/8:none:4+1:3",
+    "smollm2/8:visible:3+5:5",
+    "smollm2/8:visible:8+8:5",
+    "smollm2/8:none:4+1:5",
+    "smollm2/8:none:8+1:5",
     "smollm2-int8/1:visible:8+8:2",
     "transformer/4:visible:8+8:5",
 )
