@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any, get_args
@@ -17,7 +18,7 @@ from tests import tiny
 from tests.tiny import VOCABULARY, tiny_llama, true_ids
 from tokinfo.cell import make_rows
 from tokinfo.models.checkpoint import Checkpoint, Facts
-from tokinfo.solvers import annealing, best
+from tokinfo.solvers import annealing, best, joint
 from tokinfo.solvers.decoding import inverse_gram
 from tokinfo.solvers.pose import activations, make_problem
 from tokinfo.solvers.problem import Problem, Result
@@ -53,6 +54,7 @@ def _few_random_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their Gram matrix is what most of a mixture's time would go to."""
     monkeypatch.setattr(best, "PROMPTS", 128)
     monkeypatch.setattr(annealing, "_TIMES", 1)
+    monkeypatch.setattr(joint, "MixtureSolver", partial(MixtureSolver, rounds=1, steps=5))
 
 
 # --- what a search receives -----------------------------------------------------------------
