@@ -5,8 +5,9 @@ r"""Hidden leading tokens by `mixture`: how many come back, from how few positio
 RESULTS is the results directory of a study with the requested checkpoints `model/blocks`; each TEXT
 a file of real prose. A case is `model/blocks:known:hidden+visible:prompts`, with `known` either
 `visible` (the tokens behind the hidden ones are given) or `none`. No truth enters a search: what
-is right is counted afterwards. With `--joint N` that solver searches the first N prompts too.
-Seconds are processor time.
+is right is counted afterwards. With `--joint N` that solver searches the first N prompts too. With
+`--together N` so many prompts are one run, which shares what they have in common, and a time limit.
+Seconds are processor time, the mean over a run's prompts.
 """
 
 from __future__ import annotations

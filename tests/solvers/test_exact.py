@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tiny import PROMPTS, VOCABULARY, problem_of, tiny_llama, tiny_problem, true_ids
-from tokinfo.solvers import adam, convex, joint, sequential, sweep
+from tokinfo.solvers import adam, annealing, convex, joint, sequential, sweep
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.detect import Responses
 from tokinfo.solvers.problem import Problem, Result, SolverError
@@ -103,6 +103,19 @@ def test_joint_finds_three_hidden_tokens_and_says_how(site: str, mixtures: bool,
     result = joint.solve(problem, settings)
     assert result.top_ids[0, :, 0].tolist() == [3, 1, 4, 1, 5, 9, 2, 6]
     assert result.path == [path]
+
+
+def test_one_hidden_token_behind_a_later_block_is_left_to_detection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sought: list[list[int]] = []
+    monkeypatch.setattr(annealing, "search", lambda best, *_: sought.append(best.unknown))
+    monkeypatch.setattr(joint._Search, "_swapped", lambda _: False)
+    monkeypatch.setattr(joint._Search, "_extended", lambda *_: False)
+    settings = JointSolver(descent=AdamSolver(steps=5), restarts=1, detections=0)
+    for mask in ("1:", "2:"):
+        joint.solve(problem_of(mask=mask, site="block.2", prompts=[[3, 1, 4, 1]]), settings)
+    assert sought == [[0, 1]]
 
 
 def test_moves_go_on_from_the_prompt_that_mixtures_came_to(

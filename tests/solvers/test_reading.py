@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("batches_of_one_size")
 
 @pytest.fixture(autouse=True)
 def _few_random_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(best, "PROMPTS", 256)
+    monkeypatch.setattr(best, "_PROMPTS", 256)
 
 
 def begun(problem: Problem, proposed: Tensor, leading: int | None = None) -> Best:

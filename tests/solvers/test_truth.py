@@ -52,7 +52,7 @@ pytestmark = pytest.mark.usefixtures("batches_of_one_size")
 @pytest.fixture(autouse=True)
 def _few_random_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their Gram matrix is what most of a mixture's time would go to."""
-    monkeypatch.setattr(best, "PROMPTS", 128)
+    monkeypatch.setattr(best, "_PROMPTS", 128)
     monkeypatch.setattr(annealing, "_TIMES", 1)
     monkeypatch.setattr(joint, "MixtureSolver", partial(MixtureSolver, rounds=1, steps=5))
 

@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("batches_of_one_size")
 
 @pytest.fixture(autouse=True)
 def _few_random_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(best, "PROMPTS", 128)
+    monkeypatch.setattr(best, "_PROMPTS", 128)
     monkeypatch.setattr(annealing, "_TIMES", 1)
     monkeypatch.setattr(shortlists, "_DETECTIONS", 2)
 

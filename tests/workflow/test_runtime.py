@@ -96,8 +96,8 @@ def test_a_cell_is_taken_for_the_search_that_its_model_needs(
 
 
 def test_what_annealing_took_fits_with_room_to_spare() -> None:
-    """One prompt of three hidden tokens and five known ones (`mixture.csv`)."""
-    measured = 170.2 / 60
+    """One prompt of three hidden tokens and five known ones, by itself: less than 220 s."""
+    measured = 220 / 60
     requested = minutes({"kind": "mixture"}, 1, 8, site="block.8", mask="3:")
     assert 2 * measured < requested + FLOOR < 50 * measured
 

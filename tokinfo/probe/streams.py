@@ -103,7 +103,7 @@ class Streams:
     def alone(
         self, embedded: Tensor, position: int, before: Entries | None, weights: Tensor
     ) -> tuple[Entries, Tensor]:
-        """Return the same and the activations [token, width] of each."""
+        """Return what `entries` does, and the activations [token, width] of each token."""
         count = len(embedded)
         places = torch.full((count,), position, device=embedded.device)
         alone = embedded.new_full((count, count), -torch.inf).fill_diagonal_(0)

@@ -31,7 +31,7 @@ from tokinfo.probe.streams import Entries, Streams, joined
 from tokinfo.solvers.best import Best
 from tokinfo.solvers.detect import Detected, combinations
 from tokinfo.solvers.problem import Problem
-from tokinfo.solvers.reading import read
+from tokinfo.solvers.reading import COMPANY, read
 from tokinfo.study.solvers import HELD
 
 _STAGES = ((8192, 0.6, 2), (1024, 0.6, 3))
@@ -39,10 +39,6 @@ _LATER = ((512, 0.7, 3), (256, 0.8, 3), (128, 0.9, 3))
 """Candidates of a position, what logarithms are shrunk by, and rounds at most; the last time that
 lists are narrowed, more follow, and then the lists are as long as the solver's `shortlist` and
 nothing is shrunk."""
-_COMPANY = 64
-"""Candidates of each earlier position in whose company keys and values are computed."""
-_PART = 512
-"""Candidates that go through the model at a time."""
 _RATE = 0.3
 """Adam's step, in nats."""
 _COMBINED = 512
@@ -262,7 +258,7 @@ class _Lists:
             found.append(entries)
             # Shuffled, so that among equally likely ones the first have no preference.
             order = torch.randperm(len(logs), generator=best.random).to(logs.device)
-            likely = order[logs[order].topk(min(_COMPANY, len(logs))).indices]
+            likely = order[logs[order].topk(min(COMPANY, len(logs))).indices]
             company.append(entries[likely])
             weights.append(logs[likely].log_softmax(0).to(weights[0]))
         return joined(found)
@@ -304,19 +300,15 @@ class _Lists:
         """Return the likeliest prompts [prompt, position] that the candidates make up."""
         likely = {}
         for place, logits in self._logits.items():
-            top = logits.double().log_softmax(0).topk(min(_COMPANY, len(logits)))
+            top = logits.double().log_softmax(0).topk(min(COMPANY, len(logits)))
             likely[place] = Detected(self._tokens[place][top.indices], top.values)
         return combinations(self._best.ids, likely, _COMBINED)
 
     def _candidates(
         self, tokens: Tensor, place: int, before: Entries | None, weights: Tensor
     ) -> Entries:
-        parts = []
-        for part in torch.split(self._best.embedding[tokens], _PART):
-            self._best.problem.watch.check(len(part))
-            parts.append(self._streams.entries(part, place, before, weights))
-        self._best.evaluations += len(tokens)
-        return joined(parts)
+        parts = self._best.parts(tokens)
+        return joined([self._streams.entries(part, place, before, weights) for part in parts])
 
     def _certain(self, place: int, before: Entries | None, weights: Tensor) -> Entries:
         own = self._best.embedding[self._best.ids[place, None]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from tokinfo.solvers.problem import Problem
 from tokinfo.solvers.substitution import Substitution
 from tokinfo.study.solvers import MixtureSolver
 
-PROMPTS = 1024
+_PROMPTS = 1024
 """Random prompts in which it is measured how activations vary together."""
 _ROUNDING = 1e-9
 """Variance of a direction, as a share of the largest, that may be rounding alone."""
@@ -22,27 +22,10 @@ _MASSIVE = 0.01
 than all others (M. Sun et al., arXiv 2402.17762)."""
 _RIDGE = 5e-4
 """Variance below which a direction counts less, as a share of the largest but for those."""
+_PART = 512
+"""Candidates that go through the model at a time."""
 _DRAWS = 32
 """Random prompts that the tokens proposed for a visible position are compared in."""
-
-
-def whitening(drawn: Tensor) -> Tensor:
-    """Return the directions [component, direction] in which draws differ.
-
-    Along each direction their spread is 1, less where it is next to none.
-
-    Args:
-        drawn: [draw, component], of mean 0.
-    """
-    exact = drawn.double()
-    # The covariance is as large as the components are many; the Gram matrix has the same roots.
-    values, vectors = torch.linalg.eigh(exact @ exact.T / len(exact))
-    kept = values > _ROUNDING * values[-1]
-    values, vectors = values[kept], vectors[:, kept]
-    directions = exact.T @ (vectors / (len(exact) * values).sqrt())
-    ridge = _RIDGE * values[-1 - int(_MASSIVE * len(values))]
-    found: Tensor = (directions / (values + ridge).sqrt()).to(drawn)
-    return found
 
 
 class Best:
@@ -146,7 +129,8 @@ class Best:
                 most likely wrong; None: certified, out of time, or all are known.
             read: chooses visible tokens that are not known; None: as `Best.read` does.
         """
-        if self.certified or not self.unknown or self.late():
+        single = len(self.problem.decoder.ids) == 1
+        if single or self.certified or not self.unknown or self.late():
             return
         proposed = self.ids
         try:
@@ -165,21 +149,51 @@ class Best:
             # Tokens that were read may be further from the target than those that descent proposes.
             self.keep(proposed)
 
-    def whitening(self, unknown: list[int], judges: list[int]) -> Tensor:
-        """Return the `whitening` of prompts with random tokens.
+    def whitening(
+        self, unknown: list[int], judges: list[int], last: Tensor | None = None
+    ) -> Tensor:
+        """Return the directions [component, direction] in which random prompts differ.
+
+        Along each direction the spread is 1, less where it is next to none.
 
         Args:
-            unknown: positions at which they stand.
+            unknown: positions at which random tokens stand.
             judges: positions whose activations, one after another, are the components.
+            last: int64 [token], those that take turns at the last judge, in as many prompts each:
+                prompts are compared with those of the same token. None: the one found so far.
         """
 
         def seen(prompts: Tensor) -> Tensor:
             return self.problem.probe(self.embedding[prompts])[:, judges].float().flatten(1)
 
+        tokens = self.ids[judges[-1], None] if last is None else last
+        prompts = self.drawn(_PROMPTS, unknown)[:, : judges[-1] + 1]
+        prompts = prompts[: len(prompts) // len(tokens) * len(tokens)]
+        prompts[:, judges[-1]] = tokens.repeat(len(prompts) // len(tokens))
+        self.evaluations += len(prompts)
         with torch.no_grad():
-            drawn = self.batcher.map(seen, self.drawn(PROMPTS, unknown)[:, : judges[-1] + 1])
-        self.evaluations += len(drawn)
-        return whitening(drawn - drawn.mean(0))
+            drawn = self.batcher.map(seen, prompts).double()
+        drawn = drawn.view(-1, len(tokens), drawn.shape[-1])
+        drawn = (drawn - drawn.mean(0)).flatten(0, 1)
+        # The covariance is as large as the components are many; the Gram matrix has the same roots.
+        values, vectors = torch.linalg.eigh(drawn @ drawn.T / len(drawn))
+        kept = values > _ROUNDING * values[-1]
+        values, vectors = values[kept], vectors[:, kept]
+        directions = drawn.T @ (vectors / (len(drawn) * values).sqrt())
+        ridge = _RIDGE * values[-1 - int(_MASSIVE * len(values))]
+        found: Tensor = (directions / (values + ridge).sqrt()).float()
+        return found
+
+    def parts(self, tokens: Tensor) -> Iterator[Tensor]:
+        """Yield the embeddings of tokens [token, d] in parts that go through the model at a time.
+
+        Raises:
+            Stopped: the run is to end.
+        """
+        for part in torch.split(tokens, _PART):
+            self.problem.watch.check(len(part))
+            self.evaluations += len(part)
+            yield self.embedding[part]
 
     def read(self) -> None:
         """Choose each visible token that is not known, among those that descent proposes.

@@ -44,10 +44,11 @@ from torch import Tensor
 
 from tokinfo.probe.metrics import distance
 from tokinfo.solvers import adam
+from tokinfo.solvers.apart import Search, through_attention
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.best import Best
+from tokinfo.solvers.decoding import lead
 from tokinfo.solvers.detect import Responses, combinations, enough, nearest
-from tokinfo.solvers.mixture import Search, through_attention
 from tokinfo.solvers.problem import Problem, Result
 from tokinfo.solvers.substitution import Substitution
 from tokinfo.solvers.sweep import around
@@ -193,7 +194,8 @@ class _Search:
         if self.mixed is None:
             return False
         settings = MixtureSolver(leading=self.settings.leading)
-        best = Best(self.problem, settings, self.batcher, self.lists)
+        # Visible tokens are read among what descent proposed and what the moves before found.
+        best = Best(self.problem, settings, self.batcher, lead(self.lists, self.ids))
         try:
             self.mixed.run(best)
         finally:

@@ -18,16 +18,15 @@ make (`tokinfo.solvers.shortlists`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
 
 import torch
 
 from tokinfo.io.errors import InvalidError
 from tokinfo.models.structure import StructureError
 from tokinfo.probe import mixture
-from tokinfo.solvers import adam, annealing, convex, shortlists
+from tokinfo.solvers import adam, shortlists
+from tokinfo.solvers.apart import Search, through_attention
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.best import Best
 from tokinfo.solvers.problem import Problem, Result, SolverError
@@ -66,30 +65,6 @@ def solve(problem: Problem, settings: MixtureSolver) -> Result:
         path=[search.path] * len(found),
         stopped=stopped,
     )
-
-
-class Search(NamedTuple):
-    """A search by mixtures.
-
-    Attributes:
-        path: its name, of a prompt's result.
-        run: searches a prompt, from the best one so far, and keeps better ones there.
-    """
-
-    path: str
-    run: Callable[[Best], None]
-
-
-def through_attention(problem: Problem) -> Search | None:
-    """Return the search that takes attention apart, else None: the model has none, or it cannot."""
-    attention = convex.first_attention(problem)
-    if attention is not None:
-        return Search("convex", lambda best: convex.search(best, attention))
-    streams = annealing.streams(problem)
-    if streams is None:
-        return None
-    start = annealing.Start(len(problem.decoder.embedding))
-    return Search("annealing", lambda best: annealing.search(best, streams, start))
 
 
 def _search(problem: Problem) -> Search:

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from tokinfo.probe.streams import Entries, Streams, joined
-from tokinfo.solvers.best import PROMPTS, Best, whitening
+from tokinfo.solvers.best import Best
 
-_COMPANY = 64
-"""Tokens that stand for an unknown one, all equally likely."""
-_PART = 512
-"""Candidates that go through the model at a time."""
+COMPANY = 64
+"""Candidates that keep others company: those that stand for a token that is not known."""
 _VARIED = 16
 """Tokens at a visible position that it is measured for."""
+_TIMES = 2
+"""Times that candidates are compared."""
 
 
 def read(best: Best, streams: Streams) -> None:
@@ -43,7 +43,7 @@ def read(best: Best, streams: Streams) -> None:
             ids[place] = tokens[0]
             best.restart(ids)
         elif place in best.unknown:
-            drawn = torch.randperm(len(best.leading), generator=best.random)[:_COMPANY]
+            drawn = torch.randperm(len(best.leading), generator=best.random)[:COMPANY]
             tokens = best.leading[drawn.to(best.leading.device)]
         entries = streams.entries(best.embedding[tokens], place, before, weights)
         before = entries if before is None else joined([before, entries])
@@ -56,39 +56,13 @@ def _nearest(
     """Return the token [1] whose activations are nearest to the target's."""
     target = best.problem.target[0, place]
     unknown = [one for one in best.unknown if one < place]
-    tokens = torch.unique(torch.cat([best.proposed[place], best.leading]))
-    made = []
-    for part in torch.split(tokens, _PART):
-        best.problem.watch.check(len(part))
-        made.append(streams.alone(best.embedding[part], place, before, weights)[1])
-    best.evaluations += len(tokens)
+    proposed = best.proposed[place].to(best.leading.device)
+    tokens = torch.unique(torch.cat([proposed, best.leading]))
+    made = [streams.alone(part, place, before, weights)[1] for part in best.parts(tokens)]
     left = (torch.cat(made) - target).float()
     nearest: Tensor = tokens[left.norm(dim=1).argmin(), None]
-    for first in (True, False) if unknown else ():
-        whiten = _whitening(best, unknown, place, None if first else nearest)
-        nearest = tokens[(left @ whiten).norm(dim=1).argmin(), None]
+    last = best.drawn(_VARIED, [place])[:, place]
+    for _ in range(_TIMES if unknown else 0):
+        whiten = best.whitening(unknown, [place], last)
+        nearest = last = tokens[(left @ whiten).norm(dim=1).argmin(), None]
     return nearest
-
-
-def _whitening(best: Best, unknown: list[int], place: int, tokens: Tensor | None = None) -> Tensor:
-    """Return the whitening of what random tokens at unknown positions change at a later one.
-
-    Args:
-        best: the prompt so far.
-        unknown: positions before the later one.
-        place: the later one.
-        tokens: int64 [token] that stand there; None: random ones.
-    """
-    if tokens is None:
-        tokens = best.drawn(_VARIED, [place])[:, place]
-    prompts = best.drawn(PROMPTS // len(tokens) * len(tokens), unknown)[:, : place + 1]
-    prompts[:, place] = tokens.repeat(len(prompts) // len(tokens))
-    best.evaluations += len(prompts)
-
-    def seen(part: Tensor) -> Tensor:
-        return best.problem.probe(best.embedding[part])[:, place].float()
-
-    with torch.no_grad():
-        made = best.batcher.map(seen, prompts)
-    made = made.view(-1, len(tokens), made.shape[-1])
-    return whitening((made - made.mean(0)).flatten(0, 1))
