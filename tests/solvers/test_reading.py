@@ -69,6 +69,28 @@ def test_known_tokens_are_not_read() -> None:
     assert held.evaluations == before
 
 
+@pytest.mark.parametrize("mask", ["1:", "-1:"])
+def test_whitened_prompts_vary_by_one_in_every_direction_but_the_smallest(mask: str) -> None:
+    (prompt,) = drawn(1, 4)
+    problem = problem_of([prompt], mask=mask, site="block.2")
+    held = begun(problem, wrong(prompt))
+    whiten = held.whitening(held.unknown, held.visible)
+    prompts = held.drawn(1024)
+    with torch.no_grad():
+        made = problem.probe(held.embedding[prompts])[:, held.visible].flatten(1)
+    spread = ((made - made.mean(0)) @ whiten).std(0)
+    # The directions are those of other draws, in order of their variance.
+    assert bool((spread[-16:] - 1).abs().max() < 0.5)
+    assert bool((spread < 1.5).all())
+
+
+def test_where_nothing_that_is_sought_is_seen_no_direction_counts() -> None:
+    (prompt,) = drawn(1, 4)
+    problem = problem_of([prompt], "flat", mask="1:", site="embedding")
+    held = begun(problem, wrong(prompt))
+    assert held.whitening(held.unknown, held.visible).abs().max() == 0
+
+
 # --- what prompts share ---------------------------------------------------------------------
 
 

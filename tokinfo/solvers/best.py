@@ -129,8 +129,7 @@ class Best:
                 most likely wrong; None: certified, out of time, or all are known.
             read: chooses visible tokens that are not known; None: as `Best.read` does.
         """
-        single = len(self.problem.decoder.ids) == 1
-        if single or self.certified or not self.unknown or self.late():
+        if self.certified or not self.unknown or self.late():
             return
         proposed = self.ids
         try:
@@ -154,7 +153,8 @@ class Best:
     ) -> Tensor:
         """Return the directions [component, direction] in which random prompts differ.
 
-        Along each direction the spread is 1, less where it is next to none.
+        Along each direction the spread is 1, less where it is next to none. Where no prompt differs
+        from another there is one direction, of length 0.
 
         Args:
             unknown: positions at which random tokens stand.
@@ -178,6 +178,8 @@ class Best:
         # The covariance is as large as the components are many; the Gram matrix has the same roots.
         values, vectors = torch.linalg.eigh(drawn @ drawn.T / len(drawn))
         kept = values > _ROUNDING * values[-1]
+        if not bool(kept.any()):
+            return drawn.new_zeros(drawn.shape[1], 1).float()
         values, vectors = values[kept], vectors[:, kept]
         directions = drawn.T @ (vectors / (len(drawn) * values).sqrt())
         ridge = _RIDGE * values[-1 - int(_MASSIVE * len(values))]
