@@ -52,7 +52,7 @@ def make_problem(seed: int = 0) -> tuple[Problem, Tensor]:
         weights=MetricWeights(),
         parametrisation="embedding",
         seed=seed,
-        floor=floor(probe, embedding, batch, target, "l1"),
+        noise=floor(probe, embedding, batch, target, "l1"),
         numbers=torch.arange(PROMPTS),
     )
     return problem, batch.ids

@@ -45,7 +45,7 @@ def judge(problem: Problem, truth: Tensor, row: int, wrong: int) -> Identificati
     one = problem.rows(torch.tensor([row]))
     around = Substitution(one, one.decoder.embedding[truth[row]], HIDDEN)
     candidates = drawn(problem, truth[row, HIDDEN], row, wrong)
-    return identify(around.residuals(candidates), 0, float(one.floor[0]))
+    return identify(around.residuals(candidates), 0, float(one.slack[0]))
 
 
 def repeated(problem: Problem, truth: Tensor) -> Tensor:

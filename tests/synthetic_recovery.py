@@ -246,8 +246,9 @@ def swept_rows(
             "rank": rank,
             "margin": floor * 10 ** chance.uniform(1, 5) if sole else -floor / 2,
             "candidates": 1 if sole else few if certified else 0,
-            "bits": math.log2(size) - (0 if sole else math.log2(few)),
-            "bits_high": math.log2(size),
+            "claimed_id": row["true_id"] if sole else None,
+            "bits": math.log2(size) - (0 if sole else math.log2(few)) if certified else None,
+            "bits_high": math.log2(size) if certified else None,
         }
         if threshold is not None and around == "true":
             drawn = threshold * 10 ** chance.gauss(0, 0.4)

@@ -96,7 +96,7 @@ def tiny_problem(
         layout=batch.layout,
         known=given,
         target=target.masked_fill(~visible, 0),
-        floor=floor(probe, embedding, batch, target, metric),
+        noise=floor(probe, embedding, batch, target, metric),
         metric=metric,
         weights=MetricWeights(),
         parametrisation=parametrisation,

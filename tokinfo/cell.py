@@ -20,8 +20,6 @@ from tokinfo.io.provenance import versions
 from tokinfo.models.checkpoint import Checkpoint, load
 from tokinfo.models.remote_code import trusted
 from tokinfo.models.unigram import entropy, read_unigrams
-from tokinfo.probe.metrics import distance
-from tokinfo.probe.noise import alone
 from tokinfo.solvers.decoding import read_inverse_gram
 from tokinfo.solvers.identification import Identification
 from tokinfo.solvers.pose import activations, make_problem
@@ -119,8 +117,10 @@ def make_rows(
     layout, embedding = problem.layout, problem.decoder.embedding
     noise = problem.floor.tolist()
     found_ids = layout.padded(result.top_ids[..., 0].to(truth))
-    residual = _residual(problem, found_ids)
-    true_loss = _residual(problem, truth)
+    away, within, apart = problem.judged(found_ids)
+    residual, at_positions = away.tolist(), apart.tolist()
+    true_loss = problem.judged(truth)[0].tolist()
+    position_floor = problem.noise.positions.tolist()
     reference = None
     if isinstance(solver, ChapterSolver):
         reference = published_reference(
@@ -173,7 +173,11 @@ def make_rows(
             "true_loss": true_loss[number],
             "noise_floor": noise[number],
             "verdict": verdict(
-                residual[number], true_loss[number], noise[number], explained=cell.target == OWN
+                residual[number],
+                true_loss[number],
+                noise[number],
+                within=bool(within[number]),
+                explained=cell.target == OWN,
             ),
             "restart": int(result.restart[number]),
             "steps": int(result.steps[number]),
@@ -188,12 +192,15 @@ def make_rows(
         for position in range(length):
             top = tops[number][position]
             reference_id = reference[number][position] if reference else None
+            visible = bool(layout.visible[number, position])
             rows.append(
                 constants
                 | of_prompt
                 | {
                     "position": position,
-                    "visible": bool(layout.visible[number, position]),
+                    "visible": visible,
+                    "position_loss": at_positions[number][position] if visible else None,
+                    "position_floor": position_floor[number][position] if visible else None,
                     "role": roles.get(position),
                     "given": bool(problem.given[number, position]),
                     "true_id": true[position],
@@ -222,21 +229,13 @@ def _identification(found: Identification | None) -> dict[str, Any]:
         "rank": found.rank,
         "margin": found.margin,
         "candidates": found.candidates,
+        "claimed_id": found.claimed,
         "bits": found.bits_low,
         "bits_high": found.bits_high,
         "prior_bits": found.prior_bits_low,
         "prior_bits_high": found.prior_bits_high,
         "noise_threshold": found.noise_threshold,
     }
-
-
-def _residual(problem: Problem, ids: Tensor) -> list[float]:
-    """Return the distance to the target of each row's tokens, computed alone as targets are."""
-    layout = problem.layout
-    found = alone(problem.probe, problem.decoder.embedding, ids, layout.seen)
-    away = distance(found, problem.target, layout.visible, problem.metric, problem.weights)
-    values: list[float] = away.tolist()
-    return values
 
 
 def _device_name(device: torch.device) -> str:

@@ -93,7 +93,7 @@ def test_every_precision_has_a_noise_floor_of_its_own(tmp_path: Path) -> None:
         checkpoint = packed(tmp_path, 64, precision)
         probe = Probe(checkpoint.decoder, Site.parse("block.2"), dtype=checkpoint.dtype)
         target = alone(probe, checkpoint.embedding, batch.ids, batch.layout.seen)
-        floors[precision] = floor(probe, checkpoint.embedding, batch, target, "l1")
+        floors[precision] = floor(probe, checkpoint.embedding, batch, target, "l1").distance
         targets[precision] = target
         assert floors[precision].isfinite().all()
         assert (floors[precision] > 0).all()

@@ -23,8 +23,11 @@ def by_definition(a: np.ndarray, b: np.ndarray, metric: str) -> float:
         return float(np.abs(a - b).sum())
     if metric == "l2":
         return float(np.sqrt(((a - b) ** 2).sum()))
-    norms = np.linalg.norm(a) * np.linalg.norm(b)
-    cosine = 1 - abs(float((a * b).sum())) / max(norms, np.finfo(np.float64).tiny)
+    cosine = 1.0
+    if a.any() and b.any():
+        a_unit, b_unit = a / np.abs(a).max(), b / np.abs(b).max()
+        norms = np.linalg.norm(a_unit) * np.linalg.norm(b_unit)
+        cosine = 1 - abs(float((a_unit * b_unit).sum())) / norms
     return cosine if metric == "cosine" else 2.0 * cosine + 0.5 * by_definition(a, b, "l1")
 
 
@@ -44,6 +47,19 @@ def test_distance_is_its_definition_over_visible_positions(
         mask = visible[row]
         expected = by_definition(a[row, mask], b[row, mask], metric)
         assert float(found[row]) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_a_cosine_keeps_its_digits_near_nothing() -> None:
+    """A change of one small component beside a massive one, against float64."""
+    a = torch.tensor([24_000.0, *torch.randn(575, generator=torch.Generator().manual_seed(0))])
+    b = a.clone()
+    b[-1] += 3.0
+    x, y = a.double(), b.double()
+    exact = float(((x / x.norm() - y / y.norm()) ** 2).sum() / 2)
+    visible = torch.tensor([[True]])
+    found = float(distance(a[None, None], b[None, None], visible, "cosine"))
+    assert found == pytest.approx(exact, rel=1e-3)
+    assert float(distance(a[None, None], a[None, None], visible, "cosine")) == 0
 
 
 @pytest.mark.parametrize("metric", METRICS)

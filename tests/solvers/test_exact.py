@@ -347,11 +347,12 @@ def test_the_noise_threshold_is_where_a_brute_force_search_loses_the_token(famil
     ids = true.repeat(VOCABULARY, 1)
     ids[:, 0] = torch.arange(VOCABULARY)
     every = problem.probe(embedding[ids])[:, 1:].flatten(1)
-    signal = target[:, 1:].square().mean().sqrt()
-    noise = torch.randn(target[0].shape, generator=torch.Generator().manual_seed(0))[1:].flatten()
+    noise = torch.randn(target[0].shape, generator=torch.Generator().manual_seed(0))
+    # In units of each position's own activations.
+    noise = (noise * target[0].square().mean(1, keepdim=True).sqrt())[1:].flatten()
     threshold = float("inf")
     for level in torch.logspace(-4, 2, 25).tolist():
-        noisy = target[0, 1:].flatten() + level * signal * noise
+        noisy = target[0, 1:].flatten() + level * noise
         if int((every - noisy).norm(dim=1).argmin()) != PROMPTS[0][0]:
             threshold = level
             break

@@ -17,7 +17,7 @@ RESIDUALS = st.lists(st.floats(0, 100, allow_subnormal=False), min_size=2, max_s
 @given(RESIDUALS, st.data())
 def test_rank_and_margin_are_their_definitions(values: list[float], data: st.DataObject) -> None:
     true = data.draw(st.integers(0, len(values) - 1))
-    found = identify(torch.tensor(values, dtype=torch.float64), true, floor=0.0)
+    found = identify(torch.tensor(values, dtype=torch.float64), true, slack=0.0)
     others = values[:true] + values[true + 1 :]
     assert found.rank == 1 + sum(other <= values[true] for other in others)
     assert found.margin == pytest.approx(min(others) - values[true])
@@ -36,14 +36,31 @@ def test_rank_and_margin_are_their_definitions(values: list[float], data: st.Dat
 def test_verdicts_look_at_twice_the_floor(
     values: list[float], verdict: str, candidates: int
 ) -> None:
-    found = identify(torch.tensor(values), true=0, floor=1.0)
+    found = identify(torch.tensor(values), true=0, slack=2.0)
     assert (found.verdict, found.candidates) == (verdict, candidates)
+
+
+def test_bits_are_nothing_where_no_candidate_explains_the_activations() -> None:
+    found = identify(torch.tensor([3.0, 2.5, 9.0]), true=0, slack=2.0, prior=torch.ones(3) / 3)
+    assert found.candidates == 0
+    assert (found.bits_low, found.bits_high) == (None, None)
+    assert (found.prior_bits_low, found.prior_bits_high) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("values", "claimed"),
+    [([0.0, 9.0], 0), ([9.0, 0.0], 1), ([0.0, 0.0], None), ([9.0, 9.0], None)],
+)
+def test_a_claim_is_the_only_candidate_that_explains_right_or_wrong(
+    values: list[float], claimed: int | None
+) -> None:
+    assert identify(torch.tensor(values), true=0, slack=1.0).claimed == claimed
 
 
 @given(RESIDUALS, st.floats(0, 50))
 def test_bits_count_what_the_activations_leave_open(values: list[float], floor: float) -> None:
     residuals = torch.tensor(values, dtype=torch.float64)
-    low, high = bits(residuals, floor)
+    low, high = bits(residuals, 2 * floor)
     best = min(values)
     left = sum(value <= best + 2 * floor for value in values)
     assert low == pytest.approx(math.log2(len(values)) - math.log2(left), abs=1e-9)
@@ -53,7 +70,7 @@ def test_bits_count_what_the_activations_leave_open(values: list[float], floor: 
 def test_bits_under_a_prior_are_its_surprise() -> None:
     residuals = torch.tensor([0.0, 0.1, 9.0, 9.0])
     prior = torch.tensor([0.1, 0.15, 0.25, 0.5])
-    low, high = bits(residuals, 0.1, prior)
+    low, high = bits(residuals, 0.2, prior)
     assert low == pytest.approx(2.0)
     assert high == pytest.approx(-math.log2(0.1))
 
@@ -66,9 +83,12 @@ def test_prior_bits_are_those_of_a_brute_force_count(data: st.DataObject, floor:
     prior = [(count + 1) / (sum(counts) + len(counts)) for count in counts]
     true = data.draw(st.integers(0, len(values) - 1))
     found = identify(
-        torch.tensor(values, dtype=torch.float64), true, floor, torch.tensor(prior).double()
+        torch.tensor(values, dtype=torch.float64), true, 2 * floor, torch.tensor(prior).double()
     )
     for slack, claimed in ((2 * floor, found.prior_bits_low), (0.0, found.prior_bits_high)):
+        if min(values) > 2 * floor:
+            assert claimed is None
+            continue
         mass = 0.0
         for value, probability in zip(values, prior, strict=True):
             if value <= min(values) + slack:
@@ -78,9 +98,9 @@ def test_prior_bits_are_those_of_a_brute_force_count(data: st.DataObject, floor:
 
 def test_a_uniform_prior_gives_the_same_bits_as_none() -> None:
     residuals = torch.tensor([0.0, 0.1, 3.0, 9.0])
-    found = identify(residuals, 0, 0.1, torch.full((4,), 0.25, dtype=torch.float64))
+    found = identify(residuals, 0, 0.2, torch.full((4,), 0.25, dtype=torch.float64))
     assert (found.prior_bits_low, found.prior_bits_high) == (found.bits_low, found.bits_high)
-    assert identify(residuals, 0, 0.1).prior_bits_low is None
+    assert identify(residuals, 0, 0.2).prior_bits_low is None
 
 
 def test_activations_that_say_nothing_carry_no_bits() -> None:
@@ -89,4 +109,4 @@ def test_activations_that_say_nothing_carry_no_bits() -> None:
 
 def test_a_true_token_that_is_no_candidate_is_refused() -> None:
     with pytest.raises(ValueError, match="not among the 3"):
-        identify(torch.zeros(3), true=3, floor=0.0)
+        identify(torch.zeros(3), true=3, slack=0.0)

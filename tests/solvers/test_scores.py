@@ -50,11 +50,14 @@ def test_the_published_reference_drifts_at_small_embedding_scales_only() -> None
     ("residual", "expected"), [(0.5, "certified"), (1.1, "undecided"), (3.0, "search failure")]
 )
 def test_verdicts_compare_with_floor_and_true_loss(residual: float, expected: str) -> None:
-    assert verdict(residual, true_loss=0.5, floor=1.0) == expected
+    assert verdict(residual, true_loss=0.5, floor=1.0, within=residual <= 1.0) == expected
 
 
 @pytest.mark.parametrize(("residual", "expected"), [(0.5, "certified"), (9.0, "unexplained")])
 def test_a_search_is_not_blamed_where_nothing_may_explain_the_target(
     residual: float, expected: str
 ) -> None:
-    assert verdict(residual, true_loss=5.0, floor=1.0, explained=False) == expected
+    assert (
+        verdict(residual, true_loss=5.0, floor=1.0, within=residual <= 1.0, explained=False)
+        == expected
+    )

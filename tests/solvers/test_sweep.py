@@ -38,7 +38,8 @@ def crowded(mask: str, floors: float) -> Problem:
     visible = int(problem.layout.visible[1].sum())
     floor = problem.floor.max()
     probe.by = float(floors * floor) / (64 * visible)
-    return replace(problem, probe=probe, floor=floor.expand(len(PROMPTS)))
+    noise = replace(problem.noise, distance=floor.expand(len(PROMPTS)))
+    return replace(problem, probe=probe, noise=noise)
 
 
 @pytest.mark.parametrize("floors", [0.0, 3.0, 6.0])

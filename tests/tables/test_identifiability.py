@@ -107,6 +107,18 @@ def test_a_joint_search_is_judged_by_what_it_recovered(tmp_path: Path) -> None:
     assert (found.certified.value, found.recovered.value) == (0.6, 0.4)
 
 
+def test_claims_around_found_prompts_are_counted_right_and_wrong(tmp_path: Path) -> None:
+    rows = swept_rows(FLAT, there=1.0) + swept_rows(FLAT, around="found")
+    for row in rows:
+        row["claimed_id"] = None
+        if not row["visible"] and row["prompt_id"] < 4:
+            row["claimed_id"] = row["true_id"] + (row["prompt_id"] == 0)
+    found = {row["around"]: row for row in verdicts(read(rows, tmp_path))}
+    assert (found["found"]["claims"], found["found"]["claims_wrong"]) == (4, 1)
+    # Around the true prompt nobody claims anything.
+    assert (found["true"]["claims"], found["true"]["claims_wrong"]) == (0, 0)
+
+
 def test_a_control_that_comes_out_otherwise_is_not_as_it_must(tmp_path: Path) -> None:
     rows = swept_rows(FLAT, mask=":2") + swept_rows(SMOL, mask=":2")
     for row in rows:

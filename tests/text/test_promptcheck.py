@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from tests.chat_templates import CHATML, GEMMA, write_chat_model
 from tokinfo.text.promptcheck import PromptError, check_prompts
@@ -19,6 +21,18 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text.write_text("a", encoding="utf-8")
     train_tokenizer(text, 258, directory / "bytes")
     return directory / "bytes"
+
+
+def test_a_mask_that_hides_special_tokens_alone_is_refused(tokenizer: Path, tmp_path: Path) -> None:
+    words = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    words.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    words.save(str(tmp_path / "tokenizer.json"))
+    out = tmp_path / "p.json"
+    check_prompts(tmp_path, out, **settings(["abc"], ("2:", "none")))
+    with pytest.raises(PromptError, match=r"mask '1:' hides special tokens.*prompts\.p\[0\]"):
+        check_prompts(tmp_path, out, **settings(["abc"], ("1:", "none"), ("2:", "none")))
 
 
 BARE = "{% for message in messages %}{{ message.content }}{% endfor %}"

@@ -62,6 +62,8 @@ def _margin(row: dict[str, Any]) -> str:
 
 def _bits(row: dict[str, Any]) -> str:
     low, high = row["bits"], row["bits_high"]
+    if low is None:
+        return ""
     bounds = f"{low:.1f}" if math.isclose(low, high) else f"{low:.1f} to {high:.1f}"
     return f"{bounds} of {math.log2(row['vocabulary']):.1f}"
 

@@ -91,6 +91,12 @@ class Checkpoint:
         """What the decoder computes in, and wants ``inputs_embeds`` in."""
         return DTYPES[self.facts.dtype]
 
+    @property
+    def special(self) -> list[int]:
+        """Ids of the tokenizer's special tokens, in order."""
+        added = self.tokenizer.get_added_tokens_decoder()
+        return sorted(token for token, what in added.items() if what.special)
+
     def text(self, token: int) -> str:
         """Return the text of a token; of a special one, its name."""
         return self.tokenizer.decode([token], skip_special_tokens=False)

@@ -2,19 +2,47 @@
 
 The same prompt gives slightly different activations in another batch: kernels and their
 blocking change with the shape, and LLM.int8 picks its outlier columns over the whole batch,
-so there the OTHER rows matter. A distance below this floor means nothing.
+so there the OTHER rows matter. A distance below this floor means nothing. What rounding cannot
+explain is no floor: the model then does not compute what is taken for granted of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from tokinfo.models.structure import StructureError
 from tokinfo.probe.batch import Batch
-from tokinfo.probe.metrics import distance
+from tokinfo.probe.metrics import distance, position_distance
 from tokinfo.probe.probe import Probe
 from tokinfo.study.fields import MetricName
 from tokinfo.study.solvers import MetricWeights
+
+_SPLITS = 32
+"""Positions of a prompt at which a sweep of it is imitated."""
+_SWEPT = 512
+"""Rows of such a sweep's batch; kernels change with their number."""
+_STRANGERS = 7
+"""Random prompts beside a prompt in the batch that says what other rows change."""
+_ALLOWED = 16
+"""A path may differ so many times as much as that batch does."""
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The noise floor of each prompt.
+
+    Attributes:
+        distance: [row] in the metric's units.
+        positions: [row, position] largest 2-norm by which activations differed there; 0 where the
+            model sees no position.
+    """
+
+    distance: Tensor
+    positions: Tensor
 
 
 def alone(probe: Probe, embedding: Tensor, ids: Tensor, seen: Tensor) -> Tensor:
@@ -37,6 +65,26 @@ def alone(probe: Probe, embedding: Tensor, ids: Tensor, seen: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def tolerance(dtype: torch.dtype) -> float:
+    """Return the most that rounding changes activations, as a share of their norm at a position."""
+    share: float = torch.finfo(dtype).eps ** 0.5
+    return share
+
+
+def moved(
+    target: Tensor,
+    visible: Tensor,
+    metric: MetricName,
+    weights: MetricWeights | None,
+    share: float,
+) -> Tensor:
+    """Return the distance [row] of a target from itself with every component off by a share."""
+    target = target.to(torch.promote_types(target.dtype, torch.float32))
+    sign = torch.ones_like(target)
+    sign[..., ::2] = -1
+    return distance(target * (1 + share * sign), target, visible, metric, weights)
+
+
 def floor(
     probe: Probe,
     embedding: Tensor,
@@ -46,83 +94,105 @@ def floor(
     weights: MetricWeights | None = None,
     *,
     seed: int = 0,
-) -> Tensor:
-    """Return the noise floor [row] of each prompt, in the metric's units.
+) -> Floor:
+    """Return the noise floor of each prompt.
 
-    It is the largest distance between the prompt's activations computed alone (``target``)
-    and the same prompt's in: a second pass alone, the batch of all prompts, that batch
-    reversed, batches two and eight times its size filled with random tokens, and, for a
-    causal probe, the way a sweep computes it: leading positions once, the others in a batch
-    that differs in one token. It is never below the rounding of float32 itself: two kernels
-    that happen to agree on these batches may differ in the last place on another.
+    It is the largest difference between the prompt's activations computed alone (``target``)
+    and the same prompt's in: a second pass alone, a batch with random prompts of its length, the
+    batch of all prompts, that batch reversed, batches two and eight times its size filled with
+    random tokens, and, for a causal probe, the way a sweep computes it: leading positions once,
+    the others in a batch that differs in one token. It is never below the rounding of float32
+    itself: two kernels that happen to agree on these batches may differ in the last place on
+    another.
+
+    Raises:
+        StructureError: a way of computing the activations changes them by more than rounding and
+            other rows explain, or a later token changes what stands before it although the probe
+            is causal.
+    """
+    visible, inside = batch.layout.visible, _inside(batch)
+    norms = torch.linalg.vector_norm(target.to(torch.float32), dim=-1)
+    place = torch.finfo(torch.float32).eps
+    worst = moved(target, visible, metric, weights, place)
+    positions = place * norms
+    # Where next to nothing is left of what was added up, rounding is a larger share of it.
+    typical = norms.masked_fill(~inside, torch.nan).nanmedian(dim=1, keepdim=True).values
+    allowed = tolerance(probe.dtype) * torch.maximum(norms, typical)
+    for wrong, rows, found in _again(probe, embedding, batch, seed):
+        apart = position_distance(found, target[rows]).masked_fill(~inside[rows], 0)
+        if wrong is None:
+            allowed[rows] = torch.maximum(allowed[rows], _ALLOWED * apart)
+        elif bool((apart > allowed[rows]).any()):
+            raise StructureError(
+                f"{type(probe.decoder).__name__}, {probe.site}: {wrong} by "
+                f"{100 * float((apart / norms[rows]).nan_to_num(0.0).max()):.2g} % of their norm; "
+                f"rounding explains {100 * tolerance(probe.dtype):.2g} %"
+            )
+        away = distance(found, target[rows], visible[rows], metric, weights)
+        worst[rows] = torch.maximum(worst[rows], away)
+        positions[rows] = torch.maximum(positions[rows], apart)
+    return Floor(worst, positions)
+
+
+def _again(
+    probe: Probe, embedding: Tensor, batch: Batch, seed: int
+) -> Iterator[tuple[str | None, Tensor, Tensor]]:
+    """Yield rows' activations computed in other ways.
+
+    Yields:
+        what is wrong where they differ by more than noise (None: whatever differs is noise),
+        int64 [row] which rows, and their activations [row, position, width].
     """
     generator = torch.Generator().manual_seed(seed)
-    size, visible = len(batch.ids), batch.layout.visible
-    again = alone(probe, embedding, batch.ids, batch.layout.seen)
-    worst = distance(again, target, visible, metric, weights)
-    worst = torch.maximum(worst, _rounding(target, visible, metric, weights))
-    if probe.causal:
-        worst = torch.maximum(
-            worst,
-            torch.stack(
-                [
-                    _swept(probe, embedding, batch.rows(row), target[row], metric, weights)
-                    for row in torch.arange(size)[:, None]
-                ]
-            ),
-        )
+    ids, seen = batch.ids, batch.layout.seen
+    size, width = ids.shape
+    every = torch.arange(size, device=ids.device)
+
+    def strangers(*shape: int) -> Tensor:
+        return torch.randint(len(embedding), shape, generator=generator).to(ids.device)
+
     with torch.no_grad():
+        yield None, every, alone(probe, embedding, ids, seen)
+        for row, length in enumerate(seen.tolist()):
+            one, tokens = every[row : row + 1], ids[row : row + 1, :length]
+            among = probe(embedding[torch.cat([tokens, strangers(_STRANGERS, length)])])[:1]
+            yield None, one, _padded(among, width)
+            if probe.causal and length > 1:
+                early = probe(embedding[torch.cat([tokens[:, :-1], strangers(1, 1)], dim=1)])
+                early[:, -1] = among[:, -1]
+                yield _ACAUSAL, one, _padded(early, width)
+                for split, copies in _splits(length):
+                    prefix = probe.prefix(embedding[tokens[:, :split]])
+                    after = tokens[:, split:].repeat(copies, 1)
+                    after[1:, 0] = strangers(copies - 1)
+                    rest = probe(embedding[after], prefix=prefix)[:1]
+                    whole = torch.cat([prefix.activations, rest], dim=1)
+                    yield _FORGETFUL, one, _padded(whole, width)
         for copies, order in ((1, 1), (1, -1), (2, 1), (8, 1)):
-            strangers = torch.randint(
-                len(embedding), ((copies - 1) * size, batch.ids.shape[1]), generator=generator
-            ).to(batch.ids.device)
-            ids = torch.cat([batch.ids, strangers])
-            seen = batch.layout.seen.repeat(copies)
+            all_ids = torch.cat([ids, strangers((copies - 1) * size, width)])
+            all_seen = seen.repeat(copies)
             if order < 0:
-                ids, seen = ids.flip(0), seen.flip(0)
-            found = probe(embedding[ids], seen)
-            found = (found.flip(0) if order < 0 else found)[:size]
-            worst = torch.maximum(worst, distance(found, target, visible, metric, weights))
-    return worst
+                all_ids, all_seen = all_ids.flip(0), all_seen.flip(0)
+            found = probe(embedding[all_ids], all_seen)
+            yield _PADDED, every, (found.flip(0) if order < 0 else found)[:size]
 
 
-def _rounding(
-    target: Tensor, visible: Tensor, metric: MetricName, weights: MetricWeights | None
-) -> Tensor:
-    """Return the distance [row] of a target from itself, off by one float32 place everywhere."""
-    place = torch.finfo(torch.float32).eps
-    target = target.to(torch.promote_types(target.dtype, torch.float32))
-    sign = torch.ones_like(target)
-    sign[..., ::2] = -1
-    moved = distance(target * (1 + place * sign), target, visible, metric, weights)
-    # A cosine hardly sees that, and rounds to either side of 0; its own last place is the same,
-    # whatever the activations'.
-    return moved.clamp_min(0) + place if "cosine" in metric else moved
+_ACAUSAL = "`causal: true` does not hold, a later token changes earlier activations"
+_FORGETFUL = "keys and values of leading positions, computed once, change activations"
+_PADDED = "other rows and padding on the right change activations"
 
 
-def _swept(
-    probe: Probe,
-    embedding: Tensor,
-    batch: Batch,
-    target: Tensor,
-    metric: MetricName,
-    weights: MetricWeights | None,
-    splits: int = 32,
-    rows: int = 2,
-) -> Tensor:
-    """Return the largest distance [] of one prompt as sweeps of its positions compute it."""
-    length = int(batch.layout.lengths[0])
-    ids = batch.ids[:, : int(batch.layout.seen[0])]
-    worst = target.new_zeros((), dtype=torch.promote_types(target.dtype, torch.float32))
-    for split in torch.linspace(1, length - 1, min(splits, length - 1)).round().int().tolist():
-        with torch.no_grad():
-            prefix = probe.prefix(embedding[ids[:, :split]])
-            after = ids[:, split:].repeat(rows, 1)
-            after[1:, 0] = torch.arange(rows - 1, device=ids.device)
-            rest = probe(embedding[after], prefix=prefix)[:1]
-        found = torch.cat([prefix.activations, rest], dim=1)
-        end = found.shape[1]
-        visible = batch.layout.visible[:, :end]
-        away = distance(found, target[:, :end], visible, metric, weights)
-        worst = torch.maximum(worst, away[0])
-    return worst
+def _splits(length: int) -> list[tuple[int, int]]:
+    """Return where sweeps of a prompt split it, and the rows of their batches."""
+    places = torch.linspace(1, length - 1, min(_SPLITS, length - 1)).round().int().tolist()
+    return [*((place, 2) for place in places), (length - 1, _SWEPT)]
+
+
+def _inside(batch: Batch) -> Tensor:
+    """Return which positions the model sees, bool [row, position]."""
+    place = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+    return place < batch.layout.seen[:, None]
+
+
+def _padded(found: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(found, (0, 0, 0, width - found.shape[1]))

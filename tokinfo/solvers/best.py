@@ -255,7 +255,7 @@ class Best:
         activations identify its token.
         """
         ids = self.ids.clone()
-        floor = 2 * float(self.problem.floor[0])
+        slack = float(self.problem.slack[0])
         matched = False
         for place in self.visible:
             if self.certified:
@@ -266,7 +266,7 @@ class Best:
                 likely += [self.proposed[place], every]
             for tokens in likely:
                 away = self._substituted(ids, place, tokens, place + 1)
-                if float(away.min()) <= floor:
+                if float(away.min()) <= slack:
                     break
             else:
                 return

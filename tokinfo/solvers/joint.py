@@ -358,7 +358,7 @@ class _Search:
         prompts = Substitution(self.problem, context, position, self.batcher, upto=position + 1)
         away = prompts.residuals(tokens)
         best = int(away.argmin())
-        return tokens[best] if float(away[best]) <= 2 * float(self.problem.floor[0]) else None
+        return tokens[best] if float(away[best]) <= float(self.problem.slack[0]) else None
 
     def _by_gradient(self, position: int) -> Tensor:
         """Return the tokens whose embeddings lie best along the loss's descent direction.

@@ -55,7 +55,9 @@ def make_problem(
     Raises:
         ValueError: a prompt does not suit the mask, the model's number of positions or the
             target, or explains a control's; the target's model reads the prompts as other tokens
-            or is of another width; or the prior is of another vocabulary.
+            or is of another width; the prior is of another vocabulary; or embeddings or visible
+            activations are no finite numbers.
+        StructureError: activations depend on how they are computed (`tokinfo.probe.noise.floor`).
     """
     embedding = checkpoint.embedding
     restricted = solver.decode.restricted_to
@@ -73,11 +75,12 @@ def make_problem(
     probe = make_probe(checkpoint, cell)
     batch, true_activations = activations(checkpoint, cell, prompts)
     visible = batch.layout.visible
+    _check_finite(embedding, true_activations, visible, cell, checkpoint.dtype)
     noise = floor(probe, embedding, batch, true_activations, cell.metric, weights)
     target = _target(cell, batch, true_activations, other)
     if cell.target != targets.OWN:
         away = distance(true_activations, target, visible, cell.metric, weights)
-        for number in (away <= noise).nonzero()[:, 0].tolist():
+        for number in (away <= noise.distance).nonzero()[:, 0].tolist():
             raise InvalidError(
                 f"prompt {number}: explains target {cell.target!r}, which is then no control"
             )
@@ -85,9 +88,9 @@ def make_problem(
         probe=probe,
         decoder=decoder,
         layout=batch.layout,
-        known=known_tokens(cell, batch),
+        known=known_tokens(cell, batch, checkpoint.special),
         target=target.masked_fill(~visible[..., None], 0),
-        floor=noise,
+        noise=noise,
         metric=cell.metric,
         weights=weights,
         parametrisation=cell.parametrisation,
@@ -129,14 +132,41 @@ def activations(checkpoint: Checkpoint, cell: Cell, prompts: Sequence[Prompt]) -
     return batch, alone(probe, checkpoint.embedding, batch.ids, batch.layout.seen)
 
 
-def known_tokens(cell: Cell, batch: Batch) -> Tensor:
-    """Return the tokens [row, position] that a cell gives; -1 where it gives none, as at pads."""
+def known_tokens(cell: Cell, batch: Batch, special: Sequence[int]) -> Tensor:
+    """Return the tokens [row, position] that a cell gives; -1 where it gives none, as at pads.
+
+    Those among ``special`` tokens it always gives: whoever knows the model knows where its
+    tokenizer or chat template puts them.
+    """
     given = batch.layout.visible & batch.layout.scored
     if cell.known.text != VISIBLE:
         given = torch.zeros_like(given)
         for row, length in enumerate(batch.layout.lengths.tolist()):
             given[row, cell.known.positions(cell.mask, length)] = True
+    given |= (
+        torch.isin(batch.ids, torch.tensor(special, dtype=torch.int64, device=given.device))
+        & batch.layout.scored
+    )
     return torch.where(given, batch.ids, -1)
+
+
+def _check_finite(
+    embedding: Tensor, activations: Tensor, visible: Tensor, cell: Cell, dtype: torch.dtype
+) -> None:
+    """Raise InvalidError where a distance could come out as no number."""
+    rows = (~embedding.isfinite().all(1)).nonzero()[:, 0].tolist()
+    if rows:
+        raise InvalidError(
+            f"model {cell.model}: the embedding of token {rows[0]} is not finite "
+            f"({len(rows)} of {len(embedding)} tokens)"
+        )
+    prompts, positions = (visible & ~activations.isfinite().all(-1)).nonzero().unbind(1)
+    if len(prompts):
+        raise InvalidError(
+            f"model {cell.model}, site {cell.site}, {str(dtype).removeprefix('torch.')}: the "
+            f"activations of prompt {int(prompts[0])} at position {int(positions[0])} are not "
+            "finite; a compute_dtype of a larger range is the usual cure"
+        )
 
 
 def shuffled(target: Tensor, layout: Layout) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tokinfo.io.errors import TokinfoError
 from tokinfo.probe.batch import Layout
-from tokinfo.probe.metrics import distance
-from tokinfo.probe.noise import alone
+from tokinfo.probe.metrics import distance, doubled, position_distance
+from tokinfo.probe.noise import Floor, alone
 from tokinfo.probe.probe import Probe
 from tokinfo.solvers.decoding import Decoder, lead
 from tokinfo.solvers.identification import Identification
@@ -41,8 +41,8 @@ class Problem:
         weights: weights of ``l1+cosine``.
         parametrisation: what descends.
         seed: seed of the starts.
-        floor: [row] noise floor of each prompt, in the metric's units. A solver may stop
-            there; it is a property of the machine's arithmetic, not of the prompt's tokens.
+        noise: noise floor of each prompt. A solver may stop there; it is a property of the
+            machine's arithmetic, not of the prompt's tokens.
         numbers: [row] which prompt of the cell each row is; starts depend on it, so that a
             row is the same in any batch.
         prior: float64 [candidate] probabilities of the decoder's candidates before anything is
@@ -59,7 +59,7 @@ class Problem:
     weights: MetricWeights
     parametrisation: Parametrisation
     seed: int
-    floor: Tensor
+    noise: Floor
     numbers: Tensor
     prior: Tensor | None = None
     watch: Watch = field(default_factory=Watch)
@@ -71,9 +71,22 @@ class Problem:
             layout=self.layout.rows(index),
             known=self.known[index],
             target=self.target[index],
-            floor=self.floor[index],
+            noise=Floor(self.noise.distance[index], self.noise.positions[index]),
             numbers=self.numbers[index],
         )
+
+    @property
+    def floor(self) -> Tensor:
+        """Noise floor [row] in the metric's units."""
+        return self.noise.distance
+
+    @property
+    def slack(self) -> Tensor:
+        """Distance [row] within which a candidate explains the target.
+
+        The target may lie one floor from the noiseless activations, and the candidate another.
+        """
+        return doubled(self.metric) * self.noise.distance
 
     @property
     def given(self) -> Tensor:
@@ -107,11 +120,21 @@ class Problem:
             ids: int64 [position].
             loss: their distance, as a batch gave it.
         """
-        floor = float(self.floor[0])
-        if loss > 2 * floor:
-            return False
-        found = alone(self.probe, self.decoder.embedding, ids[None], self.layout.seen)
-        return float(self.away(found)[0]) <= floor
+        return loss <= float(self.slack[0]) and bool(self.judged(ids[None])[1][0])
+
+    def judged(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return how far tokens [row, position], each row computed alone, are from the target.
+
+        Returns:
+            the distance [row]; whether the tokens explain the target, bool [row], to within the
+            noise floor as a whole and at each visible position by itself: one position with large
+            activations can hide all others in a sum; and the 2-norm [row, position] of the
+            difference.
+        """
+        found = alone(self.probe, self.decoder.embedding, ids, self.layout.seen)
+        away, apart = self.away(found), position_distance(found, self.target)
+        within = (apart <= self.noise.positions) | ~self.layout.visible
+        return away, (away <= self.floor) & within.all(1), apart
 
     def embed(self, free: Tensor) -> Tensor:
         """Return the embeddings [row, position, d] that a free variable stands for.

@@ -43,26 +43,30 @@ def published_reference(decoder: Decoder, ids: Tensor, noise: float, seed: int) 
     return decoder.top(embedded + noise * shift, k=1)[..., 0]
 
 
-def verdict(residual: float, true_loss: float, floor: float, *, explained: bool = True) -> str:
+def verdict(
+    residual: float, true_loss: float, floor: float, *, within: bool, explained: bool = True
+) -> str:
     """Judge a found prompt by its activations.
 
     Args:
         residual: distance of the found TOKENS' activations to the target.
         true_loss: the same for the true prompt.
-        floor: the cell's noise floor.
+        floor: the prompt's noise floor.
+        within: whether it explains the target, see `tokinfo.solvers.problem.Problem.judged`.
         explained: whether the target is the true prompt's activations, which it explains; false
             for a control's target, which perhaps no prompt explains.
 
     Returns:
         ``certified`` when the found prompt explains the target to within the floor, ``search
-        failure`` when it is worse than the true one by more than the floor (the solver is to
-        blame, not the model), and ``undecided`` in between. Of a control that is not certified,
-        ``unexplained``: there may be nothing to find, so no search can be blamed.
+        failure`` when it is worse than the true one by more than the floor, or too far off at one
+        position (the solver is to blame, not the model), and ``undecided`` in between. Of a control
+        that is not certified, ``unexplained``: there may be nothing to find, so no search can be
+        blamed.
     """
-    if residual <= floor:
+    if within:
         return "certified"
     if not explained:
         return "unexplained"
-    if residual > true_loss + floor:
+    if residual <= floor or residual > true_loss + floor:
         return "search failure"
     return "undecided"

@@ -191,11 +191,11 @@ class _Step:
         self.answer = known.clamp_min(0)[:, None].repeat(1, 5)
         self.nearest = torch.full((len(rows),), torch.inf, device=rows.device)
         # A token from nowhere is about as far away as the embedding's mean: proven means nearer
-        # by orders of magnitude, or within twice the noise floor.
+        # by orders of magnitude, or within the noise.
         with torch.no_grad():
             nowhere = self._mean(len(rows))
             scale = self._distance(problem.probe(nowhere, prefix=prefix), self.target)
-        self.threshold = torch.maximum(settings.tolerance * scale, 2 * problem.floor[rows])
+        self.threshold = torch.maximum(settings.tolerance * scale, problem.slack[rows])
         spent.first_loss[rows[self.open]] += scale[self.open]
 
     def expected(self) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokinfo.probe.metrics import distance
 from tokinfo.solvers.batches import Batcher
-from tokinfo.solvers.problem import Problem
+from tokinfo.solvers.problem import Problem, SolverError
 
 
 class Substitution:
@@ -58,6 +58,9 @@ class Substitution:
         Args:
             candidates: int64 [candidate] token ids.
             progress: called with the number of candidates after each batch.
+
+        Raises:
+            SolverError: a candidate's activations are not finite.
         """
 
         def score(part: Tensor) -> Tensor:
@@ -67,7 +70,16 @@ class Substitution:
             return found
 
         with torch.no_grad():
-            return self.batcher.map(score, candidates)
+            away = self.batcher.map(score, candidates)
+        if not bool(away.isfinite().all()):
+            problem = self.problem
+            raise SolverError(
+                f"token {int(candidates[~away.isfinite()][0])} at position {self.position} makes "
+                f"activations at {problem.probe.site} that are not finite in "
+                f"{str(problem.probe.dtype).removeprefix('torch.')}; a compute_dtype of a larger "
+                "range is the usual cure"
+            )
+        return away
 
     def activations(self, candidates: Tensor) -> Tensor:
         """Return the activations [candidate, position, width] with each candidate in place."""

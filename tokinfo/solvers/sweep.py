@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tokinfo.probe.metrics import distance
-from tokinfo.probe.noise import alone
+from tokinfo.probe.noise import alone, moved, tolerance
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.identification import Identification, identify
 from tokinfo.solvers.problem import Problem, Result
@@ -22,7 +22,8 @@ from tokinfo.solvers.watch import Stopped
 from tokinfo.study.solvers import NoiseSettings, SweepSolver
 
 _NEAR, _MOST = 16, 64
-"""Candidates within so many floors are computed once more, alone, where they are not more."""
+"""Candidates within so many floors, or within what rounding can change at most, are computed once
+more, alone: of more than so many, the nearest; none where so many explain the activations."""
 
 
 def solve(problem: Problem, settings: SweepSolver, truth: Tensor) -> Result:
@@ -64,6 +65,11 @@ def around(problem: Problem, result: Result, truth: Tensor) -> Result:
     found = result.top_ids[..., 0]
     identified, _, spent, stopped = sweep_rows(problem, SweepSolver(), found, truth)
     before = result.stopped or stopped
+    certified = problem.judged(problem.layout.padded(found.to(truth)))[1].tolist()
+    identified = [
+        row if proven else {place: judged.unclaimed() for place, judged in row.items()}
+        for row, proven in zip(identified, certified, strict=True)
+    ]
     return replace(
         result,
         identified=identified,
@@ -135,15 +141,17 @@ def sweep(
     candidates = problem.decoder.ids
     identified, best = {}, {}
     for position in positions:
-        moved = Substitution(problem, problem.decoder.embedding[ids], position, batcher)
+        swept = Substitution(problem, problem.decoder.embedding[ids], position, batcher)
         judged: Identification | None = None
         try:
-            residuals = _verified(problem, ids, position, moved.residuals(candidates))
+            residuals = _verified(problem, ids, position, swept.residuals(candidates))
             true = (candidates == truth[position]).nonzero()
             if len(true):
-                judged = identify(residuals, int(true), float(problem.floor[0]), problem.prior)
+                judged = identify(residuals, int(true), float(problem.slack[0]), problem.prior)
+                if judged.claimed is not None:
+                    judged = replace(judged, claimed=int(candidates[judged.claimed]))
                 if noise is not None:
-                    level = noise_threshold(moved, residuals, int(true), noise)
+                    level = noise_threshold(swept, residuals, int(true), noise)
                     judged = replace(judged, noise_threshold=level)
         except Stopped:
             break
@@ -160,8 +168,11 @@ def _verified(problem: Problem, ids: Tensor, position: int, residuals: Tensor) -
     So was the target. In a batch a candidate may be off by more than the floor, which a few batches
     gave: in int8 the rows beside it decide which columns are multiplied in full.
     """
-    near = (residuals <= _NEAR * problem.floor[0]).nonzero()[:, 0]
-    if not 0 < len(near) <= _MOST:
+    layout, share = problem.layout, tolerance(problem.probe.dtype)
+    reach = moved(problem.target, layout.visible, problem.metric, problem.weights, share)
+    within = residuals <= torch.maximum(reach, _NEAR * problem.floor)
+    near = residuals.topk(min(_MOST, int(within.sum())), largest=False).indices
+    if not len(near) or int((residuals <= problem.slack).sum()) > _MOST:
         return residuals
     prompts = ids.repeat(len(near), 1)
     prompts[:, position] = problem.decoder.ids[near]
@@ -174,23 +185,24 @@ def _verified(problem: Problem, ids: Tensor, position: int, residuals: Tensor) -
 
 
 def noise_threshold(
-    moved: Substitution, residuals: Tensor, true: int, settings: NoiseSettings
+    swept: Substitution, residuals: Tensor, true: int, settings: NoiseSettings
 ) -> float:
     """Return the noise-to-signal ratio at which the true token stops being the best.
 
     The noise is gaussian, independent at every component of the visible activations, and its
-    standard deviation is the ratio times the root mean square of those activations. For each
-    draw the ratio grows until some competitor is nearer to the noisy target than the true
-    token; the median over draws is returned. Above ``highest`` it is infinite, and 0 where the
-    token is not the only best one without noise.
+    standard deviation is the ratio times the root mean square of the activations at its position:
+    positions, depths and models differ by orders of magnitude. For each draw the ratio grows until
+    some competitor is nearer to the noisy target than the true token; the median over draws is
+    returned. Above ``highest`` it is infinite, and 0 where the token is not the only best one
+    without noise.
 
     Args:
-        moved: the substitution that gave ``residuals``.
+        swept: the substitution that gave ``residuals``.
         residuals: [candidate] distances without noise.
         true: index of the true token.
         settings: ratios, draws and competitors.
     """
-    problem = moved.problem
+    problem = swept.problem
     others = residuals.clone()
     others[true] = torch.inf
     if not bool((others > residuals[true]).all()):
@@ -198,11 +210,11 @@ def noise_threshold(
     count = min(settings.candidates, len(residuals) - 1)
     near = others.topk(count, largest=False).indices
     chosen = torch.cat([near.new_tensor([true]), near])
-    found = moved.activations(problem.decoder.ids[chosen])
-    first = moved.length - found.shape[1]
-    target = problem.target[0, first : moved.length].to(found.dtype)
-    visible = problem.layout.visible[:1, first : moved.length]
-    signal = float(target[visible[0]].double().square().mean().sqrt())
+    found = swept.activations(problem.decoder.ids[chosen])
+    first = swept.length - found.shape[1]
+    target = problem.target[0, first : swept.length].to(found.dtype)
+    visible = problem.layout.visible[:1, first : swept.length]
+    signal = target.square().mean(-1, keepdim=True).sqrt()
     levels = torch.logspace(
         torch.tensor(settings.lowest).log10().item(),
         torch.tensor(settings.highest).log10().item(),

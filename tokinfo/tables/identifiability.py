@@ -33,12 +33,15 @@ _FACTS = (
 _COLUMNS = (
     *(*CELL_KEYS, *_FACTS, "prompt_id", "position", "visible", "given", "correct"),
     *("verdict", "around", "identified", "rank", "margin", "candidates", "bits", "bits_high"),
-    *("prior_bits", "prior_bits_high", "noise_threshold", "noise_floor"),
+    *("prior_bits", "prior_bits_high", "noise_threshold", "noise_floor", "claimed_id", "true_id"),
 )
 _FAR = 1 << 12
 """A length beyond any number of positions: where a mask of a padded prompt ends."""
 
 _GROUP = (*SETTING, "metric", "solver")
+
+# 0 / 0 is not a number: no margin and no floor are no evidence either way.
+_MARGIN_FLOORS = (pl.col("margin") / pl.col("noise_floor")).fill_nan(0.0)
 
 
 def hidden_rows(recovery: Path, wanted: pl.Expr | None = None) -> pl.DataFrame:
@@ -100,6 +103,10 @@ class Finding:
         certified: share of prompts that the search certified; None: it gave no verdict.
         recovered: share found, certified and identifiable around the found prompt; None:
             nothing was swept around it.
+        margin_floors: median of how much further off the best wrong token is than the true one,
+            in noise floors.
+        noise_threshold: median noise-to-signal ratio at which the true token stops being the
+            best; None: not measured.
     """
 
     settings: int
@@ -109,6 +116,8 @@ class Finding:
     found: Share
     certified: Share | None
     recovered: Share | None
+    margin_floors: float
+    noise_threshold: float | None
 
 
 def finding(rows: pl.DataFrame, kinds: tuple[str, ...]) -> Finding | None:
@@ -134,7 +143,10 @@ def finding(rows: pl.DataFrame, kinds: tuple[str, ...]) -> Finding | None:
     where = [*SETTING, "prompt_id", "position"]
     both = found.join(
         swept.filter(pl.col("identified").is_not_null()).select(
-            *where, there=pl.col("identified") == "identifiable"
+            *where,
+            there=pl.col("identified") == "identifiable",
+            margin_floors=_MARGIN_FLOORS,
+            noise=pl.col("noise_threshold"),
         ),
         on=where,
         how="inner",
@@ -151,6 +163,8 @@ def finding(rows: pl.DataFrame, kinds: tuple[str, ...]) -> Finding | None:
         found=_required(share(both, pl.col("correct"))),
         certified=share(prompts, pl.col("verdict") == "certified"),
         recovered=share(both, pl.col("recovered")),
+        margin_floors=both["margin_floors"].quantile(0.5, "lower") or 0.0,
+        noise_threshold=both["noise"].quantile(0.5, "lower"),
     )
 
 
@@ -187,10 +201,12 @@ def verdicts(rows: pl.DataFrame) -> list[dict[str, Any]]:
     """Return one row per setting, metric and solver that swept: counts of verdicts and medians.
 
     Seeds are pooled, controls left out. `margin_floors` is the median of margin over noise
-    floor, infinite where the floor is 0; None: no margin.
+    floor, infinite where the floor is 0; None: no margin. `claims` counts the tokens that an
+    observer without the truth would claim, around certified prompts, and `claims_wrong` those that
+    are not the true ones.
     """
     rows = rows.filter(pl.col("around").is_not_null() & ~pl.col("control"))
-    ratio = pl.col("margin") / pl.col("noise_floor")
+    claimed = pl.when(around="found").then(pl.col("claimed_id"))
     prompt = pl.struct("prompt_id", "seed")
     table = rows.group_by(_GROUP, maintain_order=True).agg(
         *(pl.col(name).first() for name in (*_FACTS, "around")),
@@ -203,8 +219,9 @@ def verdicts(rows: pl.DataFrame) -> list[dict[str, Any]]:
         positions=pl.col("identified").count(),
         n_prompts=pl.col("prompt_id").n_unique(),
         recovered=pl.col("recovered").sum(),
-        # 0 / 0 is not a number: no margin and no floor are no evidence either way.
-        margin_floors=ratio.fill_nan(0.0).quantile(0.5, "lower"),
+        claims=claimed.count(),
+        claims_wrong=(claimed != pl.col("true_id")).sum(),
+        margin_floors=_MARGIN_FLOORS.quantile(0.5, "lower"),
     )
     found = [row for row in table.to_dicts() if row["positions"]]
     return sorted(found, key=lambda row: (display_order(row), row["block"], row["kind"]))

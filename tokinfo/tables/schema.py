@@ -109,23 +109,49 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
         pl.Float64(),
         "largest change of the true prompt's activations when they are computed again",
     ),
+    "position_loss": (
+        pl.Float64(),
+        "2-norm by which the found tokens' activations are off here; null: hidden",
+    ),
+    "position_floor": (
+        pl.Float64(),
+        "largest such change here when the true prompt is computed again; null: hidden",
+    ),
     "verdict": (
         pl.String(),
-        "certified, search failure, undecided, or unexplained (controls); about the prompt",
+        "certified (found_loss within noise_floor, position_loss within position_floor "
+        "everywhere), search failure, undecided, or unexplained (controls); about the prompt",
     ),
     "around": (pl.String(), "prompt that was swept around: true or found; null: nothing swept"),
-    "identified": (pl.String(), "identifiable, ambiguous or excluded (position); null: not swept"),
+    "identified": (
+        pl.String(),
+        "identifiable, ambiguous or excluded (position), the other tokens known; null: not swept",
+    ),
     "rank": (pl.Int64(), "rank of the true token among all candidates here, from 1"),
     "margin": (pl.Float64(), "best wrong candidate's distance minus the true token's"),
-    "candidates": (pl.Int64(), "candidates within twice the noise floor"),
-    "bits": (pl.Float64(), "information on the token, lower bound: log2 V - log2 |S|"),
+    "candidates": (
+        pl.Int64(),
+        "candidates that explain the activations: within twice the noise floor (cosines: four "
+        "times)",
+    ),
+    "claimed_id": (
+        pl.Int64(),
+        "the only such candidate, right or wrong; null: several or none, or the prompt swept "
+        "around is a found one that is not certified",
+    ),
+    "bits": (
+        pl.Float64(),
+        "information on the token, the others known, lower bound: log2 V - log2 |S|; null: no "
+        "candidate explains the activations, or as claimed_id",
+    ),
     "bits_high": (pl.Float64(), "its upper bound (only exact ties with the best left open)"),
     "prior_bits": (pl.Float64(), "as bits, under the unigram prior; null: the study names none"),
     "prior_bits_high": (pl.Float64(), "as bits_high, under the unigram prior"),
     "prior_entropy": (pl.Float64(), "bits a token holds on average under the unigram prior"),
     "noise_threshold": (
         pl.Float64(),
-        "noise-to-signal ratio at which the true token stops being the best (median of draws)",
+        "noise-to-signal ratio, at each position by itself, at which the true token stops being "
+        "the best (median of draws)",
     ),
     "restart": (pl.Int64(), "which start was kept, from 0"),
     "restarts": (pl.Int64(), "number of starts"),

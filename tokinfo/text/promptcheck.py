@@ -11,11 +11,14 @@ from tokinfo.io.chats import read_template
 from tokinfo.io.errors import InvalidError, TokinfoError
 from tokinfo.io.tokenizers import Reading, read_prompt, read_tokenizer
 from tokinfo.study.lengths import Finding, findings, sentence
+from tokinfo.study.masks import Mask
 from tokinfo.study.mistakes import show
 from tokinfo.text.documents import read_passages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+    from tokenizers import Tokenizer
 
     Written = str | Sequence[Mapping[str, str]]
 
@@ -70,11 +73,35 @@ def check_prompts(
         wrong = [
             _line(found, "passages" if found.prompts in drawn else "prompts", sets, n_ctx)
             for found in findings(exact, combinations, n_ctx, spans)
-        ]
+        ] or _of_special_tokens(loaded, read, combinations, n_ctx, sets)
     if wrong:
         raise PromptError("; ".join(wrong))
     with new_file(out) as partial:
         partial.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+
+
+def _of_special_tokens(
+    tokenizer: Tokenizer,
+    read: Mapping[str, Sequence[Reading]],
+    combinations: Iterable[Sequence[str]],
+    n_ctx: int,
+    sets: Mapping[str, Sequence[Written]],
+) -> list[str]:
+    """Return a line for each prompt of which a mask hides special tokens alone: they are known."""
+    special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    lines = []
+    for name, text, padding in dict.fromkeys((name, *use) for name, *use, _ in combinations):
+        mask = Mask(text)
+        for index, one in enumerate(read[name] if mask.hides else ()):
+            seen = n_ctx if padding == "n_ctx" else len(one.ids)
+            visible = set(mask.positions(seen, one.spans))
+            hidden = {token for place, token in enumerate(one.ids) if place not in visible}
+            if hidden and hidden <= special:
+                where = f"prompts.{name}[{index}] = {show(sets[name][index])}"
+                lines.append(
+                    f"mask {text!r} hides special tokens alone, which are known, of {where}"
+                )
+    return lines
 
 
 def _line(found: Finding, section: str, sets: Mapping[str, Sequence[Written]], n_ctx: int) -> str:
