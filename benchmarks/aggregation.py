@@ -87,7 +87,7 @@ def rows(cell: dict[str, Any]) -> list[dict[str, Any]]:
                 of_prompt
                 | {
                     **{"position": position, "visible": position in visible, "true_id": true},
-                    "given": False,
+                    **{"given": False, "independent": position > max(visible)},
                     **{"true_token": f" word{position}", "found_id": top[0]},
                     **{"found_token": f" word{position + (not right)}", "top5_ids": top},
                     **{"top5_tokens": [f" w{token}" for token in top], "correct": right},

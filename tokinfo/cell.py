@@ -119,8 +119,10 @@ def make_rows(
     layout, embedding = problem.layout, problem.decoder.embedding
     noise = problem.floor.tolist()
     found_ids = layout.padded(result.top_ids[..., 0].to(truth))
-    residual = _residual(problem, found_ids)
+    searched = result.around != "true"  # a sweep around the true prompt finds no prompt
+    residual = _residual(problem, found_ids) if searched else None
     true_loss = _residual(problem, truth)
+    independent = problem.independent.tolist()
     reference = None
     if isinstance(solver, ChapterSolver):
         reference = published_reference(
@@ -156,8 +158,9 @@ def make_rows(
         length = int(layout.lengths[number])
         true = truth[number, :length].tolist()
         found = found_ids[number, :length].tolist()
-        unordered = found_unordered(found, true)
-        first = float(result.first_loss[number])
+        visible = layout.visible[number, :length].tolist()
+        unordered = found_unordered(found, true, visible)
+        first, last = float(result.first_loss[number]), float(result.loss[number])
         curve = None if result.curve is None else result.curve[number]
         roles: dict[int, str] = {}
         for role, held in prompt.spans.items():
@@ -167,12 +170,14 @@ def make_rows(
         of_prompt = {
             "prompt_id": number,
             "prompt": prompt.text,
-            "loss": float(result.loss[number]),
+            "loss": None if math.isnan(last) else last,
             "first_loss": None if math.isnan(first) else first,
-            "found_loss": residual[number],
+            "found_loss": None if residual is None else residual[number],
             "true_loss": true_loss[number],
             "noise_floor": noise[number],
-            "verdict": verdict(
+            "verdict": None
+            if residual is None
+            else verdict(
                 residual[number], true_loss[number], noise[number], explained=cell.target == OWN
             ),
             "restart": int(result.restart[number]),
@@ -186,27 +191,34 @@ def make_rows(
             "around": result.around if swept or result.around == "true" else None,
         }
         for position in range(length):
-            top = tops[number][position]
+            given = bool(problem.given[number, position])
+            # A sweep around the true prompt does not visit every position.
+            visited = found[position] >= 0
+            top = tops[number][position] if visited else None
             reference_id = reference[number][position] if reference else None
+            sought = visited and not given
             rows.append(
                 constants
                 | of_prompt
                 | {
                     "position": position,
-                    "visible": bool(layout.visible[number, position]),
+                    "visible": visible[position],
                     "role": roles.get(position),
-                    "given": bool(problem.given[number, position]),
+                    "given": given,
+                    "independent": independent[number][position],
                     "true_id": true[position],
                     "true_token": model.text(true[position]),
-                    "found_id": found[position],
-                    "found_token": model.text(found[position]),
+                    "found_id": found[position] if visited else None,
+                    "found_token": model.text(found[position]) if visited else None,
                     "top5_ids": top,
-                    "top5_tokens": [model.text(token) for token in top],
-                    "correct": found[position] == true[position],
-                    "in_top5": true[position] in top,
-                    "in_prompt": unordered[position],
+                    "top5_tokens": None if top is None else [model.text(token) for token in top],
+                    "correct": found[position] == true[position] if sought else None,
+                    "in_top5": true[position] in top if top and sought else None,
+                    "in_prompt": unordered[position] if sought else None,
                     "reference_id": reference_id,
-                    "published_correct": None if reference_id is None else reference_id in top,
+                    "published_correct": reference_id in top
+                    if reference_id is not None and top and sought
+                    else None,
                 }
                 | _identification(swept.get(position))
             )

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pytest
 
 from tests.synthetic_recovery import FakeModel, cell_rows, default_models, frame, swept_rows
 from tokinfo.tables.identifiability import (
@@ -38,29 +37,6 @@ def test_hidden_rows_are_of_hidden_positions_and_of_no_control(tmp_path: Path) -
     found = dict(table.select("solver", "kind").unique().iter_rows())
     assert found == {"joint": "joint", "mine": "adam"}
     assert not table["visible"].any()
-
-
-@pytest.mark.parametrize(
-    ("mask", "changes", "control"),
-    [
-        ("1:", {}, [False]),
-        (":2", {}, [True, True]),
-        ("1:3", {}, [False, True]),
-        (":2", {"causal": False}, [False, False]),
-        (":2", {"padding": "n_ctx"}, [True, True]),
-        ("2:", {"padding": "n_ctx"}, [False, False]),
-        # Of a padded prompt, the pads after it are visible though they have no rows.
-        ("4:", {"padding": "n_ctx"}, [False] * 4),
-        ("-1", {"padding": "n_ctx"}, [False] * 4),
-    ],
-)
-def test_controls_are_the_positions_that_nothing_visible_depends_on(
-    mask: str, changes: dict[str, Any], control: list[bool], tmp_path: Path
-) -> None:
-    rows = cell_rows(FLAT, mask=mask, texts=("a b c d",), **changes)
-    if mask == "-1":
-        rows = [row | {"visible": False} for row in rows]
-    assert read(rows, tmp_path)["control"].to_list() == control
 
 
 def test_the_finding_compares_the_same_tokens(tmp_path: Path) -> None:

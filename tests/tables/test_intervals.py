@@ -102,7 +102,7 @@ def test_unordered_chance_equals_a_simulation_of_the_score() -> None:
     prompt, vocabulary = [1, 1, 1, 4, 7], 9
     random = np.random.default_rng(0)
     hits = [
-        sum(found_unordered(random.integers(0, vocabulary, 5).tolist(), prompt))
+        sum(found_unordered(random.integers(0, vocabulary, 5).tolist(), prompt, [True] * 5))
         for _ in range(20_000)
     ]
     assert chance_unordered(prompt, vocabulary) == pytest.approx(np.mean(hits) / 5, rel=0.02)

@@ -92,7 +92,8 @@ def test_depth_and_hidden_tokens_are_taken_along_one_model(recovery: Path) -> No
     hidden = points(recovery, "hidden")
     assert sorted({row["at"] for row in hidden}) == [1, 2, 3]
     by_mask = {row["at"]: row["tokens"] for row in hidden if row["kind"] == "adam"}
-    assert by_mask == {1: 10, 2: 20, 3: 30}
+    # Of one prompt every token is hidden, so that nothing visible depends on any.
+    assert by_mask == {1: 10, 2: 20, 3: 27}
 
 
 def test_training_keeps_the_order_of_the_run_and_its_losses(recovery: Path) -> None:

@@ -4,8 +4,8 @@
 tokens are known: it says what is there at best. A sweep around a FOUND prompt says what an
 observer without the truth could claim. Figures, the page and `noise.csv` all read these functions.
 
-Controls never enter a share. A position right of every visible one, in a causal model, is one:
-nothing visible can depend on its token, so it must come out ambiguous with the whole vocabulary.
+Controls never enter a share. A token that nothing visible depends on, such as one right of every
+visible position of a causal model, is one: it must come out ambiguous with the whole vocabulary.
 A cell with a target that no prompt explains is another: nothing may be certified there.
 """
 
@@ -18,7 +18,6 @@ from typing import Any
 import polars as pl
 
 from tokinfo.io.atomic import new_file
-from tokinfo.study.masks import Mask
 from tokinfo.tables.intervals import Share, clustered_median, clustered_share
 from tokinfo.tables.recovery import RECOVERED, SOUGHT, display_order, scan
 from tokinfo.tables.schema import CELL_KEYS, POSITION_VERDICTS, PROMPT_VERDICTS
@@ -32,12 +31,10 @@ _FACTS = (
 )
 _COLUMNS = (
     *(*CELL_KEYS, *_FACTS, "prompt_id", "position", "visible", "given", "correct"),
-    *("verdict", "around", "identified", "rank", "margin", "candidates", "bits", "bits_high"),
+    *("independent", "verdict", "around", "identified", "rank", "margin", "candidates"),
+    *("bits", "bits_high"),
     *("prior_bits", "prior_bits_high", "noise_threshold", "noise_floor"),
 )
-_FAR = 1 << 12
-"""A length beyond any number of positions: where a mask of a padded prompt ends."""
-
 _GROUP = (*SETTING, "metric", "solver")
 
 
@@ -52,36 +49,10 @@ def hidden_rows(recovery: Path, wanted: pl.Expr | None = None) -> pl.DataFrame:
     Raises:
         TableError: the long table cannot be read or has another schema.
     """
-    table = scan(recovery).select(_COLUMNS)
-    padded = table.filter(pl.col("padding") == "n_ctx").select("mask").unique()
-    masks = padded.collect(engine="streaming")["mask"].sort().to_list()
-    # Visible pads have no rows: the mask itself says how far a padded prompt is seen.
-    ends = pl.DataFrame(
-        {"mask": masks, "padding": ["n_ctx"] * len(masks), "end": [_end(mask) for mask in masks]},
-        schema={"mask": pl.String(), "padding": pl.String(), "end": pl.Int64()},
-    )
-    prompt = [*CELL_KEYS, "prompt_id"]
-    hidden = table.filter(~pl.col("visible") & SOUGHT)
+    hidden = scan(recovery).select(_COLUMNS).filter(~pl.col("visible") & ~pl.col("given"))
     hidden = hidden if wanted is None else hidden.filter(wanted)
-    last = table.filter(pl.col("visible")).group_by(prompt).agg(last=pl.col("position").max())
-    return (
-        hidden.join(last, on=prompt, how="left", maintain_order="left")
-        .join(ends.lazy(), on=["mask", "padding"], how="left", maintain_order="left")
-        .with_columns(
-            control=pl.col("causal")
-            & (pl.col("position") > pl.coalesce("end", "last", pl.lit(_FAR))),
-            recovered=RECOVERED,
-        )
-        .drop("last", "end")
-        .collect(engine="streaming")
-    )
-
-
-def _end(mask: str) -> int:
-    if (where := Mask(mask)).roles:
-        return _FAR  # pads stay visible
-    visible = where.visible(_FAR)
-    return visible[-1] if visible else _FAR
+    rows = hidden.with_columns(recovered=RECOVERED).rename({"independent": "control"})
+    return rows.collect(engine="streaming")
 
 
 # --- the finding --------------------------------------------------------------------------

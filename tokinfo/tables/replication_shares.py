@@ -16,7 +16,7 @@ import polars as pl
 
 from tokinfo.io.damaged import reading
 from tokinfo.tables.intervals import Share, clustered_share
-from tokinfo.tables.recovery import RECOVERED
+from tokinfo.tables.recovery import OTHERS_KNOWN, RECOVERED, SOUGHT
 from tokinfo.tables.schema import CELL_KEYS
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ OVER_PROMPTS = ("found", "adam", "joint", "identifiable")
 
 _PROMPT = ("prompts", "prompt_id")
 _IDENTIFIABLE = pl.col("identified") == "identifiable"
-_SWEPT = (pl.col("around") == "true") & pl.col("identified").is_not_null()
+_SWEPT = OTHERS_KNOWN & SOUGHT & pl.col("identified").is_not_null()
 
 # --- the published protocol ---------------------------------------------------------------
 
@@ -176,7 +176,7 @@ def prompt_columns(
         others: of the cells of other solvers.
         comparison: of the row.
     """
-    in_question = _in_question(comparison)
+    in_question = _in_question(comparison) & SOUGHT
     counted = {
         "found": (published.filter(in_question), pl.col("correct")),
         "adam": (others.filter(in_question, kind="adam"), pl.col("correct")),

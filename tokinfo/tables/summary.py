@@ -72,9 +72,9 @@ def summarise(recovery: Path, summary: Path, summary_csv: Path) -> None:
 
     Cells whose target is a control's are left out: the page on identifiability has them.
     Shares come with 95 % intervals over prompts (`intervals.clustered_share`) and with
-    what a uniform guess among the candidates would give. Known tokens are left out. `whole` is
-    the share of prompts with every position of the row's kind right, `prompt_whole` with every
-    position right. Losses
+    what a uniform guess among the candidates would give. Known tokens are left out, and those that
+    nothing visible depends on. `whole` is the share of prompts with every position of the row's
+    kind right, `prompt_whole` with every position right. Losses
     are medians over prompts; `descent` is the median of loss over first loss. `around` says what
     the cell's sweeps were run around; where it is ``true`` the other tokens were known, so `top1`
     is no search's result. `recovered` is the share of hidden positions found,
@@ -145,7 +145,8 @@ _UNUSED = (
 def shares(rows: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
     """Return shares, intervals, chance and costs per group and kind of position.
 
-    Tokens that the solver was given are left out: they are found by nobody.
+    Tokens that the solver was given are left out, and those that nothing visible depends on:
+    neither are found by anybody.
 
     Args:
         rows: rows of the long table.
@@ -178,7 +179,7 @@ def shares(rows: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
             certified_of=pl.col("judged").any().cast(pl.Int64),
             positions=pl.len(),
             ids=pl.col("true_id"),
-            whole=pl.col("correct").all(),
+            whole=pl.when(pl.col("correct").count() == pl.len()).then(pl.col("correct").all()),
             rank_first=(pl.col("rank") == 1).sum(),
             ranked=pl.col("rank").count(),
             margins=pl.col("margin").drop_nulls(),
@@ -190,7 +191,7 @@ def shares(rows: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
     # `all` over both kinds of position, joined back to each of them.
     one_prompt = [*CELL_KEYS, "prompt_id"]
     both = per_prompt.group_by(one_prompt).agg(
-        prompt_whole=pl.col("whole").all(),
+        prompt_whole=pl.when(pl.col("whole").count() == pl.len()).then(pl.col("whole").all()),
         prompt_ids=pl.col("ids").list.explode(),
         around=pl.col("around").max(),
     )

@@ -51,13 +51,11 @@ def settings(table: pl.DataFrame, by: Sequence[str]) -> list[Row]:
     """Return one dict per setting, in the order of the figures' models, for a line of a panel.
 
     ``table`` holds hidden rows, and ``by`` names the columns that make a setting; each dict has its
-    facts, `label`, `place` and `control` (all of its hidden positions are controls).
+    facts, `label` and `place`.
     """
     facts = ["source", "family", "state", "quantization", "weights_note", "block", "depth"]
     return _labelled(
-        table.group_by(by, maintain_order=True).agg(
-            *(pl.col(name).first() for name in facts), pl.col("control").all()
-        )
+        table.group_by(by, maintain_order=True).agg(*(pl.col(name).first() for name in facts))
     )
 
 

@@ -27,7 +27,7 @@ _NAMES = {
 def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
     """Draw, per model, mask and place, what each kind of search found beside what is there."""
     title = "Not found, or not there?"
-    table = hidden_rows(recovery)
+    table = hidden_rows(recovery).filter(~pl.col("control"))
     swept = best_cells(table.filter(kind="sweep"), pl.col("identified") == "identifiable")
     swept = swept.filter(pl.col("identified").is_not_null())
     if swept.is_empty():
@@ -38,7 +38,7 @@ def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
     # In a study with searches, a setting without one compares nothing.
     compared = table.filter(pl.col("kind").is_in(list(_SHAPES)))
     if len(compared):
-        kept = pl.concat([compared, table.filter("control")]).select(SETTING).unique()
+        kept = compared.select(SETTING).unique()
         table = table.join(kept, on=list(SETTING), how="semi")
     rows = data.at_few_places(data.settings(table, SETTING))
     masks, unshown = data.few_masks(rows)
@@ -60,7 +60,7 @@ def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
         "token explains the visible activations. Marks: found by a search that is given "
         "none of the hidden ones. A mark left of the end of the grey: not FOUND. No grey: not "
         "THERE. " + unshown + panels.note_weights(rows),
-        column_title=lambda mask: _column_title(mask, data.where(rows, mask=mask)),
+        column_title=style.mask_title,
         axis_label="hidden tokens (%)",
         line_height=0.45,
     )
@@ -75,10 +75,6 @@ def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
             _line(axes, at, here[0], colours[here[0]["family"]], present, swept, best, is_here)
     style.legend(drawn.figure, _key(rows, present), columns=4)
     style.save(drawn.figure, svg, png, title)
-
-
-def _column_title(mask: str, rows: list[Row]) -> str:
-    return style.mask_title(mask, " (control)" if all(row["control"] for row in rows) else "")
 
 
 def _line(
