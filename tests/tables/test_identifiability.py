@@ -171,6 +171,18 @@ def test_the_noise_table_is_medians_with_intervals_over_prompts(tmp_path: Path) 
     assert smol["threshold_low"] is smol["threshold_high"] is None, "two prompts allow none"
 
 
+def test_a_text_in_several_sets_is_one_prompt(tmp_path: Path) -> None:
+    rows = swept_rows(FLAT, texts=("a b", "c d")) + cell_rows(FLAT, texts=("a b", "c d"))
+    rows += [row | {"prompts": "again"} for row in rows]
+    found = finding(read(rows, tmp_path), DESCENT)
+    assert found is not None
+    assert (found.settings, found.positions, found.prompts) == (2, 4, 2)
+    # The same text twice in a set, too: seven positions, but five texts, allow no interval.
+    rows = swept_rows(FLAT, texts=("a b", "a b", "a b", "c d", "e f", "g h", "i j"))
+    (row,) = noise_table(read(rows, tmp_path)).to_dicts()
+    assert (row["positions"], row["n_prompts"], row["threshold_low"]) == (7, 5, None)
+
+
 def test_without_noise_the_table_is_its_header(tmp_path: Path) -> None:
     frame(cell_rows(FLAT)).write_parquet(tmp_path / "recovery.parquet")
     write_noise_table(tmp_path / "recovery.parquet", tmp_path / "noise.csv")

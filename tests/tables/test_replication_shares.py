@@ -129,6 +129,15 @@ def test_other_prompts_enter_their_own_shares_only(tmp_path: Path) -> None:
     assert (made["adam_found"], made["prompts_joint"]) == (None, None)
 
 
+def test_a_text_in_several_sets_is_one_prompt(tmp_path: Path) -> None:
+    published = runs([True])
+    again = [row | {"prompts": "again", "correct": False} for row in published]
+    (made,) = table(published + again, [comparison(FOUND, published + again)], tmp_path)
+    share = clustered_share([1], [2])
+    assert (made["n_prompts"], made["prompts_found"]) == (1, 0.5)
+    assert (made["prompts_found_low"], made["prompts_found_high"]) == (share.low, share.high)
+
+
 def test_a_trained_model_says_how_far_it_is_from_the_chapters(tmp_path: Path) -> None:
     history = tmp_path / "source.csv"
     history.write_text("step,tokens,train_loss,held_out_loss\n1,10,9,9\n2,2048,4.5,5.0\n")

@@ -30,7 +30,7 @@ _FACTS = (
     *("block", "depth", "kind", "vocabulary", "prior_entropy"),
 )
 _COLUMNS = (
-    *(*CELL_KEYS, *_FACTS, "prompt_id", "position", "visible", "given", "correct"),
+    *(*CELL_KEYS, *_FACTS, "prompt_id", "prompt", "position", "visible", "given", "correct"),
     *("independent", "verdict", "around", "identified", "rank", "margin", "candidates"),
     *("bits", "bits_high"),
     *("prior_bits", "prior_bits_high", "noise_threshold", "noise_floor"),
@@ -65,7 +65,7 @@ class Finding:
     Attributes:
         settings: number of settings (model, site, mask, ...) where both ran.
         positions: number of hidden tokens there, controls left out.
-        prompts: number of prompts.
+        prompts: number of prompts; a text in several sets is one.
         identifiable: share that a sweep around the true prompt identifies.
         found: share that the search found.
         certified: share of prompts that the search certified; None: it gave no verdict.
@@ -117,7 +117,7 @@ def finding(rows: pl.DataFrame, kinds: tuple[str, ...]) -> Finding | None:
     return Finding(
         settings=both.select(SETTING).n_unique(),
         positions=len(both),
-        prompts=both.select("prompts", "prompt_id").n_unique(),
+        prompts=both["prompt"].n_unique(),
         identifiable=_required(share(both, pl.col("there"))),
         found=_required(share(both, pl.col("correct"))),
         certified=share(prompts, pl.col("verdict") == "certified"),
@@ -137,7 +137,7 @@ def best_cells(rows: pl.DataFrame, outcome: pl.Expr) -> pl.DataFrame:
 def share(rows: pl.DataFrame, outcome: pl.Expr) -> Share | None:
     """Return the share of rows with an outcome, prompts as clusters; None: no row has one."""
     clusters = (
-        rows.group_by("prompts", "prompt_id", maintain_order=True)
+        rows.group_by("prompt", maintain_order=True)
         .agg(found=outcome.sum(), of=outcome.count())
         .filter(pl.col("of") > 0)
     )
@@ -172,7 +172,7 @@ def verdicts(rows: pl.DataFrame) -> list[dict[str, Any]]:
         ),
         *(pl.col(name).mean() for name in ("bits", "bits_high", "prior_bits", "prior_bits_high")),
         positions=pl.col("identified").count(),
-        n_prompts=pl.col("prompt_id").n_unique(),
+        n_prompts=pl.col("prompt").n_unique(),
         recovered=pl.col("recovered").sum(),
         # 0 / 0 is not a number: no margin and no floor are no evidence either way.
         margin_floors=ratio.fill_nan(0.0).quantile(0.5, "lower"),
@@ -264,7 +264,7 @@ def noise_table(rows: pl.DataFrame) -> pl.DataFrame:
     rows = rows.filter(pl.col("noise_threshold").is_not_null() & ~pl.col("control"))
     out = []
     for _, part in rows.group_by(_GROUP, maintain_order=True):
-        by_prompt = part.group_by("prompt_id", maintain_order=True).agg("noise_threshold")
+        by_prompt = part.group_by("prompt", maintain_order=True).agg("noise_threshold")
         median = clustered_median(by_prompt["noise_threshold"].to_list())
         first = part.row(0, named=True)
         values = part["noise_threshold"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,6 @@ ENDS = ("", "_low", "_high")
 OVER_PROMPTS = ("found", "adam", "joint", "identifiable")
 """Shares over all prompts of a row, in columns ``prompts_...``."""
 
-_PROMPT = ("prompts", "prompt_id")
 _IDENTIFIABLE = pl.col("identified") == "identifiable"
 _SWEPT = OTHERS_KNOWN & SOUGHT & pl.col("identified").is_not_null()
 
@@ -158,7 +157,7 @@ def sweep_columns(rows: pl.DataFrame, comparison: Comparison) -> dict[str, Any]:
         return {}
     return {
         "swept": len(swept),
-        **_share_columns("identifiable", _share_by(("model",), swept, _IDENTIFIABLE)),
+        **_share_columns("identifiable", _share_by("model", swept, _IDENTIFIABLE)),
         "margin": swept["margin"].median(),
         "noise_floor": swept["noise_floor"].median(),
         "bits": swept["bits"].mean(),
@@ -183,16 +182,16 @@ def prompt_columns(
         "joint": (others.filter(in_question, kind="joint"), pl.col("correct")),
         "identifiable": (others.filter(_SWEPT), _IDENTIFIABLE),
     }
-    out: dict[str, Any] = {"n_prompts": published.select(_PROMPT).n_unique()}
+    out: dict[str, Any] = {"n_prompts": published["prompt"].n_unique()}
     for name, (rows, hit) in counted.items():
         if len(rows):
-            out |= _share_columns(f"prompts_{name}", _share_by(_PROMPT, rows, hit))
+            out |= _share_columns(f"prompts_{name}", _share_by("prompt", rows, hit))
     return out
 
 
-def _share_by(keys: Sequence[str], rows: pl.DataFrame, hit: pl.Expr) -> Share:
+def _share_by(key: str, rows: pl.DataFrame, hit: pl.Expr) -> Share:
     """Return the share of hits among rows; the rows of one group are not independent."""
-    groups = rows.group_by(keys, maintain_order=True).agg(found=hit.sum(), of=pl.len())
+    groups = rows.group_by(key, maintain_order=True).agg(found=hit.sum(), of=pl.len())
     return clustered_share(groups["found"].to_list(), groups["of"].to_list())
 
 

@@ -136,7 +136,7 @@ def shares_by_cell(recovery: Path, which: pl.Expr = OWN_TARGET) -> pl.DataFrame:
 
 
 _UNUSED = (
-    *("prompt", "true_token", "found_token", "top5_ids", "top5_tokens"),
+    *("true_token", "found_token", "top5_ids", "top5_tokens"),
     *("curve_steps", "curve"),
 )
 """Columns of the long table that no share is made from, the widest ones."""
@@ -151,8 +151,8 @@ def shares(rows: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
     Args:
         rows: rows of the long table.
         by: columns that make a group, such as `CELL_KEYS`, or ``["model"]`` to pool all cells
-            of a model. A prompt stays ONE cluster whatever is pooled: the same text in twenty
-            cells is not twenty prompts.
+            of a model. A text stays ONE cluster whatever is pooled: in twenty cells, or in three
+            sets of prompts, it is no more than one prompt.
 
     Returns:
         One row per group and value of `visible`, in order of first appearance, hidden first.
@@ -172,7 +172,7 @@ def shares(rows: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
         .agg(
             *(pl.col(column).sum().alias(f"{name}_found") for name, column in SHARES.items()),
             *(pl.col(column).count().alias(f"{name}_of") for name, column in SHARES.items()),
-            *(pl.col(name).first() for name in (*_PER_PROMPT, "seconds", *facts)),
+            *(pl.col(name).first() for name in ("prompt", *_PER_PROMPT, "seconds", *facts)),
             *(pl.col(name).sum() for name in _BITS),
             *(pl.col(name).count().alias(f"with_{name}") for name in _BITS),
             certified_found=((verdict == "certified") & pl.col("judged")).any().cast(pl.Int64),
@@ -238,7 +238,7 @@ def _intervals(part: pl.DataFrame) -> dict[str, object]:
         part: one row per cell and prompt of the group.
     """
     row: dict[str, object] = {}
-    clusters = part.group_by("prompts", "prompt_id", maintain_order=True).agg(
+    clusters = part.group_by("prompt", maintain_order=True).agg(
         pl.col("positions").sum(), pl.col("^.*_(found|of)$").sum()
     )
     row["positions"], row["n_prompts"] = part["positions"].sum(), len(clusters)

@@ -193,7 +193,7 @@ def _threshold(
         """Return where a threshold is drawn, and its mark: 0 and infinity at the edges."""
         return (low, "<") if value <= 0 else (high, ">") if value > high else (value, "o")
 
-    by_prompt = mine.group_by("prompt_id", maintain_order=True).agg("noise_threshold")
+    by_prompt = mine.group_by("prompt", maintain_order=True).agg("noise_threshold")
     for value in mine["noise_threshold"].to_list():
         x, mark = place(value)
         faint: Row = {"markersize": 3, "color": colour, "alpha": 0.3, "zorder": 2}
