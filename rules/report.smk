@@ -35,7 +35,7 @@ rule summarise:
             "<results>/tables/summary.csv",
             caption="../report/summary.rst",
             category="Tables",
-            labels={"table": "recovery by cell, hidden and visible positions apart"},
+            labels={"table": "tokens found by cell, hidden and visible positions apart"},
         ),
     log:
         "<logs>/summarise.log",
@@ -50,7 +50,7 @@ rule summarise:
     params:
         code=code("summarise"),
     message:
-        "Summarising recovery"
+        "Summarising what was found"
     script:
         "scripts/summarise.py"
 

@@ -1,4 +1,4 @@
-"""Intervals for shares of recovered tokens, and what guessing would give.
+"""Intervals for shares of tokens, and what guessing would give.
 
 Positions of one prompt are not independent: a prompt is found whole or not at all more often
 than chance would have it. So an interval resamples prompts, not positions.
@@ -78,7 +78,7 @@ def bootstrap(
     an equal interval, and two settings with the same prompts are resampled alike.
 
     Args:
-        successes: [cluster] recovered positions.
+        successes: [cluster] positions that count, such as those found.
         trials: [cluster] scored positions, each more than 0.
         level: coverage aimed at.
         resamples: number of draws.
@@ -93,7 +93,7 @@ def bootstrap(
 def clustered_share(
     successes: Sequence[float], trials: Sequence[float], *, level: float = LEVEL
 ) -> Share:
-    """Return the share of recovered positions with an interval that respects prompts.
+    """Return the share of positions that count with an interval that respects prompts.
 
     - One position a prompt: prompts are independent trials, Wilson's interval.
     - Every prompt has the same share (all found, none found, or only one prompt): resampling

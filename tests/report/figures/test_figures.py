@@ -156,7 +156,7 @@ def test_nothing_hidden_is_said_in_words(tmp_path: Path, monkeypatch: pytest.Mon
     said: list[str] = []
     monkeypatch.setattr(style, "message", lambda figure, text: said.append(text))
     summary = tables(study("nothing hidden"), tmp_path)
-    draw("recovery_by_mask", summary, tmp_path / "f.svg", tmp_path / "f.png")
+    draw("found_by_mask", summary, tmp_path / "f.svg", tmp_path / "f.png")
     assert said == ["No hidden positions in this study: every mask leaves all tokens visible."]
 
 
