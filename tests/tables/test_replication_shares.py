@@ -129,6 +129,16 @@ def test_other_prompts_enter_their_own_shares_only(tmp_path: Path) -> None:
     assert (made["adam_found"], made["prompts_joint"]) == (None, None)
 
 
+def test_searches_of_different_strength_are_not_pooled(tmp_path: Path) -> None:
+    published = runs([False, False])
+    adam = [row | {"solver": "adam", "kind": "adam"} for row in runs([False, False])]
+    longer = [row | {"solver": "adam-long", "kind": "adam"} for row in runs([True, True])]
+    (made,) = table(
+        published + adam + longer, [comparison(HIDDEN, published, adam + longer)], tmp_path
+    )
+    assert (made["adam_found"], made["prompts_adam"]) == (0.0, 0.0)
+
+
 def test_a_text_in_several_sets_is_one_prompt(tmp_path: Path) -> None:
     published = runs([True])
     again = [row | {"prompts": "again", "correct": False} for row in published]

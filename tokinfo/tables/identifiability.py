@@ -36,6 +36,7 @@ _COLUMNS = (
     *("prior_bits", "prior_bits_high", "noise_threshold", "noise_floor"),
 )
 _GROUP = (*SETTING, "metric", "solver")
+_KINDS = ("chapter", "adam", "sequential", "mixture", "joint")
 
 
 def hidden_rows(recovery: Path, wanted: pl.Expr | None = None) -> pl.DataFrame:
@@ -82,26 +83,31 @@ class Finding:
     recovered: Share | None
 
 
-def finding(rows: pl.DataFrame, kinds: tuple[str, ...]) -> Finding | None:
-    """Compare a kind of search with the sweep, in the settings where both ran.
+def searches(rows: pl.DataFrame) -> list[tuple[str, str]]:
+    """Return name and kind of each solver that searched, descents first and joint search last."""
+    found = rows.filter(pl.col("kind") != "sweep").select("solver", "kind").unique().rows()
+    return sorted(found, key=lambda row: (_KINDS.index(row[1]) if row[1] in _KINDS else 0, row[0]))
 
-    Of several cells of one kind in a setting the one that found (or identified, or recovered)
-    most is taken, in hindsight: the comparison is generous to descent.
+
+def finding(rows: pl.DataFrame, solver: str) -> Finding | None:
+    """Compare a search with the sweep, in the settings where both ran.
+
+    Solvers are not pooled: they search with different strength. Of several cells of one solver in a
+    setting (metrics, parametrisations, seeds) the one that recovered most is taken, in hindsight,
+    or that found most, where nothing was swept around what it found.
 
     Args:
         rows: what `hidden_rows` returned.
-        kinds: kinds of solver that count as the search.
+        solver: name of the solver that searched.
 
     Returns:
         the shares, or None where no setting has both.
     """
     rows = rows.filter(~pl.col("control"))
     swept = best_cells(rows.filter(kind="sweep"), pl.col("identified") == "identifiable")
-    joint = kinds == ("joint",)
-    found = best_cells(
-        rows.filter(pl.col("kind").is_in(kinds)),
-        pl.col("recovered") if joint else pl.col("correct"),
-    )
+    searched = rows.filter(pl.col("kind") != "sweep", solver=solver)
+    asked = searched["recovered"].count() > 0
+    found = best_cells(searched, pl.col("recovered" if asked else "correct"))
     where = [*SETTING, "prompt_id", "position"]
     both = found.join(
         swept.filter(pl.col("identified").is_not_null()).select(
@@ -173,7 +179,6 @@ def verdicts(rows: pl.DataFrame) -> list[dict[str, Any]]:
         *(pl.col(name).mean() for name in ("bits", "bits_high", "prior_bits", "prior_bits_high")),
         positions=pl.col("identified").count(),
         n_prompts=pl.col("prompt").n_unique(),
-        recovered=pl.col("recovered").sum(),
         # 0 / 0 is not a number: no margin and no floor are no evidence either way.
         margin_floors=ratio.fill_nan(0.0).quantile(0.5, "lower"),
     )

@@ -118,7 +118,7 @@ def _share_columns(name: str, share: Share) -> dict[str, float]:
 
 
 def search_columns(rows: pl.DataFrame, comparison: Comparison) -> dict[str, Any]:
-    """Return what other searches found in the row's prompt.
+    """Return what other searches found in the row's prompt, of each kind the entry's first one.
 
     Args:
         rows: of the cells of other solvers.
@@ -128,23 +128,25 @@ def search_columns(rows: pl.DataFrame, comparison: Comparison) -> dict[str, Any]
     of_prompt = rows.filter(prompt=claim.prompt)
     out: dict[str, Any] = {}
     for kind in ("adam", "joint"):
+        mine = _by_first(of_prompt, kind)
         runs = [
             (_suffices(*_tokens(part, comparison), claim), (part["verdict"] == "certified").all())
-            for _, part in of_prompt.filter(kind=kind).group_by(
-                "model", "solver", maintain_order=True
-            )
+            for _, part in mine.group_by("model", maintain_order=True)
         ]
         if runs:
             out[f"{kind}_found"] = sum(found for found, _ in runs) / len(runs)
-            visible = of_prompt.filter("visible", kind=kind)
-            out[f"{kind}_visible"] = visible["correct"].mean()
+            out[f"{kind}_visible"] = mine.filter("visible")["correct"].mean()
         if runs and kind == "joint":
-            joint = of_prompt.filter(kind=kind)
-            prompts = joint.unique([*CELL_KEYS, "prompt_id"])
+            prompts = mine.unique([*CELL_KEYS, "prompt_id"])
             out["joint_certified"] = (prompts["verdict"] == "certified").mean()
             out["joint_returned"] = sum(all(run) for run in runs) / len(runs)
-            out["recovered"] = joint.select(RECOVERED.mean()).item()
+            out["recovered"] = mine.select(RECOVERED.mean()).item()
     return out
+
+
+def _by_first(rows: pl.DataFrame, kind: str) -> pl.DataFrame:
+    """Return the rows of the first solver of a kind: searches of other strength are not pooled."""
+    return rows.filter(kind=kind).filter(pl.col("solver") == pl.col("solver").first())
 
 
 def sweep_columns(rows: pl.DataFrame, comparison: Comparison) -> dict[str, Any]:
@@ -178,8 +180,8 @@ def prompt_columns(
     in_question = _in_question(comparison) & SOUGHT
     counted = {
         "found": (published.filter(in_question), pl.col("correct")),
-        "adam": (others.filter(in_question, kind="adam"), pl.col("correct")),
-        "joint": (others.filter(in_question, kind="joint"), pl.col("correct")),
+        "adam": (_by_first(others, "adam").filter(in_question), pl.col("correct")),
+        "joint": (_by_first(others, "joint").filter(in_question), pl.col("correct")),
         "identifiable": (others.filter(_SWEPT), _IDENTIFIABLE),
     }
     out: dict[str, Any] = {"n_prompts": published["prompt"].n_unique()}

@@ -189,6 +189,13 @@ def average(rows: list[Row]) -> Row:
     }
 
 
+def by_search(rows: list[Row]) -> list[Row]:
+    """Return the rows with a label for each solver, because searches differ in strength."""
+    if len(distinct(rows, "solver")) < 2:
+        return rows
+    return [row | {"label": f"{row['label']}, {row['solver']}"} for row in rows]
+
+
 def matched(rows: list[Row], axis: str) -> list[Row]:
     """Return the rows that can be compared along an axis, such as `solver`.
 
