@@ -63,7 +63,7 @@ rule noise_table:
             "<results>/tables/noise.csv",
             caption="../report/noise.rst",
             category="Identifiability",
-            labels={"table": "noise that hidden tokens survive"},
+            labels={"table": "noise at which hidden tokens are lost"},
         ),
     log:
         "<logs>/noise_table.log",
@@ -78,7 +78,7 @@ rule noise_table:
     params:
         code=code("noise_table"),
     message:
-        "Tabulating the noise that hidden tokens survive"
+        "Tabulating the noise at which hidden tokens are lost"
     script:
         "scripts/noise_table.py"
 

@@ -259,7 +259,7 @@ def swept_rows(
         }
         if threshold is not None and around == "true":
             drawn = threshold * 10 ** chance.gauss(0, 0.4)
-            row["noise_threshold"] = drawn if sole else 0.0
+            row |= {"noise_threshold": drawn if sole else 0.0, "noise_step": 1.5}
     return rows
 
 

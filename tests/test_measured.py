@@ -100,3 +100,16 @@ def test_what_nothing_depends_on_follows_from_mask_site_and_causality(
     frame = run(made, tmp_path / "c.parquet", mask, {"kind": "adam", "steps": 1}, **changes)
     expected = ~frame["visible"] & (frame["position"] >= first)
     assert frame["independent"].to_list() == expected.to_list()
+
+
+def test_the_step_of_the_ratios_stands_beside_the_noise_at_which_a_token_is_lost(
+    made: Path, tmp_path: Path
+) -> None:
+    noise = {"lowest": 1e-4, "highest": 1e2, "levels": 25, "draws": 1}
+    frame = run(made, tmp_path / "a.parquet", "1:", {"kind": "sweep", "noise": noise})
+    assert frame["noise_step"].to_list() == pytest.approx([10 ** (6 / 24)] * len(frame))
+    ratios = [1e-4 * 10 ** (n / 4) for n in range(25)]
+    (level, *_) = frame["noise_threshold"].drop_nulls()
+    assert min(abs(level / ratio - 1) for ratio in ratios) < 1e-9, "one of the ratios tried"
+    frame = run(made, tmp_path / "b.parquet", "1:", {"kind": "sweep"})
+    assert frame["noise_step"].is_null().all()

@@ -30,7 +30,7 @@ from tokinfo.solvers.run import run
 from tokinfo.solvers.scores import found_unordered, published_reference, verdict
 from tokinfo.solvers.watch import Watch, lines
 from tokinfo.study.cell import CellSettings
-from tokinfo.study.solvers import ChapterSolver
+from tokinfo.study.solvers import ChapterSolver, SweepSolver
 from tokinfo.study.targets import OWN
 from tokinfo.text.documents import read_passages
 
@@ -148,6 +148,9 @@ def make_rows(
         "dtype": str(model.dtype).removeprefix("torch."),
         "kind": solver.kind,
         "vocabulary": problem.decoder.size,
+        "noise_step": solver.noise.step
+        if isinstance(solver, SweepSolver) and solver.noise
+        else None,
         "prior_entropy": None if problem.prior is None else entropy(problem.prior),
         "restarts": result.restarts,
         "model_digest": facts.digest,

@@ -172,6 +172,7 @@ def test_the_noise_table_is_medians_with_intervals_over_prompts(tmp_path: Path) 
     flat, smol = table.to_dicts()
     assert (flat["model"], flat["positions"], flat["n_prompts"]) == ("flat", 10, 10)
     assert (flat["threshold"], flat["none"], flat["above"]) == (3.0, 1, 1)
+    assert flat["step"] == 1.5, "the grid's step stands beside what it limits"
     assert 0 < flat["threshold_low"] < 3 < flat["threshold_high"] < float("inf")
     assert smol["n_prompts"] == 2
     assert smol["threshold_low"] is smol["threshold_high"] is None, "two prompts allow none"

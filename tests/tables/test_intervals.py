@@ -13,6 +13,7 @@ from tokinfo.solvers.scores import found_unordered
 from tokinfo.tables.intervals import (
     bootstrap,
     chance_unordered,
+    clopper_pearson,
     clustered_median,
     clustered_share,
     wilson,
@@ -35,9 +36,10 @@ def test_wilson_agrees_with_published_values() -> None:
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(1, 0), (3, 2), (-1, 2)])
-def test_wilson_refuses_what_is_not_a_share(successes: int, trials: int) -> None:
-    with pytest.raises(ValueError, match="trials"):
-        wilson(successes, trials)
+def test_what_is_not_a_share_is_refused(successes: int, trials: int) -> None:
+    for interval in (wilson, clopper_pearson):
+        with pytest.raises(ValueError, match="trials"):
+            interval(successes, trials)
 
 
 @given(CLUSTERS)
@@ -91,6 +93,18 @@ def test_interval_covers_the_truth_with_ten_prompts(mean: float, correlation: fl
         share = clustered_share(random.binomial(3, chances).tolist(), [3] * 10)
         covered += share.low <= mean <= share.high
     assert covered / runs >= 0.9
+
+
+@pytest.mark.parametrize("trials", [1, 2, 5, 20])
+def test_the_exact_interval_covers_every_share(trials: int) -> None:
+    ends = [clopper_pearson(count, trials) for count in range(trials + 1)]
+    for share in np.linspace(0, 1, 101):
+        covered = sum(
+            math.comb(trials, count) * share**count * (1 - share) ** (trials - count)
+            for count, end in enumerate(ends)
+            if end.low <= share <= end.high
+        )
+        assert covered >= 0.95 - 1e-12
 
 
 def test_no_prompts_is_an_error() -> None:

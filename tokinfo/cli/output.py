@@ -76,7 +76,8 @@ def _verdict(row: dict[str, Any], sweep: bool) -> str:
         words += f" ({row['candidates']:,} candidates)"
     level = row.get("noise_threshold")
     if level is not None:
-        words += f", lost at noise {level:.3g}" if math.isfinite(level) else ", no noise loses it"
+        lost = f", lost at noise {level:.3g} (steps of x{row['noise_step']:.3g})"
+        words += lost if math.isfinite(level) else ", no noise loses it"
     return words if sweep else f"{'found' if row['correct'] else 'not found'}, {words}"
 
 

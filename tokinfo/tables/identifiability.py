@@ -33,7 +33,7 @@ _COLUMNS = (
     *(*CELL_KEYS, *_FACTS, "prompt_id", "prompt", "position", "visible", "given", "correct"),
     *("independent", "verdict", "around", "identified", "rank", "margin", "candidates"),
     *("bits", "bits_high"),
-    *("prior_bits", "prior_bits_high", "noise_threshold", "noise_floor"),
+    *("prior_bits", "prior_bits_high", "noise_threshold", "noise_step", "noise_floor"),
 )
 _GROUP = (*SETTING, "metric", "solver")
 _KINDS = ("chapter", "adam", "sequential", "mixture", "joint")
@@ -254,10 +254,11 @@ NOISE_SCHEMA: dict[str, pl.DataType] = {
     "causal": pl.Boolean(),
     **dict.fromkeys(("padding", "mask", "known", "metric", "solver", "prompts"), pl.String()),
     **dict.fromkeys(("positions", "n_prompts", "none", "above"), pl.Int64()),
-    **dict.fromkeys(("threshold", "threshold_low", "threshold_high"), pl.Float64()),
+    **dict.fromkeys(("threshold", "threshold_low", "threshold_high", "step"), pl.Float64()),
 }
-"""Columns of `noise.csv`. `none`: positions whose token is not the only best one without noise
-(threshold 0); `above`: still the best one at the largest noise tried (threshold infinite)."""
+"""Columns of `noise.csv`. `step`: the factor between the ratios tried, of which `threshold` is one.
+`none`: positions whose token is not the only best one without noise (threshold 0); `above`: still
+the best one at the largest noise tried (threshold infinite)."""
 
 
 def noise_table(rows: pl.DataFrame) -> pl.DataFrame:
@@ -283,6 +284,7 @@ def noise_table(rows: pl.DataFrame) -> pl.DataFrame:
                 "threshold": median.value,
                 "threshold_low": median.low,
                 "threshold_high": median.high,
+                "step": first["noise_step"],
             }
         )
     return _in_order(pl.DataFrame(out, schema=NOISE_SCHEMA))

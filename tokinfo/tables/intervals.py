@@ -36,7 +36,7 @@ class Share:
     value: float
     low: float
     high: float
-    method: Literal["wilson", "bootstrap"]
+    method: Literal["wilson", "bootstrap", "clopper-pearson"]
 
 
 def wilson(successes: float, trials: float, level: float = LEVEL) -> tuple[float, float]:
@@ -61,6 +61,43 @@ def wilson(successes: float, trials: float, level: float = LEVEL) -> tuple[float
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == trials else min(1.0, centre + half)
     return low, high
+
+
+def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> Share:
+    """Return a share with its exact interval (Clopper and Pearson, Biometrika 26, 1934).
+
+    It covers at least ``level``, however few trials there are. Each end is the share at which the
+    outcome, or one further away, has half of what is left of the probability.
+
+    Raises:
+        ValueError: no trials, or successes outside [0, trials].
+
+    >>> share = clopper_pearson(0, 1)
+    >>> share.low, round(share.high, 3)
+    (0.0, 0.975)
+    """
+    if not trials > 0 or not 0 <= successes <= trials:
+        raise ValueError(f"clopper_pearson: {successes} successes in {trials} trials")
+
+    def at_least(count: int, share: float) -> float:
+        terms = range(count, trials + 1)
+        return sum(math.comb(trials, k) * share**k * (1 - share) ** (trials - k) for k in terms)
+
+    def solve(count: int, aim: float) -> float:
+        """Return the share at which ``count`` successes or more have the probability ``aim``."""
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if at_least(count, middle) < aim else (low, middle)
+        return high
+
+    tail = (1 - level) / 2
+    return Share(
+        successes / trials,
+        0.0 if successes == 0 else solve(successes, tail),
+        1.0 if successes == trials else solve(successes + 1, 1 - tail),
+        "clopper-pearson",
+    )
 
 
 def bootstrap(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from tokinfo.io.damaged import reading
-from tokinfo.tables.intervals import Share, clustered_share
+from tokinfo.tables.intervals import Share, clopper_pearson, clustered_share
 from tokinfo.tables.recovery import OTHERS_KNOWN, RECOVERED, SOUGHT
 from tokinfo.tables.schema import CELL_KEYS
 
@@ -47,13 +47,8 @@ def published_columns(rows: pl.DataFrame, comparison: Comparison) -> tuple[dict[
         (model, *_tokens(part, comparison))
         for (model, *_), part in of_prompt.group_by("model", "seed", "prompts", maintain_order=True)
     ]
-    by_model: dict[str, list[bool]] = {}
-    for model, found, of in outcomes:
-        by_model.setdefault(model, []).append(_suffices(found, of, claim))
-    groups = list(by_model.values())
-    if len(groups) == 1:
-        groups = [[one] for one in groups[0]]
-    share = clustered_share([sum(group) for group in groups], [len(group) for group in groups])
+    hits = sum(_suffices(found, of, claim) for _, found, of in outcomes)
+    share = clopper_pearson(hits, len(outcomes))
     first, once = of_prompt.row(0, named=True), of_prompt.unique([*CELL_KEYS, "prompt_id"])
     one = of_prompt.filter(model=first["model"], seed=first["seed"], prompts=first["prompts"])
     return {
@@ -61,8 +56,8 @@ def published_columns(rows: pl.DataFrame, comparison: Comparison) -> tuple[dict[
         "padding": first["padding"],
         "ours": " | ".join(_texts(one, claim.top_k)),
         "runs": len(outcomes),
-        "runs_found": sum(map(sum, groups)),
-        "initialisations": len(by_model),
+        "runs_found": hits,
+        "initialisations": len({model for model, *_ in outcomes}),
         **_share_columns("found", share),
         "tokens_found": sum(o[1] for o in outcomes) / sum(o[2] for o in outcomes),
         "visible_found": of_prompt.filter("visible")["correct"].mean(),
@@ -90,8 +85,10 @@ def _tokens(rows: pl.DataFrame, comparison: Comparison) -> tuple[int, int]:
         )
     if claim.top_k == 1:
         return int(in_question["in_prompt"].sum()), len(in_question)
-    # Each of the k texts holds every position once: a token counts as often as it was decoded.
+    # Each of the k texts holds every position once: a token counts as often as it was decoded, less
+    # once for each copy of it that is not in question.
     texts = Counter(rows["top5_ids"].list.head(claim.top_k).explode().to_list())
+    texts -= Counter(rows.filter(~_in_question(comparison))["true_id"].to_list())
     wanted = Counter(in_question["true_id"].to_list())
     return sum(min(count, texts[token]) for token, count in wanted.items()), len(in_question)
 
@@ -154,11 +151,16 @@ def sweep_columns(rows: pl.DataFrame, comparison: Comparison) -> dict[str, Any]:
 
     Arguments as `search_columns` takes them.
     """
-    swept = rows.filter(_SWEPT, prompt=comparison.claim.prompt)
+    of_prompt = rows.filter(OTHERS_KNOWN & SOUGHT, prompt=comparison.claim.prompt)
+    swept = of_prompt.filter(_SWEPT)
     if swept.is_empty():
         return {}
+    position = ("model", "seed", "prompts", "prompt_id", "position")
+    in_question = of_prompt.filter(_in_question(comparison)).group_by(position)
     return {
         "swept": len(swept),
+        # A position that no sweep visited is not identified.
+        "question_identifiable": in_question.agg(hit=_IDENTIFIABLE.any())["hit"].mean(),
         **_share_columns("identifiable", _share_by("model", swept, _IDENTIFIABLE)),
         "margin": swept["margin"].median(),
         "noise_floor": swept["noise_floor"].median(),

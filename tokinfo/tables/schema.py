@@ -145,6 +145,10 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
         pl.Float64(),
         "noise-to-signal ratio at which the true token stops being the best (median of draws)",
     ),
+    "noise_step": (
+        pl.Float64(),
+        "factor between the ratios tried, by which noise_threshold may be too high",
+    ),
     "restart": (pl.Int64(), "which start was kept, from 0"),
     "restarts": (pl.Int64(), "number of starts"),
     "steps": (pl.Int64(), "steps of the kept start; of `mixture` solvers, rounds"),

@@ -31,6 +31,7 @@ _FACTS = (
     "block",
     "depth",
     "vocabulary",
+    "noise_step",
     "restarts",
     "device",
     "dtype",
