@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from tokinfo.models.bitsandbytes import import_bitsandbytes, mend_bitsandbytes
 from tokinfo.models.mixer import MODEL_TYPE, MixerSpec, MixerStack
 from tokinfo.study.fields import ComputeDtype, Quantization, State
 from tokinfo.study.prompts import Prompt, written
+from tokinfo.text.pieces import Pieces
 from tokinfo.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -91,9 +93,13 @@ class Checkpoint:
         """What the decoder computes in, and wants ``inputs_embeds`` in."""
         return DTYPES[self.facts.dtype]
 
+    @cached_property
+    def _pieces(self) -> Pieces:
+        return Pieces(self.tokenizer)
+
     def text(self, token: int) -> str:
-        """Return the text of a token; of a special one, its name."""
-        return self.tokenizer.decode([token], skip_special_tokens=False)
+        """Return the text of a token (`Pieces`); of a special one, its name."""
+        return self._pieces[token]
 
     def read(self, prompts: Sequence[Prompt]) -> list[Reading]:
         """Return prompts as the model reads them; raises InvalidError where it cannot."""

@@ -92,7 +92,11 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
         "shares leave such rows out",
     ),
     "true_id": (pl.Int64(), "id of the prompt's token here"),
-    "true_token": (pl.String(), "its text"),
+    "true_token": (
+        pl.String(),
+        "its text as the tokenizer has it, spaces and bytes in place of its signs for them; of a "
+        "special token its name",
+    ),
     "found_id": (
         pl.Int64(),
         "id of the solver's token here; null: a sweep around the true prompt did not visit this "
