@@ -27,7 +27,7 @@ from common import write
 
 from tokinfo.report.figures.identifiable import rank_histogram
 from tokinfo.report.figures.loss import loss_curves
-from tokinfo.report.figures.recovery import recovery_by_mask
+from tokinfo.report.figures.recovery import found_by_mask
 from tokinfo.report.pages.identifiability import write_identifiability
 from tokinfo.report.pages.strips import write_strips
 from tokinfo.study.masks import Mask
@@ -87,7 +87,7 @@ def rows(cell: dict[str, Any]) -> list[dict[str, Any]]:
                 of_prompt
                 | {
                     **{"position": position, "visible": position in visible, "true_id": true},
-                    "given": False,
+                    **{"given": False, "independent": position > max(visible)},
                     **{"true_token": f" word{position}", "found_id": top[0]},
                     **{"found_token": f" word{position + (not right)}", "top5_ids": top},
                     **{"top5_tokens": [f" w{token}" for token in top], "correct": right},
@@ -136,9 +136,7 @@ STAGES: dict[str, Callable[[Path], object]] = {
     "identifiability": lambda at: write_identifiability(at / TABLE, at / "page.html"),
     "loss_curves": lambda at: loss_curves(at / TABLE, at / "loss.svg", at / "loss.png"),
     "rank_histogram": lambda at: rank_histogram(at / TABLE, at / "r.svg", at / "r.png"),
-    "recovery_by_mask": lambda at: recovery_by_mask(
-        at / "summary.parquet", at / "m.svg", at / "m.png"
-    ),
+    "found_by_mask": lambda at: found_by_mask(at / "summary.parquet", at / "m.svg", at / "m.png"),
 }
 
 

@@ -1,4 +1,4 @@
-r"""In what a hidden token is lost: noise on the visible activations, and rounded weights.
+r"""What loses a hidden token: noise on the visible activations, and rounded weights.
 
     python benchmarks/noise.py RESULTS TEXT docs/evidence/noise.csv \\
         --cells flat/1 transformer/1 smollm2/1

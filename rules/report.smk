@@ -35,7 +35,7 @@ rule summarise:
             "<results>/tables/summary.csv",
             caption="../report/summary.rst",
             category="Tables",
-            labels={"table": "recovery by cell, hidden and visible positions apart"},
+            labels={"table": "tokens found by cell, hidden and visible positions apart"},
         ),
     log:
         "<logs>/summarise.log",
@@ -50,7 +50,7 @@ rule summarise:
     params:
         code=code("summarise"),
     message:
-        "Summarising recovery"
+        "Summarising what was found"
     script:
         "scripts/summarise.py"
 
@@ -63,7 +63,7 @@ rule noise_table:
             "<results>/tables/noise.csv",
             caption="../report/noise.rst",
             category="Identifiability",
-            labels={"table": "noise that hidden tokens survive"},
+            labels={"table": "noise at which hidden tokens are lost"},
         ),
     log:
         "<logs>/noise_table.log",
@@ -78,7 +78,7 @@ rule noise_table:
     params:
         code=code("noise_table"),
     message:
-        "Tabulating the noise that hidden tokens survive"
+        "Tabulating the noise at which hidden tokens are lost"
     script:
         "scripts/noise_table.py"
 

@@ -82,6 +82,8 @@ def cell_rows(
         tokens = [words[0], *(f" {word}" for word in words[1:])]
         ids = [sum(map(ord, token)) % model.vocabulary for token in tokens]
         visible = Mask(mask).visible(len(ids))
+        # Nothing visible depends on what stands here or later.
+        end = max(visible, default=-1) + 1 if fixed.get("causal", True) else len(ids)
         luck = chance.uniform(-0.15, 0.15)
         found = [
             true
@@ -125,6 +127,7 @@ def cell_rows(
                     "position": position,
                     "visible": position in visible,
                     "given": False,
+                    "independent": position >= end,
                     "true_id": true,
                     "true_token": tokens[position],
                     "found_id": guess,
@@ -156,15 +159,19 @@ def cell_rows(
 
 
 def known_rows(rows: list[dict[str, Any]], known: str = "visible") -> list[dict[str, Any]]:
-    """Return made-up rows as those of a solver that was given some tokens: all right there."""
+    """Return made-up rows as those of a solver that was given some tokens."""
     length = {row["prompt_id"]: row["position"] + 1 for row in rows}
     out = []
     for row in rows:
         positions = Known(known).positions(Mask(row["mask"]), length[row["prompt_id"]])
         given = row["position"] in positions
-        right = {"correct": True, "in_top5": True, "in_prompt": True, "found_id": row["true_id"]}
-        out.append(row | {"known": known, "given": given} | (right if given else {}))
+        put = {"found_id": row["true_id"], "found_token": row["true_token"], **_NOT_SOUGHT}
+        out.append(row | {"known": known, "given": given} | (put if given else {}))
     return out
+
+
+_NOT_SOUGHT = dict.fromkeys(("correct", "in_top5", "in_prompt", "published_correct"))
+_NOTHING_FOUND = dict.fromkeys(("found_id", "found_token", "top5_ids", "top5_tokens"))
 
 
 def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
@@ -219,20 +226,21 @@ def swept_rows(
     searched = replace(model, hidden=1.0, visible=1.0) if around == "true" else model
     rows = cell_rows(searched, solver=solver, **cell)
     chance = random.Random(f"{model.name} {solver} {cell}")
-    last = {row["prompt_id"]: row["position"] for row in rows if row["visible"]}
     whole: dict[int, bool] = {}
     for row in rows:
-        whole[row["prompt_id"]] = whole.get(row["prompt_id"], True) and row["correct"]
+        whole[row["prompt_id"]] = whole.get(row["prompt_id"], True) and bool(row["correct"])
     for row in rows:
         certified = around == "true" or whole[row["prompt_id"]]
         row |= {"around": around, "noise_floor": floor, "found_loss": 0.0 if certified else 40.0}
         row["verdict"] = "certified" if certified else "search failure"
         if around == "true":
-            row["first_loss"] = None
+            row |= dict.fromkeys(("loss", "first_loss", "found_loss", "verdict"))
         if row["visible"]:
+            if around == "true":
+                row |= _NOT_SOUGHT | _NOTHING_FOUND
             continue
         size = model.vocabulary
-        if row["causal"] and row["position"] > last.get(row["prompt_id"], size):
+        if row["independent"]:
             row |= {"identified": "ambiguous", "rank": size, "margin": 0.0, "candidates": size}
             row |= {"bits": 0.0, "bits_high": 0.0, "noise_threshold": 0.0}
             continue
@@ -252,7 +260,7 @@ def swept_rows(
         }
         if threshold is not None and around == "true":
             drawn = threshold * 10 ** chance.gauss(0, 0.4)
-            row["noise_threshold"] = drawn if sole else 0.0
+            row |= {"noise_threshold": drawn if sole else 0.0, "noise_step": 1.5}
     return rows
 
 

@@ -175,8 +175,9 @@ def test_rows_say_which_tokens_were_given_and_have_them_in_place(
     assert frame["known"].unique().to_list() == ["2:"]
     assert (frame["given"] == (frame["position"] >= 2)).all()
     given = frame.filter("given")
-    assert given["correct"].all()
-    assert (given["top5_ids"].list.first() == given["true_id"]).all()
+    assert given["correct"].is_null().all(), "nothing was sought there"
+    if solver != "sweep":
+        assert (given["top5_ids"].list.first() == given["true_id"]).all()
     assert given["identified"].null_count() == len(given)
     assert not run(made, tmp_path / "plain.parquet")["given"].any()
 
@@ -235,7 +236,7 @@ def test_a_cell_whose_time_is_up_is_whole_and_says_nothing_of_what_was_not_swept
     assert frame.select("rank", "identified", "margin", "bits").null_count().row(0) == (
         (len(frame),) * 4
     )
-    assert frame["found_loss"].is_finite().all()
+    assert frame["found_loss"].is_null().all() == (kind == "sweep")
     assert frame.select(RECOVERED.is_null().all()).item()
 
 

@@ -162,7 +162,7 @@ def test_tables_figures_and_pages_take_such_cells(made: Path, tmp_path: Path) ->
             table = {"summary": summary, "recovery": recovery}[shown.table]
             svg, png = tmp_path / f"{figure}.svg", tmp_path / f"{figure}.png"
             resolve_name(shown.function)(table, svg=svg, png=png)
-    assert "system and user hidden" in (tmp_path / "recovery_by_mask.svg").read_text()
+    assert "system and user hidden" in (tmp_path / "found_by_mask.svg").read_text()
     for page in ("strips", "identifiability"):
         out = tmp_path / f"{page}.html"
         resolve_name(PAGES[page].function)(recovery, out, name="Chats", description="")

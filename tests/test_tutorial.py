@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import REPOSITORY
-from tests.synthetic_recovery import cell_rows, default_models, frame
+from tests.synthetic_recovery import cell_rows, default_models, frame, swept_rows
 from tokinfo.tables.recovery import collect
 from tokinfo.tables.summary import summarise
 
@@ -21,12 +21,15 @@ def test_the_tutorial_reads_the_tables(
     tables = tmp_path / "results" / "tables"
     cells = []
     for model in default_models()[:2]:
-        cells.append(tmp_path / f"{model.name}.parquet")
-        frame(cell_rows(model)).write_parquet(cells[-1], metadata={"tokinfo": "{}"})
+        for name, rows in (("adam", cell_rows(model)), ("sweep", swept_rows(model))):
+            cells.append(tmp_path / f"{model.name}-{name}.parquet")
+            frame(rows).write_parquet(cells[-1], metadata={"tokinfo": "{}"})
     collect(cells, tables / "recovery.parquet", tables / "recovery.csv")
     summarise(tables / "recovery.parquet", tables / "summary.parquet", tables / "summary.csv")
     blocks = re.findall(r"```python\n(.*?)```", TUTORIAL.read_text(), re.DOTALL)
     assert len(blocks) >= 3
     monkeypatch.chdir(tmp_path)
     exec("\n".join(blocks), {})  # a file of this repository, run as a reader would run it
-    assert "flat-untrained" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "flat-untrained" in printed
+    assert "sweep" not in printed, "a sweep's share is no evidence of a search"

@@ -28,7 +28,7 @@ from tokinfo.solvers.run import run
 from tokinfo.solvers.scores import found_unordered, published_reference, verdict
 from tokinfo.solvers.watch import Watch, lines
 from tokinfo.study.cell import CellSettings
-from tokinfo.study.solvers import ChapterSolver
+from tokinfo.study.solvers import ChapterSolver, SweepSolver
 from tokinfo.study.targets import OWN
 from tokinfo.text.documents import read_passages
 
@@ -117,10 +117,12 @@ def make_rows(
     layout, embedding = problem.layout, problem.decoder.embedding
     noise = problem.floor.tolist()
     found_ids = layout.padded(result.top_ids[..., 0].to(truth))
-    away, within, apart = problem.judged(found_ids)
+    searched = result.around != "true"  # a sweep around the true prompt finds no prompt
+    away, within, apart = problem.judged(found_ids if searched else truth)
     residual, at_positions = away.tolist(), apart.tolist()
     true_loss = problem.judged(truth)[0].tolist()
     position_floor = problem.noise.positions.tolist()
+    independent = problem.independent.tolist()
     reference = None
     if isinstance(solver, ChapterSolver):
         reference = published_reference(
@@ -146,6 +148,9 @@ def make_rows(
         "dtype": str(model.dtype).removeprefix("torch."),
         "kind": solver.kind,
         "vocabulary": problem.decoder.size,
+        "noise_step": solver.noise.step
+        if isinstance(solver, SweepSolver) and solver.noise
+        else None,
         "prior_entropy": None if problem.prior is None else entropy(problem.prior),
         "restarts": result.restarts,
         "model_digest": facts.digest,
@@ -156,8 +161,9 @@ def make_rows(
         length = int(layout.lengths[number])
         true = truth[number, :length].tolist()
         found = found_ids[number, :length].tolist()
-        unordered = found_unordered(found, true)
-        first = float(result.first_loss[number])
+        visible = layout.visible[number, :length].tolist()
+        unordered = found_unordered(found, true, visible)
+        first, last = float(result.first_loss[number]), float(result.loss[number])
         curve = None if result.curve is None else result.curve[number]
         roles: dict[int, str] = {}
         for role, held in prompt.spans.items():
@@ -167,9 +173,9 @@ def make_rows(
         of_prompt = {
             "prompt_id": number,
             "prompt": prompt.text,
-            "loss": float(result.loss[number]),
+            "loss": None if math.isnan(last) else last,
             "first_loss": None if math.isnan(first) else first,
-            "found_loss": residual[number],
+            "found_loss": residual[number] if searched else None,
             "true_loss": true_loss[number],
             "noise_floor": noise[number],
             "verdict": verdict(
@@ -178,7 +184,9 @@ def make_rows(
                 noise[number],
                 within=bool(within[number]),
                 explained=cell.target == OWN,
-            ),
+            )
+            if searched
+            else None,
             "restart": int(result.restart[number]),
             "steps": int(result.steps[number]),
             "path": None if result.path is None else result.path[number],
@@ -190,30 +198,40 @@ def make_rows(
             "around": result.around if swept or result.around == "true" else None,
         }
         for position in range(length):
-            top = tops[number][position]
+            given = bool(problem.given[number, position])
+            # A sweep around the true prompt does not visit every position.
+            visited = found[position] >= 0
+            top = tops[number][position] if visited else None
             reference_id = reference[number][position] if reference else None
-            visible = bool(layout.visible[number, position])
+            sought = visited and not given
             rows.append(
                 constants
                 | of_prompt
                 | {
                     "position": position,
-                    "visible": visible,
-                    "position_loss": at_positions[number][position] if visible else None,
-                    "position_floor": position_floor[number][position] if visible else None,
+                    "visible": visible[position],
+                    "position_loss": at_positions[number][position]
+                    if searched and visible[position]
+                    else None,
+                    "position_floor": position_floor[number][position]
+                    if visible[position]
+                    else None,
                     "role": roles.get(position),
-                    "given": bool(problem.given[number, position]),
+                    "given": given,
+                    "independent": independent[number][position],
                     "true_id": true[position],
                     "true_token": model.text(true[position]),
-                    "found_id": found[position],
-                    "found_token": model.text(found[position]),
+                    "found_id": found[position] if visited else None,
+                    "found_token": model.text(found[position]) if visited else None,
                     "top5_ids": top,
-                    "top5_tokens": [model.text(token) for token in top],
-                    "correct": found[position] == true[position],
-                    "in_top5": true[position] in top,
-                    "in_prompt": unordered[position],
+                    "top5_tokens": None if top is None else [model.text(token) for token in top],
+                    "correct": found[position] == true[position] if sought else None,
+                    "in_top5": true[position] in top if top and sought else None,
+                    "in_prompt": unordered[position] if sought else None,
                     "reference_id": reference_id,
-                    "published_correct": None if reference_id is None else reference_id in top,
+                    "published_correct": reference_id in top
+                    if reference_id is not None and top and sought
+                    else None,
                 }
                 | _identification(swept.get(position))
             )

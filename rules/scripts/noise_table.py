@@ -1,4 +1,4 @@
-"""Rule `noise_table`: how much noise hidden tokens survive, with intervals."""
+"""Rule `noise_table`: at how much noise hidden tokens are lost, with intervals."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

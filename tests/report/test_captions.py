@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jinja2
@@ -47,3 +49,25 @@ def test_every_caption_renders(file: str) -> None:
     body = render(file, figure="something new")
     assert len(body) > 100
     assert "{{" not in body
+
+
+READ = (
+    *sorted(REPORT.glob("*.rst")),
+    *sorted((REPOSITORY / "tokinfo" / "report").rglob("*.html")),
+    *(REPOSITORY / "docs" / name for name in ("method.md", "findings.md", "replication.md")),
+    *(REPOSITORY / name for name in ("README.md", "docs/tutorial.md")),
+)
+
+
+@pytest.mark.parametrize("file", READ, ids=lambda path: path.name)
+def test_tokens_are_found_and_recovered_means_more(file: Path) -> None:
+    """No text speaks of recovery in another sense than the word `recovered` has."""
+    text = re.sub(r"\S*recover\w*\.(parquet|csv|md)\S*", "", file.read_text(encoding="utf-8"))
+    words = {word.lower() for word in re.findall(r"\brecover\w*", text, re.IGNORECASE)}
+    assert words <= {"recovered"}
+
+
+def test_the_front_page_says_what_recovered_means() -> None:
+    body = render("workflow.rst")
+    for word in ("found", "recovered", "certified", "identifiable"):
+        assert f"<em>{word}</em>" in body

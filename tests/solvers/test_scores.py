@@ -20,15 +20,25 @@ PAIRS = st.integers(1, 8).flatmap(
 )
 
 
-@given(PAIRS)
-def test_unordered_finds_count_the_common_multiset(pair: tuple[list[int], list[int]]) -> None:
+@given(PAIRS, st.lists(st.booleans(), min_size=8, max_size=8))
+def test_unordered_finds_count_the_common_multiset(
+    pair: tuple[list[int], list[int]], flags: list[bool]
+) -> None:
     found, true = pair
-    hits = found_unordered(found, true)
+    visible = flags[: len(true)]
+    hits = found_unordered(found, true, visible)
     assert sum(hits) == sum((Counter(found) & Counter(true)).values())
     assert Counter(t for t, hit in zip(true, hits, strict=True) if hit) == (
         Counter(found) & Counter(true)
     )
     assert all(hit for f, t, hit in zip(found, true, hits, strict=True) if f == t)
+    # A hidden token found elsewhere leaves no visible copy of it without a find.
+    for token, shown, hit, exact in zip(
+        true, visible, hits, map(int.__eq__, found, true), strict=True
+    ):
+        if hit and not shown and not exact:
+            copies = zip(true, visible, hits, strict=True)
+            assert all(done for other, seen, done in copies if seen and other == token)
 
 
 def test_the_published_reference_drifts_at_small_embedding_scales_only() -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pytest
 
 from tests.synthetic_recovery import FakeModel, cell_rows, default_models, frame, swept_rows
 from tokinfo.tables.identifiability import (
@@ -15,6 +14,7 @@ from tokinfo.tables.identifiability import (
     hidden_rows,
     independent,
     noise_table,
+    searches,
     unexplained,
     verdicts,
     write_noise_table,
@@ -22,7 +22,6 @@ from tokinfo.tables.identifiability import (
 from tokinfo.tables.intervals import clustered_share
 
 FLAT, SMOL = default_models()[0], default_models()[8]
-DESCENT = ("chapter", "adam")
 
 
 def read(rows: list[dict[str, Any]], directory: Path) -> pl.DataFrame:
@@ -40,29 +39,6 @@ def test_hidden_rows_are_of_hidden_positions_and_of_no_control(tmp_path: Path) -
     assert not table["visible"].any()
 
 
-@pytest.mark.parametrize(
-    ("mask", "changes", "control"),
-    [
-        ("1:", {}, [False]),
-        (":2", {}, [True, True]),
-        ("1:3", {}, [False, True]),
-        (":2", {"causal": False}, [False, False]),
-        (":2", {"padding": "n_ctx"}, [True, True]),
-        ("2:", {"padding": "n_ctx"}, [False, False]),
-        # Of a padded prompt, the pads after it are visible though they have no rows.
-        ("4:", {"padding": "n_ctx"}, [False] * 4),
-        ("-1", {"padding": "n_ctx"}, [False] * 4),
-    ],
-)
-def test_controls_are_the_positions_that_nothing_visible_depends_on(
-    mask: str, changes: dict[str, Any], control: list[bool], tmp_path: Path
-) -> None:
-    rows = cell_rows(FLAT, mask=mask, texts=("a b c d",), **changes)
-    if mask == "-1":
-        rows = [row | {"visible": False} for row in rows]
-    assert read(rows, tmp_path)["control"].to_list() == control
-
-
 def test_the_finding_compares_the_same_tokens(tmp_path: Path) -> None:
     rows = cell_rows(FLAT) + cell_rows(FLAT, mask=":2") + cell_rows(SMOL, mask="3:")
     rows += swept_rows(FLAT) + swept_rows(FLAT, mask=":2")
@@ -71,24 +47,30 @@ def test_the_finding_compares_the_same_tokens(tmp_path: Path) -> None:
             row["identified"] = "ambiguous" if row["prompt_id"] < 3 else "identifiable"
         elif row["solver"] == "adam":
             row["correct"] = row["prompt_id"] < 2
-    found = finding(read(rows, tmp_path), DESCENT)
+    found = finding(read(rows, tmp_path), "adam")
     assert found is not None
     assert (found.settings, found.positions, found.prompts) == (1, 10, 10)
     assert found.identifiable == clustered_share([0] * 3 + [1] * 7, [1] * 10)
     assert found.found == clustered_share([1] * 2 + [0] * 8, [1] * 10)
     assert (found.certified, found.recovered) == (None, None)
-    assert finding(read(rows, tmp_path), ("joint",)) is None
+    assert finding(read(rows, tmp_path), "joint") is None
 
 
-def test_the_finding_takes_the_descent_that_found_most(tmp_path: Path) -> None:
+def test_the_finding_takes_the_cell_that_found_most_and_pools_no_two_searches(
+    tmp_path: Path,
+) -> None:
     rows = swept_rows(FLAT)
     for metric, most in (("l1", 2), ("cosine", 5), ("l2", 3)):
-        cell = cell_rows(FLAT, metric=metric)
-        rows += [row | {"correct": row["prompt_id"] < most} for row in cell]
-    found = finding(read(rows, tmp_path), DESCENT)
-    assert found is not None
-    assert found.found.value == 0.5
-    assert found.positions == 10, "no token counts twice"
+        for solver, more in (("adam", 0), ("chapter", 4)):
+            cell = cell_rows(FLAT, metric=metric, solver=solver)
+            rows += [row | {"correct": row["prompt_id"] < most + more} for row in cell]
+    table = read(rows, tmp_path)
+    assert searches(table) == [("chapter", "chapter"), ("adam", "adam")]
+    for solver, share in (("adam", 0.5), ("chapter", 0.9)):
+        found = finding(table, solver)
+        assert found is not None
+        assert (found.found.value, found.recovered) == (share, None)
+        assert found.positions == 10, "no token counts twice"
 
 
 def test_a_joint_search_is_judged_by_what_it_recovered(tmp_path: Path) -> None:
@@ -99,7 +81,7 @@ def test_a_joint_search_is_judged_by_what_it_recovered(tmp_path: Path) -> None:
             row["verdict"] = "certified" if row["prompt_id"] < 6 else "search failure"
             if not row["visible"]:
                 row["identified"] = "identifiable" if row["prompt_id"] < 4 else "ambiguous"
-    found = finding(read(rows, tmp_path), ("joint",))
+    found = finding(read(rows, tmp_path), "joint")
     assert found is not None
     assert (found.found.value, found.identifiable.value) == (1.0, 1.0)
     assert found.certified is not None
@@ -202,9 +184,22 @@ def test_the_noise_table_is_medians_with_intervals_over_prompts(tmp_path: Path) 
     flat, smol = table.to_dicts()
     assert (flat["model"], flat["positions"], flat["n_prompts"]) == ("flat", 10, 10)
     assert (flat["threshold"], flat["none"], flat["above"]) == (3.0, 1, 1)
+    assert flat["step"] == 1.5, "the grid's step stands beside what it limits"
     assert 0 < flat["threshold_low"] < 3 < flat["threshold_high"] < float("inf")
     assert smol["n_prompts"] == 2
     assert smol["threshold_low"] is smol["threshold_high"] is None, "two prompts allow none"
+
+
+def test_a_text_in_several_sets_is_one_prompt(tmp_path: Path) -> None:
+    rows = swept_rows(FLAT, texts=("a b", "c d")) + cell_rows(FLAT, texts=("a b", "c d"))
+    rows += [row | {"prompts": "again"} for row in rows]
+    found = finding(read(rows, tmp_path), "adam")
+    assert found is not None
+    assert (found.settings, found.positions, found.prompts) == (2, 4, 2)
+    # The same text twice in a set, too: seven positions, but five texts, allow no interval.
+    rows = swept_rows(FLAT, texts=("a b", "a b", "a b", "c d", "e f", "g h", "i j"))
+    (row,) = noise_table(read(rows, tmp_path)).to_dicts()
+    assert (row["positions"], row["n_prompts"], row["threshold_low"]) == (7, 5, None)
 
 
 def test_without_noise_the_table_is_its_header(tmp_path: Path) -> None:
@@ -216,5 +211,5 @@ def test_without_noise_the_table_is_its_header(tmp_path: Path) -> None:
 def test_a_model_may_have_no_hidden_rows_at_all(tmp_path: Path) -> None:
     table = read(cell_rows(FakeModel("a", "a", "llama", 2), mask=":"), tmp_path)
     assert table.is_empty()
-    assert finding(table, DESCENT) is None
+    assert finding(table, "adam") is None
     assert verdicts(table) == independent(table) == []

@@ -13,6 +13,7 @@ from tokinfo.solvers.scores import found_unordered
 from tokinfo.tables.intervals import (
     bootstrap,
     chance_unordered,
+    clopper_pearson,
     clustered_median,
     clustered_share,
     wilson,
@@ -35,9 +36,10 @@ def test_wilson_agrees_with_published_values() -> None:
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(1, 0), (3, 2), (-1, 2)])
-def test_wilson_refuses_what_is_not_a_share(successes: int, trials: int) -> None:
-    with pytest.raises(ValueError, match="trials"):
-        wilson(successes, trials)
+def test_what_is_not_a_share_is_refused(successes: int, trials: int) -> None:
+    for interval in (wilson, clopper_pearson):
+        with pytest.raises(ValueError, match="trials"):
+            interval(successes, trials)
 
 
 @given(CLUSTERS)
@@ -93,6 +95,18 @@ def test_interval_covers_the_truth_with_ten_prompts(mean: float, correlation: fl
     assert covered / runs >= 0.9
 
 
+@pytest.mark.parametrize("trials", [1, 2, 5, 20])
+def test_the_exact_interval_covers_every_share(trials: int) -> None:
+    ends = [clopper_pearson(count, trials) for count in range(trials + 1)]
+    for share in np.linspace(0, 1, 101):
+        covered = sum(
+            math.comb(trials, count) * share**count * (1 - share) ** (trials - count)
+            for count, end in enumerate(ends)
+            if end.low <= share <= end.high
+        )
+        assert covered >= 0.95 - 1e-12
+
+
 def test_no_prompts_is_an_error() -> None:
     with pytest.raises(ValueError, match="0 and 0 prompts"):
         clustered_share([], [])
@@ -102,7 +116,7 @@ def test_unordered_chance_equals_a_simulation_of_the_score() -> None:
     prompt, vocabulary = [1, 1, 1, 4, 7], 9
     random = np.random.default_rng(0)
     hits = [
-        sum(found_unordered(random.integers(0, vocabulary, 5).tolist(), prompt))
+        sum(found_unordered(random.integers(0, vocabulary, 5).tolist(), prompt, [True] * 5))
         for _ in range(20_000)
     ]
     assert chance_unordered(prompt, vocabulary) == pytest.approx(np.mean(hits) / 5, rel=0.02)

@@ -64,11 +64,11 @@ def test_what_is_identifiable_and_found_is_of_unknown_tokens_in_settings_that_kn
     rows = hidden_rows(recovery)
     assert rows["position"].unique().to_list() == [0]
     assert noise_table(rows).select("known", "positions").rows() == [("1:", 2)]
-    one = finding(rows, ("adam",))
+    one = finding(rows, "adam")
     assert one is not None
     assert (one.positions, one.found.value, one.identifiable.value) == (2, 0, 1)
     apart = written(sweep + cell_rows(FLAT, **mask), tmp_path)
-    assert finding(hidden_rows(apart), ("adam",)) is None
+    assert finding(hidden_rows(apart), "adam") is None
 
 
 def test_a_control_position_lies_right_of_every_visible_one_known_or_not(tmp_path: Path) -> None:

@@ -325,6 +325,19 @@ def test_pooling_cells_does_not_multiply_prompts(tmp_path: Path) -> None:
     assert hidden["top1_high"] - hidden["top1_low"] > 0.5, "ten prompts, however often tried"
 
 
+def test_a_text_in_several_sets_is_one_prompt(tmp_path: Path) -> None:
+    texts = tuple(f"{letter} b" for letter in "uvwxyz")
+    rows = []
+    for name, held in (("six", texts), ("short", texts[1:5]), ("one", texts[3:4])):
+        cell = cell_rows(FLAT, texts=held)
+        rows += [row | {"prompts": name, "correct": row["prompt"] < "x"} for row in cell]
+    frame(rows).write_parquet(tmp_path / "recovery.parquet")
+    hidden = shares(scan(tmp_path / "recovery.parquet"), ["model"]).to_dicts()[0]
+    assert (hidden["positions"], hidden["n_prompts"]) == (11, 6)
+    expected = clustered_share([1, 2, 2, 0, 0, 0], [1, 2, 2, 3, 2, 1])
+    assert (hidden["top1_low"], hidden["top1_high"]) == (expected.low, expected.high)
+
+
 def test_summarise_names_a_table_it_cannot_read(tmp_path: Path) -> None:
     path = tmp_path / "recovery.parquet"
     path.write_bytes(b"PAR1 and no more")

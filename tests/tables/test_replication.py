@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import polars as pl
 import pytest
 
 from tests.compared_rows import FOUND, HIDDEN, comparison, runs, sweeps, table
 from tests.synthetic_recovery import frame
-from tokinfo.tables.intervals import clustered_share
+from tokinfo.tables.intervals import clopper_pearson
 from tokinfo.tables.replication import REPLICATION_SCHEMA, counts, replication
-from tokinfo.tables.verdicts import VERDICTS
-
-OPTIMISER = VERDICTS[1]
+from tokinfo.tables.verdicts import OPTIMISER, VERDICTS
 
 
 @pytest.mark.parametrize(
@@ -23,7 +20,13 @@ OPTIMISER = VERDICTS[1]
         (FOUND, [True] * 6, "identifiable", "agrees", True),
         (FOUND, [False, False, True], "identifiable", "differs", False),
         (FOUND, [False] * 6, None, "differs", True),
-        (FOUND, [True, False], None, "agrees", False),
+        (FOUND, [True, False], None, "undecided", False),
+        (HIDDEN, [True, False], "identifiable", "undecided", False),
+        (FOUND, [True] * 5, None, "agrees", False),
+        # A stated share of 0.8 or more: one run without is a matter of 20 %.
+        ("width8192-untrained-share", [False], None, "agrees", False),
+        ("width8192-untrained-share", [False] * 4, None, "differs", False),
+        ("width8192-untrained-share", [False] * 5, None, "differs", True),
         (HIDDEN, [False] * 6, None, "agrees", True),
         (HIDDEN, [False] * 6, "ambiguous", "agrees", True),
         (HIDDEN, [False] * 6, "identifiable", OPTIMISER, True),
@@ -45,7 +48,7 @@ def test_a_verdict_follows_from_runs_and_sweeps(
     others = [] if identified is None else sweeps(published, identified)
     (made,) = table(published + others, [comparison(row, published, others)], tmp_path)
     assert (made["verdict"], made["settled"]) == (expected, sure)
-    share = clustered_share([int(hit) for hit in outcomes], [1] * len(outcomes))
+    share = clopper_pearson(sum(outcomes), len(outcomes))
     assert (made["found"], made["found_low"], made["found_high"]) == (
         share.value,
         share.low,
@@ -82,36 +85,38 @@ def test_a_row_that_is_not_run_says_why_and_what_would_run_it(tmp_path: Path) ->
 
 
 def test_what_a_search_that_failed_altogether_does_not_find_is_hollow(tmp_path: Path) -> None:
-    lost = runs([False, False], visible=False)
-    (made,) = table(lost, [comparison(HIDDEN, lost)], tmp_path)
-    assert (made["verdict"], made["visible_found"], made["hollow"]) == ("agrees", 0.0, True)
-    hollow = pl.DataFrame([made], schema=REPLICATION_SCHEMA)
-    assert counts(hollow)["hollow"].sum() == counts(hollow)["rows"].sum() == 1
-    seen = runs([False, False])
-    assert table(seen, [comparison(HIDDEN, seen)], tmp_path)[0]["hollow"] is False
-    (differs,) = table(lost, [comparison(FOUND, lost)], tmp_path)
-    assert (differs["verdict"], differs["hollow"]) == ("differs", True)
-    found = runs([True, True], visible=False)
-    assert table(found, [comparison(HIDDEN, found)], tmp_path)[0]["hollow"] is False
+    def said(row: str, found: list[bool], *, visible: bool = False, mask: str = "1:") -> str:
+        published = runs(found, mask=mask, visible=visible)
+        others = sweeps(published, "identifiable")
+        (made,) = table(published + others, [comparison(row, published, others)], tmp_path)
+        assert made["visible_found"] == visible
+        return str(made["verdict"])
+
+    assert said(HIDDEN, [False, False]) == said(FOUND, [False, False]) == "hollow"
+    assert said(HIDDEN, [False, False], visible=True) == OPTIMISER
+    assert said(HIDDEN, [True, True]) == "differs"
     # That not one token is found is what this row states.
-    row = "llama7b-block1-no-attention-residual"
-    none = runs([False], mask=":", visible=False)
-    (made,) = table(none, [comparison(row, none)], tmp_path)
-    assert (made["verdict"], made["hollow"]) == ("agrees", False)
+    assert said("llama7b-block1-no-attention-residual", [False], mask=":") == "agrees"
+    share = "width4096-untrained-share"
+    assert said(share, [False, False, False]) == "hollow"
+    assert said(share, [False, False, False], visible=True) == "agrees"
+    assert said(share, [True, False, False]) == "agrees"
 
 
-def test_a_stated_share_that_no_run_reaches_agrees_hollowly_where_the_search_failed(
+def test_the_optimiser_is_at_fault_where_more_than_half_of_the_hidden_tokens_are_there(
     tmp_path: Path,
 ) -> None:
-    row = "width4096-untrained-share"
-    for visible, found, hollow in (
-        (False, False, True),
-        (True, False, False),
-        (False, True, False),
-    ):
-        made = runs([found, False, False], visible=visible)
-        (made,) = table(made, [comparison(row, made)], tmp_path)
-        assert (made["verdict"], made["hollow"]) == ("agrees", hollow)
+    """Of three hidden tokens one was swept, or two; those not swept say nothing."""
+    published = runs([False] * 6, mask="3:")
+    for swept, share, expected in ((1, 1 / 3, "agrees"), (2, 2 / 3, OPTIMISER)):
+        others = [
+            row if row["position"] < swept else row | {"identified": None}
+            for row in sweeps(published, "identifiable")
+        ]
+        (made,) = table(published + others, [comparison(HIDDEN, published, others)], tmp_path)
+        assert (made["swept"], made["identifiable"]) == (6 * swept, 1.0)
+        assert made["question_identifiable"] == pytest.approx(share)
+        assert made["verdict"] == expected
 
 
 def test_a_cell_that_is_missing_is_named(tmp_path: Path) -> None:
@@ -131,7 +136,7 @@ def test_the_summary_counts_every_verdict_and_stand_ins_apart(tmp_path: Path) ->
     frame(published).write_parquet(tmp_path / "recovery.parquet")
     found = replication(tmp_path / "recovery.parquet", comparisons, {})
     assert dict(found.schema) == REPLICATION_SCHEMA
-    summary = {(a, v): n for a, v, n, _ in counts(found).iter_rows()}
+    summary = {(a, v): n for a, v, n in counts(found).iter_rows()}
     assert {word for _, word in summary} == set(VERDICTS)
     assert summary["the row's own model", "agrees"] == 1
     assert summary["the row's own model", "differs"] == 1

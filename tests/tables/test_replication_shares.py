@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.compared_rows import FOUND, HIDDEN, Row, certified, comparison, runs, sweeps, table
-from tokinfo.tables.intervals import clustered_share
+from tokinfo.tables.intervals import clopper_pearson, clustered_share
 from tokinfo.tables.replication_shares import read_training
-from tokinfo.tables.verdicts import VERDICTS
-
-OPTIMISER = VERDICTS[1]
+from tokinfo.tables.verdicts import OPTIMISER
 
 
 def test_tokens_in_any_order_count_once_each(tmp_path: Path) -> None:
@@ -28,6 +26,19 @@ def test_tokens_in_any_order_count_once_each(tmp_path: Path) -> None:
     found = [one | {"top5_ids": top} for one, top in zip(published, lists, strict=True)]
     (made,) = table(found, [comparison(row, found)], tmp_path)
     assert (made["runs_found"], made["tokens_found"]) == (0, pytest.approx(2 / 3))
+
+
+def test_a_visible_copy_of_a_hidden_token_does_not_count_for_it(tmp_path: Path) -> None:
+    row = "width8192-untrained-block1-after3"
+    published = [row | {"top5_ids": [1, 1, 1, 1, 1]} for row in runs([False], mask="3:")]
+    # The visible token is the first hidden one's, and was read at its own position.
+    twin = published[0]["true_id"]
+    published[3] |= {"true_id": twin, "found_id": twin, "top5_ids": [twin, 1, 1, 1, 1]}
+    (made,) = table(published, [comparison(row, published)], tmp_path)
+    assert made["tokens_found"] == 0.0
+    published[1] |= {"top5_ids": [1, twin, 1, 1, 1]}
+    (made,) = table(published, [comparison(row, published)], tmp_path)
+    assert made["tokens_found"] == pytest.approx(1 / 3), "read once more, somewhere"
 
 
 def test_a_part_of_the_tokens_is_enough_where_the_row_says_so(tmp_path: Path) -> None:
@@ -63,7 +74,7 @@ def test_how_far_the_published_descent_came_is_the_median_of_its_runs(tmp_path: 
 def test_seeds_of_one_model_are_separate_runs(tmp_path: Path) -> None:
     published = runs([True]) + [row | {"seed": 1} for row in runs([False])]
     (made,) = table(published, [comparison(FOUND, published)], tmp_path)
-    expected = clustered_share([1, 0], [1, 1])
+    expected = clopper_pearson(1, 2)
     assert (made["initialisations"], made["runs"], made["runs_found"]) == (1, 2, 1)
     assert (made["found_low"], made["found_high"]) == (expected.low, expected.high)
 
@@ -127,6 +138,25 @@ def test_other_prompts_enter_their_own_shares_only(tmp_path: Path) -> None:
         names = [f"prompts_{what}{end}" for end in ("", "_low", "_high")]
         assert [made[name] for name in names] == pytest.approx([share.value, share.low, share.high])
     assert (made["adam_found"], made["prompts_joint"]) == (None, None)
+
+
+def test_searches_of_different_strength_are_not_pooled(tmp_path: Path) -> None:
+    published = runs([False, False])
+    adam = [row | {"solver": "adam", "kind": "adam"} for row in runs([False, False])]
+    longer = [row | {"solver": "adam-long", "kind": "adam"} for row in runs([True, True])]
+    (made,) = table(
+        published + adam + longer, [comparison(HIDDEN, published, adam + longer)], tmp_path
+    )
+    assert (made["adam_found"], made["prompts_adam"]) == (0.0, 0.0)
+
+
+def test_a_text_in_several_sets_is_one_prompt(tmp_path: Path) -> None:
+    published = runs([True])
+    again = [row | {"prompts": "again", "correct": False} for row in published]
+    (made,) = table(published + again, [comparison(FOUND, published + again)], tmp_path)
+    share = clustered_share([1], [2])
+    assert (made["n_prompts"], made["prompts_found"]) == (1, 0.5)
+    assert (made["prompts_found_low"], made["prompts_found_high"]) == (share.low, share.high)
 
 
 def test_a_trained_model_says_how_far_it_is_from_the_chapters(tmp_path: Path) -> None:

@@ -69,6 +69,23 @@ def test_a_point_is_the_share_of_its_hidden_tokens_with_their_interval(recovery:
         assert (row["prompts"], row["tokens"], row["mask"]) == (10, 10, "1:")
 
 
+def test_seeds_add_no_prompts(tmp_path: Path) -> None:
+    rows: Rows = []
+    for width in (32, 128, 512):
+        for seed in range(3):
+            model, facts = wide(width, 0.5)
+            rows += cell_rows(model, seed=seed, **facts)
+    for row in rows:
+        row["correct"] = (row["prompt_id"] + row["seed"]) % 2 == 0
+    frame(rows).write_parquet(tmp_path / "recovery.parquet")
+    expected = clustered_share([2, 1] * 5, [3] * 10)
+    for row in points(tmp_path / "recovery.parquet", "width"):
+        assert (row["prompts"], row["tokens"]) == (10, 30)
+        assert (row["share"], row["low"], row["high"]) == (
+            *(expected.value, expected.low, expected.high),
+        )
+
+
 def test_a_sweep_counts_as_identifiable_and_never_as_found(recovery: Path) -> None:
     (found,) = (r for r in points(recovery, "width") if r["at"] == 32 and r["kind"] == "adam")
     (there,) = (r for r in points(recovery, "width") if r["at"] == 32 and r["kind"] == "sweep")
@@ -92,7 +109,8 @@ def test_depth_and_hidden_tokens_are_taken_along_one_model(recovery: Path) -> No
     hidden = points(recovery, "hidden")
     assert sorted({row["at"] for row in hidden}) == [1, 2, 3]
     by_mask = {row["at"]: row["tokens"] for row in hidden if row["kind"] == "adam"}
-    assert by_mask == {1: 10, 2: 20, 3: 30}
+    # Of one prompt every token is hidden, so that nothing visible depends on any.
+    assert by_mask == {1: 10, 2: 20, 3: 27}
 
 
 def test_training_keeps_the_order_of_the_run_and_its_losses(recovery: Path) -> None:
@@ -101,16 +119,6 @@ def test_training_keeps_the_order_of_the_run_and_its_losses(recovery: Path) -> N
     assert [row["held_out_loss"] for row in rows] == pytest.approx([8, 7.6, 6.8, 4])
     assert [row["training_tokens"] for row in rows] == [0, 100, 300, 1000]
     assert rows[0]["share"] > rows[1]["share"] >= rows[2]["share"]
-
-
-def test_seeds_of_one_width_are_pooled_as_further_prompts(tmp_path: Path) -> None:
-    rows: Rows = []
-    for width in (32, 64, 128):
-        for seed in (0, 1):
-            model, facts = wide(width, 0.5)
-            rows += cell_rows(model, seed=seed, **facts)
-    frame(rows).write_parquet(tmp_path / "r.parquet")
-    assert [row["prompts"] for row in points(tmp_path / "r.parquet", "width")] == [20, 20, 20]
 
 
 @pytest.mark.parametrize("other", [{"mask": "3:"}, {"metric": "l2"}, {"prompts": "more"}])

@@ -85,7 +85,7 @@ def test_the_report_needs_no_network(changed: Path, monkeypatch: pytest.MonkeyPa
     )
     assert done.returncode == 0, done.stderr[-3000:]
     page = (changed / "results" / "report.html").read_text(encoding="utf-8")
-    for part in ("recovery_by_mask", "training_curves", "strips.html", "summary.csv", "noise.csv"):
+    for part in ("found_by_mask", "training_curves", "strips.html", "summary.csv", "noise.csv"):
         assert part in page
 
 

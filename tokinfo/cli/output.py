@@ -48,8 +48,8 @@ def print_rows(rows: list[dict[str, Any]], *, sweep: bool, heading: str) -> None
 def _found(row: dict[str, Any], sweep: bool) -> str:
     if row["given"]:
         return "(known)"
-    if sweep and row.get("rank") is None:
-        return "(given)"
+    if row["found_token"] is None:
+        return "(not swept)"
     found = show(row["found_token"])
     if not row["correct"] and found == show(row["true_token"]):
         found = f"{found}#{row['found_id']}"  # two tokens may read alike
@@ -78,7 +78,8 @@ def _verdict(row: dict[str, Any], sweep: bool) -> str:
         words += f" ({row['candidates']:,} candidates)"
     level = row.get("noise_threshold")
     if level is not None:
-        words += f", lost at noise {level:.3g}" if math.isfinite(level) else ", no noise loses it"
+        lost = f", lost at noise {level:.3g} (steps of x{row['noise_step']:.3g})"
+        words += lost if math.isfinite(level) else ", no noise loses it"
     return words if sweep else f"{'found' if row['correct'] else 'not found'}, {words}"
 
 
@@ -86,19 +87,27 @@ def _summary(rows: list[dict[str, Any]], sweep: bool) -> Iterator[str]:
     """Yield what the rows say about the prompt as a whole."""
     first = rows[0]
     floor = f"noise floor {first['noise_floor']:.3g}"
-    swept = [row for row in rows if row.get("identified") is not None]
+    hidden = [row for row in rows if not row["visible"] and not row["given"]]
+    controls = sum(row["independent"] for row in hidden)
+    if controls:
+        yield (
+            f"Nothing visible depends on {controls} of the hidden tokens: they are controls, and "
+            "no number below counts them."
+        )
+    hidden = [row for row in hidden if not row["independent"]]
+    swept = [row for row in rows if row.get("identified") and not row["independent"]]
     identifiable = [row for row in swept if row["identified"] == "identifiable"]
     if sweep:
-        yield (
-            f"Identifiable: {len(identifiable)} of {len(swept)} swept positions, the other "
-            f"tokens known: an upper bound of what any search could claim ({floor})."
-        )
+        if swept:
+            yield (
+                f"Identifiable: {len(identifiable)} of {len(swept)} swept positions, the other "
+                f"tokens known: an upper bound of what any search could claim ({floor})."
+            )
         return
     yield (
         f"Prompt: {first['verdict']} (found tokens at distance {first['found_loss']:.3g}, true "
         f"prompt at {first['true_loss']:.3g}, {floor}; {first['evaluations']:,} prompts tried)."
     )
-    hidden = [row for row in rows if not row["visible"] and not row["given"]]
     if not hidden:
         return
     correct = sum(row["correct"] for row in hidden)

@@ -93,6 +93,16 @@ class Problem:
         """Which tokens are known, bool [row, position]."""
         return self.known >= 0
 
+    @property
+    def independent(self) -> Tensor:
+        """Of which tokens nothing visible depends, bool [row, position]; pads may be visible."""
+        visible = self.layout.visible
+        if self.probe.site.place == "embedding":
+            return ~visible
+        if not self.probe.causal:
+            return torch.zeros_like(visible)
+        return visible.flip(1).long().cumsum(1).flip(1) == 0
+
     def put(self, ids: Tensor) -> Tensor:
         """Return tokens [row, position] with the known ones in place."""
         return torch.where(self.given, self.known, ids)
@@ -184,8 +194,10 @@ class Result:
     """What a solver found, one entry per row of its problem.
 
     Attributes:
-        top_ids: int64 [row, position, 5], best first; the first is the found prompt.
-        loss: [row] distance at the end of the descent, of the free variable.
+        top_ids: int64 [row, position, 5], best first; the first is the found prompt. A sweep
+            around the true prompt finds none: -1 where it did not visit a position.
+        loss: [row] distance at the end of the descent, of the free variable; not a number where
+            nothing was searched.
         first_loss: [row] distance at the start.
         steps: int64 [row] steps taken by the start that was kept.
         restart: int64 [row] which start was kept.

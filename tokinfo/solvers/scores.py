@@ -10,23 +10,25 @@ from torch import Tensor
 from tokinfo.solvers.decoding import Decoder
 
 
-def found_unordered(found: list[int], true: list[int]) -> list[bool]:
+def found_unordered(found: list[int], true: list[int], visible: list[bool]) -> list[bool]:
     """Say of each true token whether it was found, at its position or at any other.
 
-    A found token counts once: exact places are matched first, then what is left over, from
-    left to right.
+    A found token counts once: exact places are matched first, then what is left over, from left to
+    right, visible tokens before hidden ones. So no hidden token is credited with what the search
+    read of a visible copy of it.
 
-    >>> found_unordered([7, 5, 5], [5, 7, 9])
+    >>> found_unordered([7, 5, 5], [5, 7, 9], [True] * 3)
     [True, True, False]
+    >>> found_unordered([9, 5, 8], [5, 8, 5], [False, True, True])
+    [False, True, True]
     """
     exact = [a == b for a, b in zip(found, true, strict=True)]
     spare = Counter(token for token, hit in zip(found, exact, strict=True) if not hit)
-    result = []
-    for token, hit in zip(true, exact, strict=True):
-        taken = not hit and spare[token] > 0
-        if taken:
-            spare[token] -= 1
-        result.append(hit or taken)
+    result = list(exact)
+    for position in sorted(range(len(true)), key=lambda position: not visible[position]):
+        if not result[position] and spare[true[position]] > 0:
+            spare[true[position]] -= 1
+            result[position] = True
     return result
 
 

@@ -39,11 +39,11 @@ def solve(problem: Problem, settings: SweepSolver, truth: Tensor) -> Result:
     count = sum(len(positions(problem, settings, row)) for row in range(len(truth)))
     problem.watch.total = count * problem.decoder.size
     identified, top, evaluations, stopped = sweep_rows(problem, settings, truth, truth)
-    loss = problem.token_loss(top[..., 0])
+    nothing = torch.full((len(truth),), torch.nan)  # no prompt is searched
     return Result(
         top_ids=top,
-        loss=loss,
-        first_loss=torch.full_like(loss, torch.nan),
+        loss=nothing,
+        first_loss=nothing,
         steps=torch.zeros_like(evaluations),
         restart=torch.zeros_like(evaluations),
         restarts=1,
@@ -85,11 +85,11 @@ def sweep_rows(
     """Sweep positions of every prompt in ``ids`` [row, position]; known ones need no sweep.
 
     Returns:
-        what `sweep` says of each row's positions; the best tokens [row, position, 5], where
-        nothing was swept those of ``ids``; the evaluations [row]; and, for each row, why positions
-        are missing, None where none is.
+        what `sweep` says of each row's positions; the best tokens [row, position, 5], -1 where
+        nothing was swept; the evaluations [row]; and, for each row, why positions are missing,
+        None where none is.
     """
-    top = ids[..., None].repeat(1, 1, 5)
+    top = ids.new_full((*ids.shape, 5), -1)
     identified: list[dict[int, Identification]] = []
     evaluations = torch.zeros(len(ids), dtype=torch.int64)
     stopped: list[str | None] = []

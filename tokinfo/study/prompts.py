@@ -16,7 +16,7 @@ ROLES: tuple[str, ...] = get_args(Role)
 def _not_blank(text: Any) -> Any:
     """Before its length is looked at, so that an empty prompt is as blank as spaces are."""
     if isinstance(text, str) and not text.strip():
-        raise misfit("is blank: there is nothing to recover", "a text")
+        raise misfit("is blank: there is nothing to find", "a text")
     return text
 
 

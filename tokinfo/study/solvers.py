@@ -177,7 +177,7 @@ class SequentialSolver(Timed):
 
 
 class NoiseSettings(Strict):
-    """Gaussian noise on the visible activations: how much of it a hidden token survives."""
+    """Gaussian noise on the visible activations: how much of it loses a hidden token."""
 
     lowest: Real = Field(1e-4, gt=0, description="Smallest noise-to-signal ratio tried.")
     highest: Real = Field(1e2, gt=0, description="Largest noise-to-signal ratio tried.")
@@ -189,6 +189,11 @@ class NoiseSettings(Strict):
         description="Competitors of the true token, the nearest without noise; those further "
         "away are not considered.",
     )
+
+    @property
+    def step(self) -> float:
+        """The factor between neighbouring ratios: by as much a threshold may be too high."""
+        return float((self.highest / self.lowest) ** (1 / (self.levels - 1)))
 
 
 class SweepSolver(Timed):

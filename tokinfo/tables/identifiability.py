@@ -4,8 +4,8 @@
 tokens are known: it says what is there at best. A sweep around a FOUND prompt says what an
 observer without the truth could claim. Figures, the page and `noise.csv` all read these functions.
 
-Controls never enter a share. A position right of every visible one, in a causal model, is one:
-nothing visible can depend on its token, so it must come out ambiguous with the whole vocabulary.
+Controls never enter a share. A token that nothing visible depends on, such as one right of every
+visible position of a causal model, is one: it must come out ambiguous with the whole vocabulary.
 A cell with a target that no prompt explains is another: nothing may be certified there.
 """
 
@@ -18,7 +18,6 @@ from typing import Any
 import polars as pl
 
 from tokinfo.io.atomic import new_file
-from tokinfo.study.masks import Mask
 from tokinfo.tables.intervals import Share, clustered_median, clustered_share
 from tokinfo.tables.recovery import RECOVERED, SOUGHT, display_order, scan
 from tokinfo.tables.schema import CELL_KEYS, POSITION_VERDICTS, PROMPT_VERDICTS
@@ -31,14 +30,13 @@ _FACTS = (
     *("block", "depth", "kind", "vocabulary", "prior_entropy"),
 )
 _COLUMNS = (
-    *(*CELL_KEYS, *_FACTS, "prompt_id", "position", "visible", "given", "correct"),
-    *("verdict", "around", "identified", "rank", "margin", "candidates", "bits", "bits_high"),
-    *("prior_bits", "prior_bits_high", "noise_threshold", "noise_floor", "claimed_id", "true_id"),
+    *(*CELL_KEYS, *_FACTS, "prompt_id", "prompt", "position", "visible", "given", "correct"),
+    *("independent", "verdict", "around", "identified", "rank", "margin", "candidates"),
+    *("bits", "bits_high", "claimed_id", "true_id"),
+    *("prior_bits", "prior_bits_high", "noise_threshold", "noise_step", "noise_floor"),
 )
-_FAR = 1 << 12
-"""A length beyond any number of positions: where a mask of a padded prompt ends."""
-
 _GROUP = (*SETTING, "metric", "solver")
+_KINDS = ("chapter", "adam", "sequential", "mixture", "joint")
 
 # 0 / 0 is not a number: no margin and no floor are no evidence either way.
 _MARGIN_FLOORS = (pl.col("margin") / pl.col("noise_floor")).fill_nan(0.0)
@@ -55,36 +53,10 @@ def hidden_rows(recovery: Path, wanted: pl.Expr | None = None) -> pl.DataFrame:
     Raises:
         TableError: the long table cannot be read or has another schema.
     """
-    table = scan(recovery).select(_COLUMNS)
-    padded = table.filter(pl.col("padding") == "n_ctx").select("mask").unique()
-    masks = padded.collect(engine="streaming")["mask"].sort().to_list()
-    # Visible pads have no rows: the mask itself says how far a padded prompt is seen.
-    ends = pl.DataFrame(
-        {"mask": masks, "padding": ["n_ctx"] * len(masks), "end": [_end(mask) for mask in masks]},
-        schema={"mask": pl.String(), "padding": pl.String(), "end": pl.Int64()},
-    )
-    prompt = [*CELL_KEYS, "prompt_id"]
-    hidden = table.filter(~pl.col("visible") & SOUGHT)
+    hidden = scan(recovery).select(_COLUMNS).filter(~pl.col("visible") & ~pl.col("given"))
     hidden = hidden if wanted is None else hidden.filter(wanted)
-    last = table.filter(pl.col("visible")).group_by(prompt).agg(last=pl.col("position").max())
-    return (
-        hidden.join(last, on=prompt, how="left", maintain_order="left")
-        .join(ends.lazy(), on=["mask", "padding"], how="left", maintain_order="left")
-        .with_columns(
-            control=pl.col("causal")
-            & (pl.col("position") > pl.coalesce("end", "last", pl.lit(_FAR))),
-            recovered=RECOVERED,
-        )
-        .drop("last", "end")
-        .collect(engine="streaming")
-    )
-
-
-def _end(mask: str) -> int:
-    if (where := Mask(mask)).roles:
-        return _FAR  # pads stay visible
-    visible = where.visible(_FAR)
-    return visible[-1] if visible else _FAR
+    rows = hidden.with_columns(recovered=RECOVERED).rename({"independent": "control"})
+    return rows.collect(engine="streaming")
 
 
 # --- the finding --------------------------------------------------------------------------
@@ -97,7 +69,7 @@ class Finding:
     Attributes:
         settings: number of settings (model, site, mask, ...) where both ran.
         positions: number of hidden tokens there, controls left out.
-        prompts: number of prompts.
+        prompts: number of prompts; a text in several sets is one.
         identifiable: share that a sweep around the true prompt identifies.
         found: share that the search found.
         certified: share of prompts that the search certified; None: it gave no verdict.
@@ -120,26 +92,31 @@ class Finding:
     noise_threshold: float | None
 
 
-def finding(rows: pl.DataFrame, kinds: tuple[str, ...]) -> Finding | None:
-    """Compare a kind of search with the sweep, in the settings where both ran.
+def searches(rows: pl.DataFrame) -> list[tuple[str, str]]:
+    """Return name and kind of each solver that searched, descents first and joint search last."""
+    found = rows.filter(pl.col("kind") != "sweep").select("solver", "kind").unique().rows()
+    return sorted(found, key=lambda row: (_KINDS.index(row[1]) if row[1] in _KINDS else 0, row[0]))
 
-    Of several cells of one kind in a setting the one that found (or identified, or recovered)
-    most is taken, in hindsight: the comparison is generous to descent.
+
+def finding(rows: pl.DataFrame, solver: str) -> Finding | None:
+    """Compare a search with the sweep, in the settings where both ran.
+
+    Solvers are not pooled: they search with different strength. Of several cells of one solver in a
+    setting (metrics, parametrisations, seeds) the one that recovered most is taken, in hindsight,
+    or that found most, where nothing was swept around what it found.
 
     Args:
         rows: what `hidden_rows` returned.
-        kinds: kinds of solver that count as the search.
+        solver: name of the solver that searched.
 
     Returns:
         the shares, or None where no setting has both.
     """
     rows = rows.filter(~pl.col("control"))
     swept = best_cells(rows.filter(kind="sweep"), pl.col("identified") == "identifiable")
-    joint = kinds == ("joint",)
-    found = best_cells(
-        rows.filter(pl.col("kind").is_in(kinds)),
-        pl.col("recovered") if joint else pl.col("correct"),
-    )
+    searched = rows.filter(pl.col("kind") != "sweep", solver=solver)
+    asked = searched["recovered"].count() > 0
+    found = best_cells(searched, pl.col("recovered" if asked else "correct"))
     where = [*SETTING, "prompt_id", "position"]
     both = found.join(
         swept.filter(pl.col("identified").is_not_null()).select(
@@ -158,7 +135,7 @@ def finding(rows: pl.DataFrame, kinds: tuple[str, ...]) -> Finding | None:
     return Finding(
         settings=both.select(SETTING).n_unique(),
         positions=len(both),
-        prompts=both.select("prompts", "prompt_id").n_unique(),
+        prompts=both["prompt"].n_unique(),
         identifiable=_required(share(both, pl.col("there"))),
         found=_required(share(both, pl.col("correct"))),
         certified=share(prompts, pl.col("verdict") == "certified"),
@@ -180,7 +157,7 @@ def best_cells(rows: pl.DataFrame, outcome: pl.Expr) -> pl.DataFrame:
 def share(rows: pl.DataFrame, outcome: pl.Expr) -> Share | None:
     """Return the share of rows with an outcome, prompts as clusters; None: no row has one."""
     clusters = (
-        rows.group_by("prompts", "prompt_id", maintain_order=True)
+        rows.group_by("prompt", maintain_order=True)
         .agg(found=outcome.sum(), of=outcome.count())
         .filter(pl.col("of") > 0)
     )
@@ -217,8 +194,7 @@ def verdicts(rows: pl.DataFrame) -> list[dict[str, Any]]:
         ),
         *(pl.col(name).mean() for name in ("bits", "bits_high", "prior_bits", "prior_bits_high")),
         positions=pl.col("identified").count(),
-        n_prompts=pl.col("prompt_id").n_unique(),
-        recovered=pl.col("recovered").sum(),
+        n_prompts=pl.col("prompt").n_unique(),
         claims=claimed.count(),
         claims_wrong=(claimed != pl.col("true_id")).sum(),
         margin_floors=_MARGIN_FLOORS.quantile(0.5, "lower"),
@@ -295,10 +271,11 @@ NOISE_SCHEMA: dict[str, pl.DataType] = {
     "causal": pl.Boolean(),
     **dict.fromkeys(("padding", "mask", "known", "metric", "solver", "prompts"), pl.String()),
     **dict.fromkeys(("positions", "n_prompts", "none", "above"), pl.Int64()),
-    **dict.fromkeys(("threshold", "threshold_low", "threshold_high"), pl.Float64()),
+    **dict.fromkeys(("threshold", "threshold_low", "threshold_high", "step"), pl.Float64()),
 }
-"""Columns of `noise.csv`. `none`: positions whose token is not the only best one without noise
-(threshold 0); `above`: still the best one at the largest noise tried (threshold infinite)."""
+"""Columns of `noise.csv`. `step`: the factor between the ratios tried, of which `threshold` is one.
+`none`: positions whose token is not the only best one without noise (threshold 0); `above`: still
+the best one at the largest noise tried (threshold infinite)."""
 
 
 def noise_table(rows: pl.DataFrame) -> pl.DataFrame:
@@ -310,7 +287,7 @@ def noise_table(rows: pl.DataFrame) -> pl.DataFrame:
     rows = rows.filter(pl.col("noise_threshold").is_not_null() & ~pl.col("control"))
     out = []
     for _, part in rows.group_by(_GROUP, maintain_order=True):
-        by_prompt = part.group_by("prompt_id", maintain_order=True).agg("noise_threshold")
+        by_prompt = part.group_by("prompt", maintain_order=True).agg("noise_threshold")
         median = clustered_median(by_prompt["noise_threshold"].to_list())
         first = part.row(0, named=True)
         values = part["noise_threshold"]
@@ -324,6 +301,7 @@ def noise_table(rows: pl.DataFrame) -> pl.DataFrame:
                 "threshold": median.value,
                 "threshold_low": median.low,
                 "threshold_high": median.high,
+                "step": first["noise_step"],
             }
         )
     return _in_order(pl.DataFrame(out, schema=NOISE_SCHEMA))

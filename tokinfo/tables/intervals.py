@@ -1,4 +1,4 @@
-"""Intervals for shares of recovered tokens, and what guessing would give.
+"""Intervals for shares of tokens, and what guessing would give.
 
 Positions of one prompt are not independent: a prompt is found whole or not at all more often
 than chance would have it. So an interval resamples prompts, not positions.
@@ -36,7 +36,7 @@ class Share:
     value: float
     low: float
     high: float
-    method: Literal["wilson", "bootstrap"]
+    method: Literal["wilson", "bootstrap", "clopper-pearson"]
 
 
 def wilson(successes: float, trials: float, level: float = LEVEL) -> tuple[float, float]:
@@ -63,6 +63,43 @@ def wilson(successes: float, trials: float, level: float = LEVEL) -> tuple[float
     return low, high
 
 
+def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> Share:
+    """Return a share with its exact interval (Clopper and Pearson, Biometrika 26, 1934).
+
+    It covers at least ``level``, however few trials there are. Each end is the share at which the
+    outcome, or one further away, has half of what is left of the probability.
+
+    Raises:
+        ValueError: no trials, or successes outside [0, trials].
+
+    >>> share = clopper_pearson(0, 1)
+    >>> share.low, round(share.high, 3)
+    (0.0, 0.975)
+    """
+    if not trials > 0 or not 0 <= successes <= trials:
+        raise ValueError(f"clopper_pearson: {successes} successes in {trials} trials")
+
+    def at_least(count: int, share: float) -> float:
+        terms = range(count, trials + 1)
+        return sum(math.comb(trials, k) * share**k * (1 - share) ** (trials - k) for k in terms)
+
+    def solve(count: int, aim: float) -> float:
+        """Return the share at which ``count`` successes or more have the probability ``aim``."""
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if at_least(count, middle) < aim else (low, middle)
+        return high
+
+    tail = (1 - level) / 2
+    return Share(
+        successes / trials,
+        0.0 if successes == 0 else solve(successes, tail),
+        1.0 if successes == trials else solve(successes + 1, 1 - tail),
+        "clopper-pearson",
+    )
+
+
 def bootstrap(
     successes: Sequence[float],
     trials: Sequence[float],
@@ -78,7 +115,7 @@ def bootstrap(
     an equal interval, and two settings with the same prompts are resampled alike.
 
     Args:
-        successes: [cluster] recovered positions.
+        successes: [cluster] positions that count, such as those found.
         trials: [cluster] scored positions, each more than 0.
         level: coverage aimed at.
         resamples: number of draws.
@@ -93,7 +130,7 @@ def bootstrap(
 def clustered_share(
     successes: Sequence[float], trials: Sequence[float], *, level: float = LEVEL
 ) -> Share:
-    """Return the share of recovered positions with an interval that respects prompts.
+    """Return the share of positions that count with an interval that respects prompts.
 
     - One position a prompt: prompts are independent trials, Wilson's interval.
     - Every prompt has the same share (all found, none found, or only one prompt): resampling

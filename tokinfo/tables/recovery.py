@@ -31,7 +31,12 @@ ROW_GROUP = 16_384
 _ROW_ORDER = ("prompt_id", "position")
 
 RECOVERED = (
-    pl.when((pl.col("around") == "found") & ~pl.col("visible") & pl.col("identified").is_not_null())
+    pl.when(
+        (pl.col("around") == "found")
+        & ~pl.col("visible")
+        & ~pl.col("independent")
+        & pl.col("identified").is_not_null()
+    )
     .then(
         pl.col("correct")
         & (pl.col("verdict") == "certified").fill_null(False)
@@ -41,15 +46,17 @@ RECOVERED = (
 )
 """Recovered in full: found, the prompt certified, and identifiable around the FOUND prompt.
 
-Null at visible positions and wherever nothing was swept around a found prompt: without a sweep
+Null at visible positions, at those that nothing visible depends on and wherever nothing was swept
+around a found prompt: without a sweep
 nothing says whether another token would explain the activations as well.
 """
 
 OWN_TARGET = pl.col("target") == OWN
 """Rows that say something about their prompt; the others are controls and enter no share."""
 
-SOUGHT = ~pl.col("given")
-"""Rows about tokens that had to be found; those that the solver was given enter no share."""
+SOUGHT = ~pl.col("given") & ~pl.col("independent")
+"""Rows about tokens that had to be found and could be: those that the solver was given, and those
+that nothing visible depends on, enter no share."""
 
 OTHERS_KNOWN = (pl.col("around") == "true").fill_null(False)
 """Rows of a sweep around the true prompt. Their `correct` says that the true token is the best

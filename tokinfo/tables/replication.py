@@ -27,7 +27,7 @@ from tokinfo.tables.replication_shares import (
     training_columns,
 )
 from tokinfo.tables.schema import CELL_KEYS
-from tokinfo.tables.verdicts import VERDICTS, hollow, settled, verdict
+from tokinfo.tables.verdicts import VERDICTS, settled, verdict
 
 if TYPE_CHECKING:
     from tokinfo.study.cell import Cell
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 REPLICATION_SCHEMA: dict[str, pl.DataType] = {
     **dict.fromkeys(("row", "verdict"), pl.String()),
     "settled": pl.Boolean(),
-    "hollow": pl.Boolean(),
     **dict.fromkeys(("reason", "command", "entry", "stand_in"), pl.String()),
     # what is stated, and of what
     **dict.fromkeys(("claimed_model", "state", "quantization", "claimed_site"), pl.String()),
@@ -54,6 +53,7 @@ REPLICATION_SCHEMA: dict[str, pl.DataType] = {
     **dict.fromkeys(("adam_found", "adam_visible", "joint_found", "joint_visible"), pl.Float64()),
     **dict.fromkeys(("joint_certified", "joint_returned", "recovered"), pl.Float64()),
     "swept": pl.Int64(),
+    "question_identifiable": pl.Float64(),
     **{f"identifiable{end}": pl.Float64() for end in ENDS},
     **dict.fromkeys(("margin", "noise_floor", "bits"), pl.Float64()),
     "vocabulary": pl.Int64(),
@@ -72,7 +72,8 @@ by the row's criterion; ``tokens_found``: of these tokens, over all runs. ``..._
 the visible tokens, which is low where the search failed. ``first_loss`` and ``loss``: the
 published descent's at its start and end, medians over runs, in the row's metric.
 ``joint_returned``: share of joint searches that found the tokens in question and certified the
-prompt. ``identifiable`` is of swept tokens around the true prompt, ``margin`` their median.
+prompt. ``identifiable`` is of swept tokens around the true prompt, ``margin`` their median;
+``question_identifiable`` is of the tokens in question, those not swept counted as not identified.
 ``prompts_found``, ``prompts_adam`` and ``prompts_joint``: share of the tokens in question that the
 published protocol and other searches found (top-1, in place) over all prompts that the row was run
 on, passages and its own among them; ``prompts_identifiable``: of the swept ones. Intervals of these
@@ -158,12 +159,12 @@ def _row(
         row |= training_columns(comparison, histories)
         row["reason"] = ""
     row["verdict"] = verdict(
-        claim.found, claim.share, ours, row["identifiable"], row["joint_returned"]
+        *(claim.found, claim.share, ours),
+        *(row["question_identifiable"], row["joint_returned"]),
+        least=claim.least,
+        visible=row["visible_found"],
     )
-    row["hollow"] = ours is not None and hollow(
-        claim.found, claim.least, ours, row["visible_found"]
-    )
-    row["settled"] = settled(claim.share, ours)
+    row["settled"] = settled(claim.share, ours, row["runs"] or 0)
     return row
 
 
@@ -197,7 +198,6 @@ SUMMARY_SCHEMA: dict[str, pl.DataType] = {
     "answered_by": pl.String(),
     "verdict": pl.String(),
     "rows": pl.Int64(),
-    "hollow": pl.Int64(),
 }
 
 
@@ -213,9 +213,8 @@ def counts(table: pl.DataFrame) -> pl.DataFrame:
         ("stand-in", table.filter(pl.col("stand_in") != "")),
     ):
         for word in VERDICTS:
-            rows = part.filter(verdict=word)
-            counted = {"rows": len(rows), "hollow": rows["hollow"].sum()}
-            out.append({"answered_by": answered_by, "verdict": word, **counted})
+            rows = len(part.filter(verdict=word))
+            out.append({"answered_by": answered_by, "verdict": word, "rows": rows})
     return pl.DataFrame(out, schema=SUMMARY_SCHEMA)
 
 

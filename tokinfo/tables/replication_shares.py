@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from tokinfo.io.damaged import reading
-from tokinfo.tables.intervals import Share, clustered_share
-from tokinfo.tables.recovery import RECOVERED
+from tokinfo.tables.intervals import Share, clopper_pearson, clustered_share
+from tokinfo.tables.recovery import OTHERS_KNOWN, RECOVERED, SOUGHT
 from tokinfo.tables.schema import CELL_KEYS
 
 if TYPE_CHECKING:
@@ -28,9 +28,8 @@ ENDS = ("", "_low", "_high")
 OVER_PROMPTS = ("found", "adam", "joint", "identifiable")
 """Shares over all prompts of a row, in columns ``prompts_...``."""
 
-_PROMPT = ("prompts", "prompt_id")
 _IDENTIFIABLE = pl.col("identified") == "identifiable"
-_SWEPT = (pl.col("around") == "true") & pl.col("identified").is_not_null()
+_SWEPT = OTHERS_KNOWN & SOUGHT & pl.col("identified").is_not_null()
 
 # --- the published protocol ---------------------------------------------------------------
 
@@ -48,13 +47,8 @@ def published_columns(rows: pl.DataFrame, comparison: Comparison) -> tuple[dict[
         (model, *_tokens(part, comparison))
         for (model, *_), part in of_prompt.group_by("model", "seed", "prompts", maintain_order=True)
     ]
-    by_model: dict[str, list[bool]] = {}
-    for model, found, of in outcomes:
-        by_model.setdefault(model, []).append(_suffices(found, of, claim))
-    groups = list(by_model.values())
-    if len(groups) == 1:
-        groups = [[one] for one in groups[0]]
-    share = clustered_share([sum(group) for group in groups], [len(group) for group in groups])
+    hits = sum(_suffices(found, of, claim) for _, found, of in outcomes)
+    share = clopper_pearson(hits, len(outcomes))
     first, once = of_prompt.row(0, named=True), of_prompt.unique([*CELL_KEYS, "prompt_id"])
     one = of_prompt.filter(model=first["model"], seed=first["seed"], prompts=first["prompts"])
     return {
@@ -62,8 +56,8 @@ def published_columns(rows: pl.DataFrame, comparison: Comparison) -> tuple[dict[
         "padding": first["padding"],
         "ours": " | ".join(_texts(one, claim.top_k)),
         "runs": len(outcomes),
-        "runs_found": sum(map(sum, groups)),
-        "initialisations": len(by_model),
+        "runs_found": hits,
+        "initialisations": len({model for model, *_ in outcomes}),
         **_share_columns("found", share),
         "tokens_found": sum(o[1] for o in outcomes) / sum(o[2] for o in outcomes),
         "visible_found": of_prompt.filter("visible")["correct"].mean(),
@@ -91,8 +85,10 @@ def _tokens(rows: pl.DataFrame, comparison: Comparison) -> tuple[int, int]:
         )
     if claim.top_k == 1:
         return int(in_question["in_prompt"].sum()), len(in_question)
-    # Each of the k texts holds every position once: a token counts as often as it was decoded.
+    # Each of the k texts holds every position once: a token counts as often as it was decoded, less
+    # once for each copy of it that is not in question.
     texts = Counter(rows["top5_ids"].list.head(claim.top_k).explode().to_list())
+    texts -= Counter(rows.filter(~_in_question(comparison))["true_id"].to_list())
     wanted = Counter(in_question["true_id"].to_list())
     return sum(min(count, texts[token]) for token, count in wanted.items()), len(in_question)
 
@@ -119,7 +115,7 @@ def _share_columns(name: str, share: Share) -> dict[str, float]:
 
 
 def search_columns(rows: pl.DataFrame, comparison: Comparison) -> dict[str, Any]:
-    """Return what other searches found in the row's prompt.
+    """Return what other searches found in the row's prompt, of each kind the entry's first one.
 
     Args:
         rows: of the cells of other solvers.
@@ -129,23 +125,25 @@ def search_columns(rows: pl.DataFrame, comparison: Comparison) -> dict[str, Any]
     of_prompt = rows.filter(prompt=claim.prompt)
     out: dict[str, Any] = {}
     for kind in ("adam", "joint"):
+        mine = _by_first(of_prompt, kind)
         runs = [
             (_suffices(*_tokens(part, comparison), claim), (part["verdict"] == "certified").all())
-            for _, part in of_prompt.filter(kind=kind).group_by(
-                "model", "solver", maintain_order=True
-            )
+            for _, part in mine.group_by("model", maintain_order=True)
         ]
         if runs:
             out[f"{kind}_found"] = sum(found for found, _ in runs) / len(runs)
-            visible = of_prompt.filter("visible", kind=kind)
-            out[f"{kind}_visible"] = visible["correct"].mean()
+            out[f"{kind}_visible"] = mine.filter("visible")["correct"].mean()
         if runs and kind == "joint":
-            joint = of_prompt.filter(kind=kind)
-            prompts = joint.unique([*CELL_KEYS, "prompt_id"])
+            prompts = mine.unique([*CELL_KEYS, "prompt_id"])
             out["joint_certified"] = (prompts["verdict"] == "certified").mean()
             out["joint_returned"] = sum(all(run) for run in runs) / len(runs)
-            out["recovered"] = joint.select(RECOVERED.mean()).item()
+            out["recovered"] = mine.select(RECOVERED.mean()).item()
     return out
+
+
+def _by_first(rows: pl.DataFrame, kind: str) -> pl.DataFrame:
+    """Return the rows of the first solver of a kind: searches of other strength are not pooled."""
+    return rows.filter(kind=kind).filter(pl.col("solver") == pl.col("solver").first())
 
 
 def sweep_columns(rows: pl.DataFrame, comparison: Comparison) -> dict[str, Any]:
@@ -153,12 +151,17 @@ def sweep_columns(rows: pl.DataFrame, comparison: Comparison) -> dict[str, Any]:
 
     Arguments as `search_columns` takes them.
     """
-    swept = rows.filter(_SWEPT, prompt=comparison.claim.prompt)
+    of_prompt = rows.filter(OTHERS_KNOWN & SOUGHT, prompt=comparison.claim.prompt)
+    swept = of_prompt.filter(_SWEPT)
     if swept.is_empty():
         return {}
+    position = ("model", "seed", "prompts", "prompt_id", "position")
+    in_question = of_prompt.filter(_in_question(comparison)).group_by(position)
     return {
         "swept": len(swept),
-        **_share_columns("identifiable", _share_by(("model",), swept, _IDENTIFIABLE)),
+        # A position that no sweep visited is not identified.
+        "question_identifiable": in_question.agg(hit=_IDENTIFIABLE.any())["hit"].mean(),
+        **_share_columns("identifiable", _share_by("model", swept, _IDENTIFIABLE)),
         "margin": swept["margin"].median(),
         "noise_floor": swept["noise_floor"].median(),
         "bits": swept["bits"].mean(),
@@ -176,23 +179,23 @@ def prompt_columns(
         others: of the cells of other solvers.
         comparison: of the row.
     """
-    in_question = _in_question(comparison)
+    in_question = _in_question(comparison) & SOUGHT
     counted = {
         "found": (published.filter(in_question), pl.col("correct")),
-        "adam": (others.filter(in_question, kind="adam"), pl.col("correct")),
-        "joint": (others.filter(in_question, kind="joint"), pl.col("correct")),
+        "adam": (_by_first(others, "adam").filter(in_question), pl.col("correct")),
+        "joint": (_by_first(others, "joint").filter(in_question), pl.col("correct")),
         "identifiable": (others.filter(_SWEPT), _IDENTIFIABLE),
     }
-    out: dict[str, Any] = {"n_prompts": published.select(_PROMPT).n_unique()}
+    out: dict[str, Any] = {"n_prompts": published["prompt"].n_unique()}
     for name, (rows, hit) in counted.items():
         if len(rows):
-            out |= _share_columns(f"prompts_{name}", _share_by(_PROMPT, rows, hit))
+            out |= _share_columns(f"prompts_{name}", _share_by("prompt", rows, hit))
     return out
 
 
-def _share_by(keys: Sequence[str], rows: pl.DataFrame, hit: pl.Expr) -> Share:
+def _share_by(key: str, rows: pl.DataFrame, hit: pl.Expr) -> Share:
     """Return the share of hits among rows; the rows of one group are not independent."""
-    groups = rows.group_by(keys, maintain_order=True).agg(found=hit.sum(), of=pl.len())
+    groups = rows.group_by(key, maintain_order=True).agg(found=hit.sum(), of=pl.len())
     return clustered_share(groups["found"].to_list(), groups["of"].to_list())
 
 

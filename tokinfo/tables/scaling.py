@@ -57,7 +57,7 @@ def points(tables: Path | Sequence[Path], axis: str) -> list[Row]:
     it found, for a `sweep` around the true prompt those identifiable. `visible_share` is what the
     same search found of visible tokens (a sweep searches none): where that is low too, the search
     failed as a whole. The interval is over prompts; other seeds and models of one line and place
-    count as further prompts.
+    add to their prompts' own counts: a text is one cluster, however often it was run.
 
     Args:
         tables: the long table, or files of cells.
@@ -109,7 +109,7 @@ def _prompts(tables: Path | Sequence[Path]) -> pl.DataFrame:
     well = pl.when(OTHERS_KNOWN).then(pl.col("identified") == "identifiable")
     cell = (
         *("model", "source", *_MODEL, "width", "block", "site", "mask", *_TASK),
-        *("solver", "kind", "seed", "prompt_id", "vocabulary"),
+        *("solver", "kind", "seed", "prompt_id", "prompt", "vocabulary"),
         *("training_share", "training_tokens", "held_out_loss"),
     )
     found = (
@@ -137,10 +137,13 @@ def _prompts(tables: Path | Sequence[Path]) -> pl.DataFrame:
 
 
 def _point(group: pl.DataFrame, axis: str, column: str) -> Row:
-    clusters = group.sort("model", "seed", "prompt_id")
+    group = group.sort("model", "seed", "prompt_id")
+    clusters = group.group_by("prompt", maintain_order=True).agg(
+        pl.col("successes", "trials").sum()
+    )
     share = clustered_share(clusters["successes"].to_list(), clusters["trials"].to_list())
-    first = clusters.row(0, named=True)
-    tokens, found = (int(clusters[name].sum()) for name in ("visible_tokens", "visible_found"))
+    first = group.row(0, named=True)
+    tokens, found = (int(group[name].sum()) for name in ("visible_tokens", "visible_found"))
     return {
         "axis": axis,
         "at": first[column],
@@ -155,7 +158,7 @@ def _point(group: pl.DataFrame, axis: str, column: str) -> Row:
         "method": share.method,
         "visible_share": found / tokens if tokens else None,
         "prompts": len(clusters),
-        "tokens": int(clusters["trials"].sum()),
+        "tokens": int(group["trials"].sum()),
         "vocabulary": first["vocabulary"],
         "training_tokens": first["training_tokens"],
         "held_out_loss": first["held_out_loss"],

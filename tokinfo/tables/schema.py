@@ -86,22 +86,40 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
         pl.Boolean(),
         "whether the solver was given this position's token; shares leave such rows out",
     ),
+    "independent": (
+        pl.Boolean(),
+        "whether nothing visible depends on this token, as on one right of every visible position; "
+        "shares leave such rows out",
+    ),
     "true_id": (pl.Int64(), "id of the prompt's token here"),
     "true_token": (pl.String(), "its text"),
-    "found_id": (pl.Int64(), "id of the solver's token here"),
+    "found_id": (
+        pl.Int64(),
+        "id of the solver's token here; null: a sweep around the true prompt did not visit this "
+        "position",
+    ),
     "found_token": (pl.String(), "its text"),
     "top5_ids": (pl.List(pl.Int64()), "ids of the solver's five best tokens, best first"),
     "top5_tokens": (pl.List(pl.String()), "their texts"),
-    "correct": (pl.Boolean(), "found_id equals true_id (top-1)"),
+    "correct": (
+        pl.Boolean(),
+        "found_id equals true_id (top-1); null, as the next two and published_correct: nothing was "
+        "sought here, because the token was given or because a sweep did not visit it",
+    ),
     "in_top5": (pl.Boolean(), "true_id is among top5_ids"),
     "in_prompt": (
         pl.Boolean(),
-        "unordered: true_id was found here or elsewhere in the prompt, each found token once",
+        "unordered: true_id was found here or elsewhere in the prompt, each found token once, and "
+        "first for a visible token",
     ),
     "reference_id": (pl.Int64(), "token re-decoded from the noisy embedding (chapter solver)"),
     "published_correct": (pl.Boolean(), "reference_id is among top5_ids (chapter solver)"),
     # the prompt, repeated at each of its positions
-    "loss": (pl.Float64(), "distance at the end of the search, in the metric's units"),
+    "loss": (
+        pl.Float64(),
+        "distance at the end of the search, in the metric's units; null, as the next two and "
+        "verdict: a sweep around the true prompt, which finds no prompt",
+    ),
     "first_loss": (pl.Float64(), "distance at its start"),
     "found_loss": (pl.Float64(), "distance of the found TOKENS' activations"),
     "true_loss": (pl.Float64(), "distance of the true prompt itself (own target: rounding only)"),
@@ -152,6 +170,10 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
         pl.Float64(),
         "noise-to-signal ratio, at each position by itself, at which the true token stops being "
         "the best (median of draws)",
+    ),
+    "noise_step": (
+        pl.Float64(),
+        "factor between the ratios tried, by which noise_threshold may be too high",
     ),
     "restart": (pl.Int64(), "which start was kept, from 0"),
     "restarts": (pl.Int64(), "number of starts"),

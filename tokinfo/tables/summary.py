@@ -31,6 +31,7 @@ _FACTS = (
     "block",
     "depth",
     "vocabulary",
+    "noise_step",
     "restarts",
     "device",
     "dtype",
@@ -72,9 +73,9 @@ def summarise(recovery: Path, summary: Path, summary_csv: Path) -> None:
 
     Cells whose target is a control's are left out: the page on identifiability has them.
     Shares come with 95 % intervals over prompts (`intervals.clustered_share`) and with
-    what a uniform guess among the candidates would give. Known tokens are left out. `whole` is
-    the share of prompts with every position of the row's kind right, `prompt_whole` with every
-    position right. Losses
+    what a uniform guess among the candidates would give. Known tokens are left out, and those that
+    nothing visible depends on. `whole` is the share of prompts with every position of the row's
+    kind right, `prompt_whole` with every position right. Losses
     are medians over prompts; `descent` is the median of loss over first loss. `around` says what
     the cell's sweeps were run around; where it is ``true`` the other tokens were known, so `top1`
     is no search's result. `recovered` is the share of hidden positions found,
@@ -136,7 +137,7 @@ def shares_by_cell(recovery: Path, which: pl.Expr = OWN_TARGET) -> pl.DataFrame:
 
 
 _UNUSED = (
-    *("prompt", "true_token", "found_token", "top5_ids", "top5_tokens"),
+    *("true_token", "found_token", "top5_ids", "top5_tokens"),
     *("curve_steps", "curve"),
 )
 """Columns of the long table that no share is made from, the widest ones."""
@@ -145,13 +146,14 @@ _UNUSED = (
 def shares(rows: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
     """Return shares, intervals, chance and costs per group and kind of position.
 
-    Tokens that the solver was given are left out: they are found by nobody.
+    Tokens that the solver was given are left out, and those that nothing visible depends on:
+    neither are found by anybody.
 
     Args:
         rows: rows of the long table.
         by: columns that make a group, such as `CELL_KEYS`, or ``["model"]`` to pool all cells
-            of a model. A prompt stays ONE cluster whatever is pooled: the same text in twenty
-            cells is not twenty prompts.
+            of a model. A text stays ONE cluster whatever is pooled: in twenty cells, or in three
+            sets of prompts, it is no more than one prompt.
 
     Returns:
         One row per group and value of `visible`, in order of first appearance, hidden first.
@@ -171,14 +173,14 @@ def shares(rows: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
         .agg(
             *(pl.col(column).sum().alias(f"{name}_found") for name, column in SHARES.items()),
             *(pl.col(column).count().alias(f"{name}_of") for name, column in SHARES.items()),
-            *(pl.col(name).first() for name in (*_PER_PROMPT, "seconds", *facts)),
+            *(pl.col(name).first() for name in ("prompt", *_PER_PROMPT, "seconds", *facts)),
             *(pl.col(name).sum() for name in _BITS),
             *(pl.col(name).count().alias(f"with_{name}") for name in _BITS),
             certified_found=((verdict == "certified") & pl.col("judged")).any().cast(pl.Int64),
             certified_of=pl.col("judged").any().cast(pl.Int64),
             positions=pl.len(),
             ids=pl.col("true_id"),
-            whole=pl.col("correct").all(),
+            whole=pl.when(pl.col("correct").count() == pl.len()).then(pl.col("correct").all()),
             rank_first=(pl.col("rank") == 1).sum(),
             ranked=pl.col("rank").count(),
             margins=pl.col("margin").drop_nulls(),
@@ -190,7 +192,7 @@ def shares(rows: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
     # `all` over both kinds of position, joined back to each of them.
     one_prompt = [*CELL_KEYS, "prompt_id"]
     both = per_prompt.group_by(one_prompt).agg(
-        prompt_whole=pl.col("whole").all(),
+        prompt_whole=pl.when(pl.col("whole").count() == pl.len()).then(pl.col("whole").all()),
         prompt_ids=pl.col("ids").list.explode(),
         around=pl.col("around").max(),
     )
@@ -237,7 +239,7 @@ def _intervals(part: pl.DataFrame) -> dict[str, object]:
         part: one row per cell and prompt of the group.
     """
     row: dict[str, object] = {}
-    clusters = part.group_by("prompts", "prompt_id", maintain_order=True).agg(
+    clusters = part.group_by("prompt", maintain_order=True).agg(
         pl.col("positions").sum(), pl.col("^.*_(found|of)$").sum()
     )
     row["positions"], row["n_prompts"] = part["positions"].sum(), len(clusters)

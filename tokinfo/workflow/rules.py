@@ -100,7 +100,7 @@ class Shown(NamedTuple):
 FIGURES = {
     figure: Shown(f"tokinfo.report.figures.{module}:{figure}", table, category)
     for module, table, category, figures in (
-        ("recovery", "summary", "Figures", ("recovery_by_mask", "hidden_vs_visible")),
+        ("recovery", "summary", "Figures", ("found_by_mask", "hidden_vs_visible")),
         ("recovery", "summary", "Figures", ("by_site_depth",)),
         ("search", "summary", "Figures", ("by_metric", "by_solver", "descent_loss")),
         ("training", "histories", "Figures", ("training_curves",)),
@@ -135,7 +135,7 @@ PAGES = {
 
 
 SCALING = ("width", "depth", "hidden", "training")
-"""What hidden-token recovery is drawn against (the module is too heavy to import here)."""
+"""What the share found of hidden tokens is drawn against (its module is too heavy to import)."""
 
 FEWEST = 3
 """Values along an axis that make a line of a figure."""

@@ -156,7 +156,7 @@ def test_nothing_hidden_is_said_in_words(tmp_path: Path, monkeypatch: pytest.Mon
     said: list[str] = []
     monkeypatch.setattr(style, "message", lambda figure, text: said.append(text))
     summary = tables(study("nothing hidden"), tmp_path)
-    draw("recovery_by_mask", summary, tmp_path / "f.svg", tmp_path / "f.png")
+    draw("found_by_mask", summary, tmp_path / "f.svg", tmp_path / "f.png")
     assert said == ["No hidden positions in this study: every mask leaves all tokens visible."]
 
 
@@ -304,12 +304,15 @@ def test_solvers_are_compared_only_where_both_ran(tmp_path: Path) -> None:
     rows = cell_rows(FLAT, solver="adam", mask="1:") + cell_rows(FLAT, solver="chapter", mask="1:")
     rows += cell_rows(FLAT, solver="adam", mask="3:") + cell_rows(FLAT, solver="short", mask="-1")
     rows += cell_rows(SMOL, solver="adam", mask="3:")
-    kept = data.matched(data.load(tables(rows, tmp_path)), "solver")
+    loaded = data.load(tables(rows, tmp_path))
+    kept = data.matched(loaded, "solver")
     assert {(row["model"], row["mask"], row["solver"]) for row in kept} == {
         ("flat", "1:", "adam"),
         ("flat", "1:", "chapter"),
         ("smollm2", "3:", "adam"),
     }
+    labels = {row["label"] for row in data.by_search(loaded)}
+    assert labels == {"flat, adam", "flat, chapter", "flat, short", "smollm2, adam"}
 
 
 def test_weights_that_are_not_what_they_seem_are_noted(small: Path) -> None:

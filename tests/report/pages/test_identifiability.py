@@ -31,20 +31,35 @@ def everything() -> list[dict[str, Any]]:
 def test_the_finding_is_computed_from_the_table(tmp_path: Path) -> None:
     page = write(everything(), tmp_path)
     table = hidden_rows(tmp_path / "recovery.parquet")
-    descent, joint = finding(table, ("chapter", "adam")), finding(table, ("joint",))
-    assert descent is not None
+    adam, joint = finding(table, "adam"), finding(table, "joint")
+    assert adam is not None
     assert joint is not None
-    for share in (
-        descent.found,
-        descent.identifiable,
-        joint.found,
-        joint.certified,
-        joint.recovered,
-    ):
+    for share in (adam.found, adam.identifiable, joint.found, joint.certified, joint.recovered):
         assert share is not None
         words = f"{100 * share.value:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})"
         assert words in page.text.replace("\u00a0", " ")
-    assert "Of 10 hidden tokens (1 setting, 10 prompts) descent found" in page.text
+    assert [
+        name
+        for name in ("chapter", "adam", "joint")
+        if f"Of 10 hidden tokens (1 setting, 10 prompts) {name} found" in page.text
+    ] == ["chapter", "adam", "joint"]
+
+
+def test_what_was_not_asked_is_not_0(tmp_path: Path) -> None:
+    rows = everything() + [row | {"model": "other"} for row in everything()]
+    for row in rows:
+        if row["solver"] == "joint":
+            row |= {"around": None, "identified": None}
+    page = write(rows, tmp_path)
+    assert "recovered" not in page.text[: page.text.index("Each sentence")]
+    table = page.text[page.text.index("prompts certifiedrecovered") : page.text.index("Words")]
+    # Neither descents nor a joint search without sweeps around what it found were asked.
+    assert table.count("not asked") == 2 * (3 + 2), "and descents gave no verdict here"
+    # A sweep finds no prompt: there is none that could be certified.
+    control = [row | {"target": "shuffled"} for row in swept_rows(FLAT)]
+    page = write(everything() + control, tmp_path)
+    row = page.text[page.text.index("positions shuffled") :]
+    assert "prompts certified" not in row[: row.index("positions identifiable")]
 
 
 def test_the_page_says_which_controls_fail(tmp_path: Path) -> None:
@@ -122,8 +137,7 @@ def test_the_page_of_a_study_without_sweeps_says_so(tmp_path: Path) -> None:
 
 def test_what_only_one_side_ran_on_is_not_compared(tmp_path: Path) -> None:
     page = write(swept_rows(FLAT) + cell_rows(FLAT, mask="3:"), tmp_path)
-    assert "No setting of this study has both a descent and a sweep" in page.text
-    assert "No setting of this study has both a joint search and a sweep" in page.text
+    assert "No setting of this study has both a search and a sweep" in page.text
     assert "None in this study" in page.text
 
 

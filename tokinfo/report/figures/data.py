@@ -51,13 +51,11 @@ def settings(table: pl.DataFrame, by: Sequence[str]) -> list[Row]:
     """Return one dict per setting, in the order of the figures' models, for a line of a panel.
 
     ``table`` holds hidden rows, and ``by`` names the columns that make a setting; each dict has its
-    facts, `label`, `place` and `control` (all of its hidden positions are controls).
+    facts, `label` and `place`.
     """
     facts = ["source", "family", "state", "quantization", "weights_note", "block", "depth"]
     return _labelled(
-        table.group_by(by, maintain_order=True).agg(
-            *(pl.col(name).first() for name in facts), pl.col("control").all()
-        )
+        table.group_by(by, maintain_order=True).agg(*(pl.col(name).first() for name in facts))
     )
 
 
@@ -189,6 +187,13 @@ def average(rows: list[Row]) -> Row:
         name: sum(row[name] for row in rows) / len(rows)
         for name in ("top1", "top1_low", "top1_high", "chance_top1")
     }
+
+
+def by_search(rows: list[Row]) -> list[Row]:
+    """Return the rows with a label for each solver, because searches differ in strength."""
+    if len(distinct(rows, "solver")) < 2:
+        return rows
+    return [row | {"label": f"{row['label']}, {row['solver']}"} for row in rows]
 
 
 def matched(rows: list[Row], axis: str) -> list[Row]:

@@ -27,7 +27,7 @@ _NAMES = {
 def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
     """Draw, per model, mask and place, what each kind of search found beside what is there."""
     title = "Not found, or not there?"
-    table = hidden_rows(recovery)
+    table = hidden_rows(recovery).filter(~pl.col("control"))
     swept = best_cells(table.filter(kind="sweep"), pl.col("identified") == "identifiable")
     swept = swept.filter(pl.col("identified").is_not_null())
     if swept.is_empty():
@@ -38,7 +38,7 @@ def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
     # In a study with searches, a setting without one compares nothing.
     compared = table.filter(pl.col("kind").is_in(list(_SHAPES)))
     if len(compared):
-        kept = pl.concat([compared, table.filter("control")]).select(SETTING).unique()
+        kept = compared.select(SETTING).unique()
         table = table.join(kept, on=list(SETTING), how="semi")
     rows = data.at_few_places(data.settings(table, SETTING))
     masks, unshown = data.few_masks(rows)
@@ -60,7 +60,7 @@ def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
         "token explains the visible activations. Marks: found by a search that is given "
         "none of the hidden ones. A mark left of the end of the grey: not FOUND. No grey: not "
         "THERE. " + unshown + panels.note_weights(rows),
-        column_title=lambda mask: _column_title(mask, data.where(rows, mask=mask)),
+        column_title=style.mask_title,
         axis_label="hidden tokens (%)",
         line_height=0.45,
     )
@@ -75,10 +75,6 @@ def found_vs_identifiable(recovery: Path, svg: Path, png: Path) -> None:
             _line(axes, at, here[0], colours[here[0]["family"]], present, swept, best, is_here)
     style.legend(drawn.figure, _key(rows, present), columns=4)
     style.save(drawn.figure, svg, png, title)
-
-
-def _column_title(mask: str, rows: list[Row]) -> str:
-    return style.mask_title(mask, " (control)" if all(row["control"] for row in rows) else "")
 
 
 def _line(
@@ -130,10 +126,7 @@ def _key(rows: list[Row], present: list[str]) -> list[Artist]:
 
 # --- ranks --------------------------------------------------------------------------------
 
-_AROUND = {
-    "sweep": "around the true prompt\n(an upper bound)",
-    "joint": "around the found prompt\n(no truth needed)",
-}
+_TRUE = "around the true prompt"
 _SHADES = LinearSegmentedColormap.from_list("shades", ["#ffffff", "#9ecae1", "#08306b"])
 
 
@@ -141,8 +134,11 @@ def rank_histogram(recovery: Path, svg: Path, png: Path) -> None:
     """Draw how the true token ranks among all candidates, in powers of ten, model by model."""
     title = "How does the true token rank among all candidates?"
     table = hidden_rows(recovery).filter(pl.col("rank").is_not_null() & ~pl.col("control"))
-    kinds = [kind for kind in _AROUND if kind in set(table["kind"])]
-    if not kinds:
+    # Searches of different strength have a column each.
+    around = pl.when(kind="sweep").then(pl.lit(_TRUE)).when(kind="joint").then("solver")
+    table = table.with_columns(around=around).drop_nulls("around")
+    columns = sorted(table["around"].unique(), key=lambda name: (name != _TRUE, name))
+    if not columns:
         style.empty(title, panels.NOTHING_SWEPT, svg, png)
         return
     rows = data.settings(table, SETTING)
@@ -157,23 +153,27 @@ def rank_histogram(recovery: Path, svg: Path, png: Path) -> None:
     drawn = panels.make(
         rows,
         [""],
-        kinds,
+        columns,
         title=title,
         subtitle="Share of hidden positions (%) by the true token's rank in a sweep of the whole "
         "vocabulary; sites and masks pooled, ties counted against it. Rank 1 is "
         "identifiable as far as the order goes. Positions that nothing visible can depend on are "
         "left out. " + panels.note_weights(rows),
-        column_title=_AROUND.__getitem__,
+        column_title=lambda name: (
+            f"{_TRUE}\n(an upper bound)"
+            if name == _TRUE
+            else f"around what {name} found\n(no truth needed)"
+        ),
         axis_label="rank of the true token",
         line_height=0.3,
     )
-    for _, kind, axes in drawn.each():
+    for _, column, axes in drawn.each():
         axes.set_xlim(-0.5, len(bins) + 0.35)
         names = ["1", *(f"{10 ** (i - 1) + 1:,} to\n{10**i:,}" for i in bins[1:])]
         axes.set_xticks([*bins, len(bins)], [*names, "n"], fontsize=8.5)
         axes.tick_params(axis="x", length=0)
         for label in labels:
-            mine = table.filter(kind=kind, label=label)
+            mine = table.filter(around=column, label=label)
             counts = [int((mine["bin"] == number).sum()) for number in bins]
             _cells(axes, drawn.lines[label], counts)
     style.save(drawn.figure, svg, png, title)

@@ -1,4 +1,4 @@
-"""Figures on how much is there: margins beside the noise floor, and noise that is survived."""
+"""Figures on how much is there: margins beside the noise floor, and noise that loses tokens."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _limits(points: list[Row], measure: str) -> tuple[float, float]:
 
 def noise_threshold(recovery: Path, svg: Path, png: Path) -> None:
     """Draw the noise-to-signal ratio at which a hidden token is lost, by model, mask and place."""
-    title = "How much noise does a hidden token survive?"
+    title = "At how much noise is a hidden token lost?"
     table = hidden_rows(recovery).filter(
         pl.col("noise_threshold").is_not_null() & ~pl.col("control")
     )
@@ -140,6 +140,7 @@ def noise_threshold(recovery: Path, svg: Path, png: Path) -> None:
     values = table["noise_threshold"].to_list()
     finite = [value for value in values if 0 < value < float("inf")] or [1.0]
     low, high = min(finite) / 4, max(finite) * 4
+    steps = " or ".join(f"x{step:.3g}" for step in table["noise_step"].unique().drop_nulls().sort())
     drawn = panels.make(
         rows,
         data.places_of(rows),
@@ -147,8 +148,10 @@ def noise_threshold(recovery: Path, svg: Path, png: Path) -> None:
         title=title,
         subtitle="Gaussian noise on the visible activations, as a share of their root mean square, "
         "at which some other token explains them better than the true one (the other tokens "
-        "known). Large marks: median over hidden positions; faint ones: single positions. Further "
-        "right, more of the token is there. " + unshown + panels.note_weights(rows),
+        f"known); ratios grow by {steps}. Large marks: median over hidden positions; faint ones: "
+        "single positions. Further right, more of the token is there. "
+        + unshown
+        + panels.note_weights(rows),
         column_title=style.mask_title,
         axis_label="noise-to-signal ratio",
         line_height=0.3,
@@ -193,7 +196,7 @@ def _threshold(
         """Return where a threshold is drawn, and its mark: 0 and infinity at the edges."""
         return (low, "<") if value <= 0 else (high, ">") if value > high else (value, "o")
 
-    by_prompt = mine.group_by("prompt_id", maintain_order=True).agg("noise_threshold")
+    by_prompt = mine.group_by("prompt", maintain_order=True).agg("noise_threshold")
     for value in mine["noise_threshold"].to_list():
         x, mark = place(value)
         faint: Row = {"markersize": 3, "color": colour, "alpha": 0.3, "zorder": 2}

@@ -8,7 +8,7 @@ from typing import Any
 from tokinfo.report.figures import data, panels, style
 
 
-def recovery_by_mask(summary: Path, svg: Path, png: Path) -> None:
+def found_by_mask(summary: Path, svg: Path, png: Path) -> None:
     """Draw the share of hidden tokens found, per model, mask and place.
 
     A bar is the setting (solver, metric, parametrisation) that found most; ticks are the

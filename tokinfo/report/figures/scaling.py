@@ -15,8 +15,8 @@ from tokinfo.tables import scaling
 _MOST_PANELS = 6
 _ACROSS = 3
 _TITLES = {
-    "width": "Does recovery of hidden tokens grow with width?",
-    "depth": "Does recovery of hidden tokens fall with depth?",
+    "width": "Are more hidden tokens found in wider models?",
+    "depth": "Are fewer hidden tokens found at greater depth?",
     "hidden": "How many tokens can be hidden?",
     "training": "Where in training does descent stop finding hidden tokens?",
 }

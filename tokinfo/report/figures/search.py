@@ -21,8 +21,8 @@ def by_metric(summary: Path, svg: Path, png: Path) -> None:
         svg,
         png,
         title="Does the distance that is minimised matter?",
-        subtitle="Share of tokens found, averaged over the same solvers, sites and masks for each "
-        "metric. ",
+        subtitle="Share of tokens found by each solver, averaged over the same sites and masks for "
+        "each metric. ",
     )
 
 
@@ -45,7 +45,7 @@ def _compare(axis: str, summary: Path, svg: Path, png: Path, *, title: str, subt
     if not rows:
         style.empty(title, "No cells in this study.", svg, png)
         return
-    rows = data.matched(rows, axis)
+    rows = data.matched(rows if axis == "solver" else data.by_search(rows), axis)
     colours = style.family_colours(panels.families(rows))
     levels = sorted(data.distinct(rows, axis))
     marker = style.marks(levels)

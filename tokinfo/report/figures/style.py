@@ -261,9 +261,9 @@ def mask_words(mask: str) -> str:
     return f"visible: {mask}"
 
 
-def mask_title(mask: str, note: str = "") -> str:
+def mask_title(mask: str) -> str:
     """Return the title of a column of panels: the mask, and what it means."""
-    return f"mask {mask}{note}\n{mask_words(mask)}"
+    return f"mask {mask}\n{mask_words(mask)}"
 
 
 def mask_order(mask: str) -> tuple[int, str]:

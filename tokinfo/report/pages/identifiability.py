@@ -16,14 +16,10 @@ from tokinfo.tables.identifiability import (
     hidden_rows,
     independent,
     noise_table,
+    searches,
     unexplained,
     verdicts,
 )
-
-DESCENT = ("chapter", "adam")
-"""Searches by descent alone, the published one and the better one."""
-
-JOINT = ("joint",)
 
 
 def write_identifiability(
@@ -47,15 +43,20 @@ def write_identifiability(
         tuple(row[key] for key in keys): row for row in noise_table(rows).iter_rows(named=True)
     }
     models = [(one, rows.filter(model=one)) for one in dict.fromkeys(row["model"] for row in table)]
+    solvers = searches(rows)
     write_page(
         page,
         "identifiability.html",
         name=name,
         description=description,
         swept=rows["around"].is_not_null().any(),
-        descent=finding(rows, DESCENT),
-        joint=finding(rows, JOINT),
-        models=[(one, finding(part, DESCENT), finding(part, JOINT)) for one, part in models],
+        findings=[(*one, found) for one in solvers if (found := finding(rows, one[0]))],
+        models=[
+            (model, solver, found)
+            for model, part in models
+            for solver, _ in solvers
+            if (found := finding(part, solver))
+        ],
         independent=independent(rows),
         unexplained=[row | {"other": other_model(row["target"])} for row in unexplained(recovery)],
         prior=any(row["prior_bits"] is not None for row in table),

@@ -43,7 +43,7 @@ def write_replication_page(
         run=run["row"].n_unique(),
         by_chapter_model=run.filter(stand_in="")["row"].n_unique(),
         verdicts=VERDICTS,
-        counts=[(who, part.select("rows", "hollow").rows()) for (who,), part in by_verdict],
+        counts=[(who, part["rows"].to_list()) for (who,), part in by_verdict],
         joint=len(joint),
         returned=len(joint.filter(joint_returned=1)),
         descended=len(joint.filter(found=1)),

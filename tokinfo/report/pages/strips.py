@@ -190,9 +190,10 @@ def _estimate(chosen: _Chosen, sizes: pl.DataFrame) -> int:
 
 @dataclass(frozen=True)
 class _Model:
-    """Shares of a model's tokens that were found: pooled, and by the best cell in hindsight."""
+    """Shares of a model's tokens that one search found: pooled, and in its best cell."""
 
     name: str
+    solver: str
     hidden: Cell | None
     visible: Cell | None
     best: Cell | None
@@ -202,17 +203,21 @@ def _models(rows: pl.LazyFrame, by_cell: pl.DataFrame) -> list[_Model]:
     first = {row["model"]: row for row in by_cell.to_dicts()}
     found = []
     for name in sorted(first, key=lambda name: display_order(first[name])):
-        # Model by model: the prompts of all cells of one are held, not of all.
-        pooled = shares(rows.filter(model=name), ["model"]).to_dicts()
-        best = by_cell.filter(~pl.col("visible"), model=name).sort("top1", descending=True)
-        found.append(
-            _Model(
-                name,
-                hidden=next((row for row in pooled if not row["visible"]), None),
-                visible=next((row for row in pooled if row["visible"]), None),
-                best=next(best.iter_rows(named=True), None),
+        of_model = by_cell.filter(model=name)
+        for solver in of_model["solver"].unique().sort():
+            # One by one: the prompts of all cells of one are held, not of all. Searches of
+            # different strength are not pooled.
+            mine = {"model": name, "solver": solver}
+            pooled = shares(rows.filter(**mine), list(mine)).to_dicts()
+            best = of_model.filter(~pl.col("visible"), solver=solver).sort("top1", descending=True)
+            found.append(
+                _Model(
+                    **{"name": name, "solver": solver},
+                    hidden=next((row for row in pooled if not row["visible"]), None),
+                    visible=next((row for row in pooled if row["visible"]), None),
+                    best=next(best.iter_rows(named=True), None),
+                )
             )
-        )
     return found
 
 
