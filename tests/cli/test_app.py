@@ -49,7 +49,7 @@ def test_validate_lists_every_problem_on_standard_error_and_exits_with_1() -> No
 def test_validate_without_a_file_says_so_and_shows_no_traceback() -> None:
     result = run(app, ["validate"])
     assert result.exit_code == 1
-    assert result.stderr.startswith("config.yaml: (the whole file): there is no such file\n")
+    assert result.stderr.startswith("config.yaml: there is no such file\n")
 
 
 def test_several_configfiles_are_merged_in_order() -> None:
