@@ -13,6 +13,7 @@ from pathlib import Path
 # The package beside this file is the one that runs, whatever is installed.
 sys.path.insert(0, str(workflow.basedir))
 
+from tokinfo.io.errors import TokinfoError
 from tokinfo.workflow import downloads, memory, running, runtime, submissions
 from tokinfo.workflow.answers import answers
 from tokinfo.workflow.jobs import lend_package
@@ -20,7 +21,6 @@ from tokinfo.workflow.plan import Plan, canonical
 from tokinfo.workflow.rules import BENCHMARKS, FIGURES, LOGS, OUTPUTS, PAGES, code, pattern
 from tokinfo.study.files import beyond
 from tokinfo.study.load import load_study
-from tokinfo.study.mistakes import StudyError
 
 # `--configfile` names a whole study. Merging it into the default one would mix their models.
 if not workflow.configfiles:
@@ -30,12 +30,12 @@ if not workflow.configfiles:
 
 STUDY_FILES = [os.path.relpath(file) for file in workflow.configfiles]
 try:
+    lend_package(workflow.basedir)
     STUDY = load_study(config, files=STUDY_FILES)
-except StudyError as error:
+except TokinfoError as error:
     sys.exit(str(error))
 
 PLAN = Plan(STUDY)
-lend_package(workflow.basedir)
 
 # A run that was killed leaves Snakemake's lock behind. What may be unlocked is unlocked here. For the
 # rest the command that does it is printed, and Snakemake refuses.

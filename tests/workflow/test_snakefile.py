@@ -37,6 +37,23 @@ def test_every_mistake_is_told_at_once_without_a_traceback(fresh: Path) -> None:
     assert not (fresh / "results").exists()
 
 
+def test_a_clone_and_an_environment_may_be_in_any_path_but_one_with_braces(tmp_path: Path) -> None:
+    clone = tmp_path / 'my "own" clone\'s [1] & $HOME'
+    clone.mkdir()
+    copy_repository(clone)
+    # The directory of an environment is what Python starts from.
+    (clone / ".venv").symlink_to(sys.prefix)
+    arguments = (f"{RESULTS}/corpora/harbour.txt", "--configfile", "studies/smoke.yaml")
+    done = snakemake(clone, *arguments, "--cores", "1", python=clone / ".venv" / "bin" / "python")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (clone / RESULTS / "corpora" / "harbour.txt").is_file()
+    braces = clone.rename(tmp_path / "clone {v2}")
+    done = snakemake(braces, *arguments, "--dry-run")
+    assert done.returncode == 1
+    assert f"{braces}: Snakemake would take the braces" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_values_on_the_command_line_override_and_are_checked(fresh: Path) -> None:
     arguments = ("--configfile", "studies/smoke.yaml", "--dry-run", "--config")
     done = snakemake(fresh, *arguments, "threads=none", "results=elsewhere")

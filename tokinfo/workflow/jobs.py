@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -101,10 +102,21 @@ def _redirected(log: Path) -> Iterator[TextIO]:
 
 
 def lend_package(directory: str) -> None:
-    """Let the jobs import the package from ``directory``, whichever environment they run in.
+    """Let the jobs start, and import the package from ``directory``, whichever environment's.
 
     A conda environment of the rules holds the package's dependencies, not the package.
+
+    Raises:
+        InvalidError: Snakemake would take the directory's name for a pattern.
     """
+    if not set("{}").isdisjoint(directory):
+        raise InvalidError(
+            f"{directory}: Snakemake would take the braces in this directory's name for a pattern; "
+            "allowed: a clone in a path without { and }"
+        )
+    # Snakemake starts a job as a line of the shell, with the interpreter as it is written here.
+    if Path(sys.executable).is_file():
+        sys.executable = shlex.quote(sys.executable)
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if directory not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([directory, *filter(None, paths)])

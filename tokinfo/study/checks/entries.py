@@ -10,7 +10,7 @@ from pathlib import Path
 from tokinfo.study import architecture, targets
 from tokinfo.study.checks.draft import Draft
 from tokinfo.study.grid import Grid
-from tokinfo.study.mistakes import MISSING, Mistake, listing
+from tokinfo.study.mistakes import MISSING, Keys, Mistake, listing
 from tokinfo.study.solvers import SWEEPING
 from tokinfo.study.sources import (
     Built,
@@ -138,14 +138,33 @@ def files(draft: Draft) -> Iterator[Mistake]:
         corpora += [] if study.prior is None else [study.prior]
     for name in dict.fromkeys(corpora):
         path = getattr(study.corpora.get(name), "path", None)
-        if path is not None and not Path(path).expanduser().is_file():
+        if path is None:
+            continue
+        if wrong := _pattern(("corpora", name, "path"), path):
+            yield wrong
+        elif not Path(path).expanduser().is_file():
             yield Mistake(("corpora", name, "path"), path, "there is no such file")
     for name in sources:
         source = study.sources.get(name)
+        path = getattr(source, "path", None)
+        if path is not None and (wrong := _pattern(("sources", name, "path"), path)):
+            yield wrong
+            continue
         if isinstance(source, Pretrained) and draft.sound("sources", name, "config"):
             yield from architecture.mistakes(("sources", name), source)
         if isinstance(source, Saved) and draft.sound("sources", name, "n_ctx"):
             yield from _local_model(("sources", name), source)
+
+
+def _pattern(where: Keys, path: str) -> Mistake | None:
+    """Return the mistake of a path in which Snakemake finds a pattern: `{name}` or `<name>`."""
+    whole = Path(path).expanduser()
+    # Of a model's directory, the files are inputs of a job.
+    for file in (whole, *(whole.glob("*") if whole.is_dir() else ())):
+        if not set("{}<>").isdisjoint(str(file)):
+            message = f"Snakemake would take the brackets in {str(file)!r} for a pattern"
+            return Mistake(where, path, message, "a path without {, }, < and >")
+    return None
 
 
 def _models_of(grid: Grid) -> list[str]:
