@@ -46,7 +46,9 @@ if workflow.is_main_process:
 
 
 onstart:
-    running.begin(Path.cwd(), elsewhere=workflow.non_local_exec)
+    # Without the names of its locks they would be taken for another run's and stay, if it is killed.
+    locks = getattr(workflow.persistence, "_lockfile", {}).values()
+    running.begin(Path.cwd(), locks, elsewhere=workflow.non_local_exec)
 
 
 # Models are large: what will be fetched and held is printed first, above all in a dry run.
