@@ -16,7 +16,7 @@ sys.path.insert(0, str(workflow.basedir))
 from tokinfo.io.errors import TokinfoError
 from tokinfo.workflow import downloads, memory, running, runtime, submissions
 from tokinfo.workflow.answers import answers
-from tokinfo.workflow.jobs import lend_package
+from tokinfo.workflow.jobs import check_times, lend_package
 from tokinfo.workflow.plan import Plan, canonical
 from tokinfo.workflow.rules import BENCHMARKS, FIGURES, LOGS, OUTPUTS, PAGES, code, pattern
 from tokinfo.study.files import beyond
@@ -46,6 +46,14 @@ if workflow.is_main_process:
 
 
 onstart:
+    try:
+        jobs = list(workflow.dag.needrun_jobs())
+        check_times(
+            [str(file) for job in jobs for file in job.input],
+            [str(file) for job in jobs for file in job.output],
+        )
+    except TokinfoError as error:
+        sys.exit(str(error))
     # Without the names of its locks they would be taken for another run's and stay, if it is killed.
     locks = getattr(workflow.persistence, "_lockfile", {}).values()
     running.begin(Path.cwd(), locks, elsewhere=workflow.non_local_exec)

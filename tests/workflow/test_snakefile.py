@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,18 @@ def test_a_clone_and_an_environment_may_be_in_any_path_but_one_with_braces(tmp_p
     assert done.returncode == 1
     assert f"{braces}: Snakemake would take the braces" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_file_of_a_time_in_the_future_stops_a_run_before_any_job(fresh: Path) -> None:
+    text = fresh / "studies" / "data" / "harbour.txt"
+    os.utime(text, (time.time() + 3600,) * 2)
+    arguments = (f"{RESULTS}/corpora/harbour.txt", "--configfile", "studies/smoke.yaml")
+    done = snakemake(fresh, *arguments, "--cores", "1")
+    assert done.returncode == 1
+    assert "`touch studies/data/harbour.txt`" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (fresh / "results").exists()
+    assert not (fresh / ".snakemake" / "locks").exists()
 
 
 def test_values_on_the_command_line_override_and_are_checked(fresh: Path) -> None:
