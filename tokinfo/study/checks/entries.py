@@ -143,7 +143,8 @@ def files(draft: Draft) -> Iterator[Mistake]:
         if wrong := _pattern(("corpora", name, "path"), path):
             yield wrong
         elif not Path(path).expanduser().is_file():
-            yield Mistake(("corpora", name, "path"), path, "there is no such file")
+            allowed = "a file, by its path from where the command is given"
+            yield Mistake(("corpora", name, "path"), path, "there is no such file", allowed)
     for name in sources:
         source = study.sources.get(name)
         path = getattr(source, "path", None)
