@@ -42,8 +42,8 @@ def read_study(configfile: list[Path] | None, config: list[str] | None = None) -
     try:
         if not configfile and not Path("config.yaml").exists():
             raise InvalidError(
-                f"{Path.cwd()}: holds no config.yaml; allowed: `--configfile STUDY`, or a directory "
-                "that has one, as a clone of tokinfo does"
+                f"{Path.cwd()}: holds no config.yaml; allowed: `--configfile STUDY`, or a "
+                "directory that has one, as a clone of tokinfo does"
             )
         over = parse(config or [])
     except InvalidError as error:
