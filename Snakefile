@@ -60,7 +60,7 @@ onstart:
 
 
 # Models are large: what will be fetched and held is printed first, above all in a dry run.
-if workflow.is_main_process and downloads.total(STUDY):
+if workflow.is_main_process and any(downloads.total(STUDY)):
     print(downloads.table(STUDY), file=sys.stderr)
 
 

@@ -34,7 +34,7 @@ Settings = dict[str, Any]
 
 CONFIG = "config"
 """The part of a fetched model that is its configuration and tokenizer, without weights."""
-_UNFETCHED = {"note", "config", "special_tokens"}
+_UNFETCHED = {"note", "config", "special_tokens", "megabytes"}
 
 
 class Plan:
@@ -192,7 +192,7 @@ class Plan:
 
     def corpus_settings(self, corpus: str) -> Settings:
         """Return what writing a corpus depends on."""
-        return canonical(self.study.corpora[corpus].model_dump())
+        return canonical(self.study.corpora[corpus].model_dump(exclude={"megabytes"}))
 
     def corpus_files(self, corpus: str) -> list[str]:
         """Return the files on this machine that a corpus is read from."""
