@@ -18,7 +18,16 @@ from tokinfo.workflow import downloads, memory, running, runtime, submissions
 from tokinfo.workflow.answers import answers
 from tokinfo.workflow.jobs import check_times, lend_package
 from tokinfo.workflow.plan import Plan, canonical
-from tokinfo.workflow.rules import BENCHMARKS, FIGURES, LOGS, OUTPUTS, PAGES, code, pattern
+from tokinfo.workflow.rules import (
+    BENCHMARKS,
+    FIGURES,
+    LOGS,
+    OUTPUTS,
+    PAGES,
+    as_text,
+    code,
+    pattern,
+)
 from tokinfo.study.files import beyond
 from tokinfo.study.load import load_study
 
@@ -91,7 +100,8 @@ rule all:
     input:
         expand("<results>/prompts/{source}.json", source=PLAN.sources),
         "<results>/tables/recovery.parquet",
-        "<results>/tables/recovery.csv",
+        # Of a large table the text is made on request: `snakemake results/tables/recovery.csv`.
+        expand("<results>/tables/{made}", made=["recovery.csv"] if as_text(STUDY) else ()),
         "<results>/tables/summary.parquet",
         "<results>/tables/summary.csv",
         expand(

@@ -119,6 +119,6 @@ def name(rule: str, output: str) -> str:
         return f"{rule} {path.parent.name} {path.name}"
     if rule == "embedding":
         return f"embedding {path.parent.name if path.name == '0' else path.stem}"
-    if rule in ("collect", "summarise", "noise_table"):
+    if rule in ("collect", "recovery_csv", "summarise", "noise_table"):
         return rule
     return f"{rule} {path.name.split('.')[0]}"

@@ -14,7 +14,8 @@ import yaml
 
 from tests import REPOSITORY
 from tests.workflow.run import RESULTS, copy_repository, smoke, snakemake
-from tokinfo.workflow.rules import CODE
+from tokinfo.study.study import Study
+from tokinfo.workflow.rules import CODE, as_text
 
 
 @pytest.fixture
@@ -65,6 +66,21 @@ def test_a_file_of_a_time_in_the_future_stops_a_run_before_any_job(fresh: Path) 
     assert "Traceback" not in done.stderr
     assert not (fresh / "results").exists()
     assert not (fresh / ".snakemake" / "locks").exists()
+
+
+def test_a_large_table_is_written_as_text_on_request_only(fresh: Path) -> None:
+    study = smoke()
+    shared = {"corpus": "harbour", "tokenizer": "small", "tokens": [2, 2]}
+    study["passages"] = {"many": {**shared, "count": 3000}}
+    study["grids"] = [study["grids"][0] | {"prompts": ["many"], "models": ["mixer-flat"]}]
+    assert as_text(Study.model_validate(smoke()))
+    assert not as_text(Study.model_validate(study))
+    (fresh / "many.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
+    arguments = ("--configfile", "many.yaml", "--dry-run", "--cores", "1")
+    for target, wanted in (("all", False), (f"{RESULTS}/tables/recovery.csv", True)):
+        done = snakemake(fresh, target, *arguments)
+        assert done.returncode == 0, done.stderr
+        assert ("recovery_csv" in done.stdout + done.stderr) is wanted
 
 
 def test_values_on_the_command_line_override_and_are_checked(fresh: Path) -> None:
