@@ -15,6 +15,7 @@ cluster job.
 from __future__ import annotations
 
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -232,7 +233,7 @@ class Plan:
         entry = self.study.sources[source]
         if not isinstance(entry, Saved | GgufSource) or entry.path is None:
             return []
-        path = Path(entry.path).expanduser()
+        path = Path(os.path.expanduser(entry.path))
         if isinstance(entry, GgufSource):
             return [str(path)]
         kept = {".json", ".jinja", ".model", ".txt"} | (

@@ -33,6 +33,12 @@ ENTRIES: list[Row] = [
      "sources.smol.path"),
     (("sources", "smol"), {"kind": "local", "path": "llama {v2}", "blocks": 30}, "for a pattern",
      "sources.smol.path"),
+    (("corpora", "bible"), {"kind": "file", "path": "~nobody-of-this-name/t.txt"}, "no such file",
+     "corpora.bible.path"),
+    (("sources", "smol"), {"kind": "gguf", "path": "~nobody-of-this-name", "blocks": 30},
+     "no such file", "sources.smol.path"),
+    (("sources", "smol"), {"kind": "local", "path": "~nobody-of-this-name", "blocks": 30},
+     "no config.json", "sources.smol.path"),
     (("sources", "smol"), {"kind": "local", "path": "no", "blocks": 30}, "no config.json",
      "sources.smol.path"),
 ]  # fmt: skip
