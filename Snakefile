@@ -13,14 +13,23 @@ from pathlib import Path
 # The package beside this file is the one that runs, whatever is installed.
 sys.path.insert(0, str(workflow.basedir))
 
+from tokinfo.io.errors import TokinfoError
 from tokinfo.workflow import downloads, memory, running, runtime, submissions
 from tokinfo.workflow.answers import answers
-from tokinfo.workflow.jobs import lend_package
+from tokinfo.workflow.jobs import check_times, lend_package
 from tokinfo.workflow.plan import Plan, canonical
-from tokinfo.workflow.rules import BENCHMARKS, FIGURES, LOGS, OUTPUTS, PAGES, code, pattern
+from tokinfo.workflow.rules import (
+    BENCHMARKS,
+    FIGURES,
+    LOGS,
+    OUTPUTS,
+    PAGES,
+    as_text,
+    code,
+    pattern,
+)
 from tokinfo.study.files import beyond
 from tokinfo.study.load import load_study
-from tokinfo.study.mistakes import StudyError
 
 # `--configfile` names a whole study. Merging it into the default one would mix their models.
 if not workflow.configfiles:
@@ -30,12 +39,12 @@ if not workflow.configfiles:
 
 STUDY_FILES = [os.path.relpath(file) for file in workflow.configfiles]
 try:
+    lend_package(workflow.basedir)
     STUDY = load_study(config, files=STUDY_FILES)
-except StudyError as error:
+except TokinfoError as error:
     sys.exit(str(error))
 
 PLAN = Plan(STUDY)
-lend_package(workflow.basedir)
 
 # A run that was killed leaves Snakemake's lock behind. What may be unlocked is unlocked here. For the
 # rest the command that does it is printed, and Snakemake refuses.
@@ -46,11 +55,21 @@ if workflow.is_main_process:
 
 
 onstart:
-    running.begin(Path.cwd(), elsewhere=workflow.non_local_exec)
+    try:
+        jobs = list(workflow.dag.needrun_jobs())
+        check_times(
+            [str(file) for job in jobs for file in job.input],
+            [str(file) for job in jobs for file in job.output],
+        )
+    except TokinfoError as error:
+        sys.exit(str(error))
+    # Without the names of its locks they would be taken for another run's and stay, if it is killed.
+    locks = getattr(workflow.persistence, "_lockfile", {}).values()
+    running.begin(Path.cwd(), locks, elsewhere=workflow.non_local_exec)
 
 
 # Models are large: what will be fetched and held is printed first, above all in a dry run.
-if workflow.is_main_process and downloads.total(STUDY):
+if workflow.is_main_process and any(downloads.total(STUDY)):
     print(downloads.table(STUDY), file=sys.stderr)
 
 
@@ -81,7 +100,8 @@ rule all:
     input:
         expand("<results>/prompts/{source}.json", source=PLAN.sources),
         "<results>/tables/recovery.parquet",
-        "<results>/tables/recovery.csv",
+        # Of a large table the text is made on request: `snakemake results/tables/recovery.csv`.
+        expand("<results>/tables/{made}", made=["recovery.csv"] if as_text(STUDY) else ()),
         "<results>/tables/summary.parquet",
         "<results>/tables/summary.csv",
         expand(

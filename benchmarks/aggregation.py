@@ -32,7 +32,7 @@ from tokinfo.report.pages.identifiability import write_identifiability
 from tokinfo.report.pages.strips import write_strips
 from tokinfo.study.masks import Mask
 from tokinfo.tables.identifiability import write_noise_table
-from tokinfo.tables.recovery import collect
+from tokinfo.tables.recovery import collect, write_csv
 from tokinfo.tables.schema import METADATA_KEY, RECOVERY_SCHEMA
 from tokinfo.tables.summary import summarise
 
@@ -129,7 +129,8 @@ def listed(scratch: Path) -> list[Path]:
 TABLE = "recovery.parquet"
 STAGES: dict[str, Callable[[Path], object]] = {
     "imports alone": lambda at: None,
-    "collect": lambda at: collect(listed(at), at / TABLE, at / "recovery.csv"),
+    "collect": lambda at: collect(listed(at), at / TABLE),
+    "recovery_csv": lambda at: write_csv(at / TABLE, at / "recovery.csv"),
     "summarise": lambda at: summarise(at / TABLE, at / "summary.parquet", at / "summary.csv"),
     "noise_table": lambda at: write_noise_table(at / TABLE, at / "noise.csv"),
     "strips": lambda at: write_strips(at / TABLE, at / "strips.html"),

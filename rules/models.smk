@@ -53,14 +53,14 @@ rule fetch:
     resources:
         gpu=0,
         mem_mb=lambda w, attempt: memory.fetch_mb(STUDY, w.source, w.part, attempt),
-        disk_mb=lambda w: memory.fetched_mb(STUDY, w.source, w.part),
+        disk_mb=lambda w: memory.part_mb(STUDY, w.source, w.part),
         runtime=lambda w, attempt: runtime.fetch_minutes(STUDY, w.source, w.part, attempt),
     params:
         settings=lambda w: PLAN.fetch_settings(w.source, w.part),
         code=code("fetch"),
         state=PLAN.state,
     message:
-        "Fetching {wildcards.source}, {wildcards.part}: {resources.disk_mb} MB"
+        "Fetching {wildcards.source}, {wildcards.part} ({resources.disk_mb} MB on the disk)"
     script:
         "scripts/fetch.py"
 

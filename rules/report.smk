@@ -7,7 +7,6 @@ rule collect:
         cells=expand("<results>/{path}", path=PLAN.cells),
     output:
         recovery="<results>/tables/recovery.parquet",
-        recovery_csv="<results>/tables/recovery.csv",
     log:
         "<logs>/collect.log",
     benchmark:
@@ -24,6 +23,30 @@ rule collect:
         "Collecting the cells into one table"
     script:
         "scripts/collect.py"
+
+
+# Of a large table only on request: the text is many times as large.
+rule recovery_csv:
+    input:
+        recovery="<results>/tables/recovery.parquet",
+    output:
+        table="<results>/tables/recovery.csv",
+    log:
+        "<logs>/recovery_csv.log",
+    benchmark:
+        "<benchmarks>/recovery_csv.tsv"
+    conda:
+        "../envs/tokinfo.yaml"
+    resources:
+        gpu=0,
+        mem_mb=1000,
+        runtime=60,
+    params:
+        code=code("recovery_csv"),
+    message:
+        "Writing the long table as text"
+    script:
+        "scripts/recovery_csv.py"
 
 
 rule summarise:

@@ -154,7 +154,7 @@ def test_tables_figures_and_pages_take_such_cells(made: Path, tmp_path: Path) ->
             cells.append(tmp_path / f"{number}-{name}.parquet")
             run(made, cells[-1], solver=solver, mask=mask, known="none")
     recovery, summary = tmp_path / "recovery.parquet", tmp_path / "summary.parquet"
-    collect(cells, recovery, tmp_path / "recovery.csv")
+    collect(cells, recovery)
     summarise(recovery, summary, tmp_path / "summary.csv")
     assert set(pl.read_parquet(summary)["mask"]) == set(masks)
     for figure, shown in FIGURES.items():

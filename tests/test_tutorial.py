@@ -24,7 +24,7 @@ def test_the_tutorial_reads_the_tables(
         for name, rows in (("adam", cell_rows(model)), ("sweep", swept_rows(model))):
             cells.append(tmp_path / f"{model.name}-{name}.parquet")
             frame(rows).write_parquet(cells[-1], metadata={"tokinfo": "{}"})
-    collect(cells, tables / "recovery.parquet", tables / "recovery.csv")
+    collect(cells, tables / "recovery.parquet")
     summarise(tables / "recovery.parquet", tables / "summary.parquet", tables / "summary.csv")
     blocks = re.findall(r"```python\n(.*?)```", TUTORIAL.read_text(), re.DOTALL)
     assert len(blocks) >= 3

@@ -14,5 +14,4 @@ with job(snakemake.log[0], "collect"):
     collect(
         [Path(path) for path in snakemake.input.cells],
         Path(snakemake.output.recovery),
-        Path(snakemake.output.recovery_csv),
     )

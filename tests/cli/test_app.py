@@ -46,10 +46,17 @@ def test_validate_lists_every_problem_on_standard_error_and_exits_with_1() -> No
     assert last == "2 problems; nothing was started"
 
 
-def test_validate_without_a_file_says_so_and_shows_no_traceback() -> None:
-    result = run(app, ["validate"])
-    assert result.exit_code == 1
-    assert result.stderr.startswith("config.yaml: (the whole file): there is no such file\n")
+@pytest.mark.parametrize(
+    "command", ["validate", "cells", "plan", "clean", "invert m block.1 1: hi"]
+)
+def test_outside_a_clone_a_command_says_what_it_needs(command: str, directory: Path) -> None:
+    result = run(app, command.split())
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"{directory}: holds no config.yaml; allowed: `--configfile")
+    assert len(result.stderr.splitlines()) == 1
+    result = run(app, [*command.split(), "--configfile", "nothere.yaml"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("nothere.yaml: there is no such file\n")
 
 
 def test_several_configfiles_are_merged_in_order() -> None:

@@ -168,8 +168,8 @@ def test_messages_take_the_prompts_place(
     [
         ([], "", "give a prompt, or --messages FILE"),
         ([PROMPT, "--messages", "m"], "", "give a prompt, or --messages FILE"),
-        (["--messages", "absent"], "", "absent: cannot be read: No such file"),
-        (["--messages", "m"], "[{", "m: is not valid YAML"),
+        (["--messages", "absent"], "", "absent: there is no such file"),
+        (["--messages", "m"], "[{", "m:1: is not valid YAML"),
         (["--messages", "m"], "[{role: king, content: x}]", "m: messages[0].role = 'king'"),
         (["--messages", "m"], "[]", "m: messages = []"),
         (["--messages", "m"], json.dumps(CHAT), "the model has no chat template"),

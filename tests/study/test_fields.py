@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests import REPOSITORY
 from tests.example_study import Row, check_one, each, example, keys, mistakes, put, spoilt
 
 TRAINING = ("sources", "flat", "training")
@@ -16,6 +17,9 @@ FITS: list[Row] = [
     (("results",), "/tmp/out", "relative path"),
     (("results",), "a//b", "relative path"),
     (("results",), ".", "relative path"),
+    (("results",), "docs", "`docs` is part of the project"),
+    (("results",), "Tests/out", "`Tests` is part of the project"),
+    (("results",), ".snakemake", "`.snakemake` is part of the project"),
     (("corpora", "a.held-out"), example()["corpora"]["bible"], "taken by held-out texts"),
     (("prompts", "sky", 0), "", "is blank"),
     (("prompts", "sky", 0), " \n", "is blank"),
@@ -41,6 +45,15 @@ FITS: list[Row] = [
 @each(FITS)
 def test_what_does_not_fit_is_one_line(row: Row) -> None:
     check_one(row)
+
+
+def test_no_entry_of_the_repository_is_a_place_for_results() -> None:
+    # A study that writes to `results/` there, and editors' own folders, make what is not listed.
+    listed = REPOSITORY / ".gitignore"
+    ignored = {line.strip("/") for line in listed.read_text(encoding="utf-8").split()}
+    for entry in REPOSITORY.iterdir():
+        if entry.name not in ignored and not entry.name.endswith(".egg-info"):
+            assert keys(spoilt((("results",), f"{entry.name}/x"))) == ["results"], entry
 
 
 def test_a_default_that_does_not_fit_what_is_written_is_a_mistake() -> None:

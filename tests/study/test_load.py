@@ -20,7 +20,7 @@ from tests.study.checks.test_references import REFERENCES
 from tests.study.test_fields import FITS
 from tests.study.test_form import FORM
 from tokinfo.study.load import load_study
-from tokinfo.study.mistakes import Mistake, StudyError
+from tokinfo.study.mistakes import Keys, Mistake, StudyError
 from tokinfo.study.study import Study
 
 FLAT = ("sources", "flat")
@@ -102,8 +102,50 @@ def test_a_study_is_read_from_a_file(tmp_path: Path) -> None:
     assert load_study(path) == load_study([path]) == load_study(str(path)) == load_study(example())
 
 
-def test_json_is_read_too(tmp_path: Path) -> None:
-    assert load_study(write(tmp_path / "s.json", json.dumps(example()))) == load_study(example())
+@pytest.mark.parametrize("name", ["study.json", "study.yaml"])
+def test_json_is_read_as_json(tmp_path: Path, name: str) -> None:
+    # In YAML the two halves of such a character are no text, and a tab indents nothing.
+    raw = put(example(), ("prompts", "sky", 1), "The sky is \U0001f600.")
+    text = json.dumps(raw, indent="\t")
+    assert "\\ud83d\\ude00" in text
+    assert load_study(write(tmp_path / name, text)) == load_study(raw)
+
+
+def test_json_that_is_wrong_in_form_is_named_by_line(tmp_path: Path) -> None:
+    (found,) = failure(write(tmp_path / "study.json", '{"name": "a",\n"threads" 2}'))
+    assert str(found).startswith(f"{tmp_path / 'study.json'}:2: is not valid JSON: ")
+    # YAML in a file of that name is read, as Snakemake reads it.
+    assert load_study(write(tmp_path / "yaml.json", example())) == load_study(example())
+
+
+def test_keys_given_twice_in_json_are_reported(tmp_path: Path) -> None:
+    text = json.dumps(example())
+    text = text.replace('"kind": "adam"', '"kind": "adam", "kind": "adam"')
+    found = failure(write(tmp_path / "study.json", text[:-1] + ', "name": "Second"}'))
+    assert keys(found) == ["name", "solvers.adam.kind"]
+
+
+@pytest.mark.parametrize(
+    ("path", "word", "taken"),
+    [
+        (("grids", 0, "masks", 0), "1:", "a mapping"),
+        (("grids", 0, "masks", 0), "-1:", "a mapping"),
+        (("grids", 0, "masks", 0), "1:3", "a number"),
+        (("grids", 0, "masks", 1), "-1", "a number"),
+        (("grids", 0, "models", 0), "no", "a truth value"),
+        (("prompts", "sky", 0), "2020-01-01", "a date"),
+        (("prompts", "sky", 0), "Note: this", "a mapping"),
+        (("name",), "null", "nothing"),
+    ],
+)
+@pytest.mark.parametrize("flow", [None, True])
+def test_a_text_without_quotes_says_what_yaml_made_of_it_and_how_to_write_it(
+    tmp_path: Path, path: Keys, word: str, taken: str, flow: bool | None
+) -> None:
+    text = yaml.safe_dump(put(example(), path, "WORD"), default_flow_style=flow, width=9999)
+    (found,) = failure(write(tmp_path / "study.yaml", text.replace("WORD", word)))
+    assert says(found, f"YAML reads {word} as {taken}")
+    assert says(found, f"'{word}', in quotes")
 
 
 def test_files_merge_as_in_snakemake_and_each_mistake_names_its_file(tmp_path: Path) -> None:
@@ -167,24 +209,29 @@ def test_a_key_that_overrides_a_merged_one_is_no_duplicate(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "line", "message"),
     [
-        ("a: [1, 2", "is not valid YAML"),
-        ("- a\n- b\n", "must be a mapping of keys to values at its top level"),
-        ("a: !!python/object:os.system {}", "is not valid YAML"),
-        ("{[1]: 2}", "is not valid YAML"),
-        ("a: 2020-99-99", "is not valid YAML"),
-        ("\x00", "is not valid YAML"),
-        ("[" * 3000, "is n"),
+        ("a: [1, 2\nb: 3\n", 2, "is not valid YAML"),
+        ("- a\n- b\n", 0, "must be a mapping of keys to values at its top level"),
+        ('"a"', 0, "must be a mapping of keys to values at its top level"),
+        ("\na: !!python/object:os.system {}", 2, "is not valid YAML"),
+        ("{[1]: 2}", 1, "is not valid YAML"),
+        ("a: 1\nb: [2020-99-99]", 2, "is not valid YAML: 2020-99-99"),
+        ("a: 1\n\x00", 2, "is not valid YAML: the character U+0000"),
+        ("masks: [:2]", 1, "stands in quotes, as in ':2'"),
+        ("masks: 1:", 1, "stands in quotes, as in ':2'"),
+        ("a: b\n- c: 1", 2, "from line 1)"),
+        ("[" * 3000, 0, "is nested too deeply"),
     ],
 )
-def test_what_cannot_be_read_is_one_line_that_names_the_file(
-    tmp_path: Path, text: str, message: str
+def test_what_cannot_be_read_is_one_line_that_names_file_and_line(
+    tmp_path: Path, text: str, line: int, message: str
 ) -> None:
     path = write(tmp_path / "study.yaml", text)
     (found,) = failure(path)
-    assert places([found]) == [f"{path}: (the whole file)"]
-    assert found.message.startswith(message)
+    assert message in str(found)
+    assert str(found).startswith(f"{path}:{line}: is not" if line else f"{path}: ")
+    assert "unicode string" not in str(found)
 
 
 def test_a_missing_file_a_directory_and_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
@@ -194,6 +241,7 @@ def test_a_missing_file_a_directory_and_bytes_that_are_no_text_are_told(tmp_path
     assert len(found) == 3
     assert says(found[0], "there is no such file")
     assert says(found[1], "cannot be read")
+    assert str(found[2]) == f"{binary}:1: is not text in UTF-8"
 
 
 def test_a_file_that_contains_itself_ends_in_one_line(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def write_cell(path: Path, rows: list[dict[str, Any]], **metadata: Any) -> Path:
 
 
 def gather(cells: list[Path], directory: Path) -> pl.DataFrame:
-    collect(cells, directory / "recovery.parquet", directory / "recovery.csv")
+    collect(cells, directory / "recovery.parquet")
     return pl.read_parquet(directory / "recovery.parquet")
 
 
@@ -110,19 +110,8 @@ def test_collect_does_not_depend_on_the_order_of_cells_or_rows(tmp_path: Path) -
     first = gather(cells, tmp_path / "a")
     second = gather(cells[::-1], tmp_path / "b")
     assert first.equals(second)
-    assert (tmp_path / "a/recovery.csv").read_bytes() == (tmp_path / "b/recovery.csv").read_bytes()
     assert first["site"].unique(maintain_order=True).to_list() == ["block.1", "block.2", "block.10"]
     assert first.select("prompt_id", "position").head(3).rows() == [(0, 0), (0, 1), (0, 2)]
-
-
-def test_csv_joins_lists_and_reads_back(tmp_path: Path) -> None:
-    rows = cell_rows(FLAT, texts=('say "hi",\nplease',))
-    rows[0]["top5_ids"] = [1, 2, 3, 4, 5]
-    gather([write_cell(tmp_path / "cell.parquet", rows)], tmp_path)
-    table = pl.read_csv(tmp_path / "recovery.csv")
-    assert table.columns == list(RECOVERY_SCHEMA)
-    assert table["top5_ids"][0] == "1 | 2 | 3 | 4 | 5"
-    assert table["prompt"][0] == 'say "hi",\nplease'
 
 
 def test_metadata_of_the_cells_is_kept_once(tmp_path: Path) -> None:
@@ -397,4 +386,4 @@ def test_a_table_over_which_polars_panics_is_named(
 
     monkeypatch.setattr(pl, reads, panic)
     with pytest.raises(TableError, match=rf"{path}: cannot be read as parquet \(index out"):
-        collect([path], tmp_path / "out.parquet", tmp_path / "out.csv")
+        collect([path], tmp_path / "out.parquet")

@@ -13,7 +13,8 @@ from tokinfo.workflow.rules import FIGURES
 FIGURE_JOBS = {f"figure {figure}" for figure in FIGURES} | {"scaling scaling_training"}
 CURVES = {"figure training_curves"}
 PAGES = {"page strips", "page identifiability"}
-AGGREGATE = {"collect", "summarise", "noise_table", *PAGES, *FIGURE_JOBS} - CURVES
+TABLES = {"collect", "recovery_csv", "summarise", "noise_table"}
+AGGREGATE = {*TABLES, *PAGES, *FIGURE_JOBS} - CURVES
 
 
 def cells(study: dict[str, Any], wanted: Callable[[Cell], bool] = lambda cell: True) -> set[str]:

@@ -21,11 +21,16 @@ RESULTS = "results/smoke"
 
 
 def snakemake(
-    directory: Path, *arguments: str, timeout: int = 1500, gpus: str = ""
+    directory: Path,
+    *arguments: str,
+    timeout: int = 1500,
+    gpus: str = "",
+    python: str | Path = sys.executable,
 ) -> subprocess.CompletedProcess[str]:
-    """Run Snakemake in a copy of the repository; this interpreter's, nothing inherited.
+    """Run Snakemake in a copy of the repository; nothing inherited.
 
     ``gpus`` names those that its jobs may take; torch finds no GPU under any name made up.
+    ``python`` is the interpreter.
     """
     environment = {
         name: value
@@ -33,7 +38,7 @@ def snakemake(
         if name not in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES")
     }
     environment["CUDA_VISIBLE_DEVICES"] = gpus
-    command = [sys.executable, "-m", "snakemake", *arguments]
+    command = [str(python), "-m", "snakemake", *arguments]
     with subprocess.Popen(
         command,
         cwd=directory,
@@ -114,6 +119,6 @@ def name(rule: str, output: str) -> str:
         return f"{rule} {path.parent.name} {path.name}"
     if rule == "embedding":
         return f"embedding {path.parent.name if path.name == '0' else path.stem}"
-    if rule in ("collect", "summarise", "noise_table"):
+    if rule in ("collect", "recovery_csv", "summarise", "noise_table"):
         return rule
     return f"{rule} {path.name.split('.')[0]}"

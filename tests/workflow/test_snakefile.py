@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ import yaml
 
 from tests import REPOSITORY
 from tests.workflow.run import RESULTS, copy_repository, smoke, snakemake
-from tokinfo.workflow.rules import CODE
+from tokinfo.study.study import Study
+from tokinfo.workflow.rules import CODE, as_text
 
 
 @pytest.fixture
@@ -35,6 +37,50 @@ def test_every_mistake_is_told_at_once_without_a_traceback(fresh: Path) -> None:
         assert part in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert not (fresh / "results").exists()
+
+
+def test_a_clone_and_an_environment_may_be_in_any_path_but_one_with_braces(tmp_path: Path) -> None:
+    clone = tmp_path / 'my "own" clone\'s [1] & $HOME'
+    clone.mkdir()
+    copy_repository(clone)
+    # The directory of an environment is what Python starts from.
+    (clone / ".venv").symlink_to(sys.prefix)
+    arguments = (f"{RESULTS}/corpora/harbour.txt", "--configfile", "studies/smoke.yaml")
+    done = snakemake(clone, *arguments, "--cores", "1", python=clone / ".venv" / "bin" / "python")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (clone / RESULTS / "corpora" / "harbour.txt").is_file()
+    braces = clone.rename(tmp_path / "clone {v2}")
+    done = snakemake(braces, *arguments, "--dry-run")
+    assert done.returncode == 1
+    assert f"{braces}: Snakemake would take the braces" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_of_a_time_in_the_future_stops_a_run_before_any_job(fresh: Path) -> None:
+    text = fresh / "studies" / "data" / "harbour.txt"
+    os.utime(text, (time.time() + 3600,) * 2)
+    arguments = (f"{RESULTS}/corpora/harbour.txt", "--configfile", "studies/smoke.yaml")
+    done = snakemake(fresh, *arguments, "--cores", "1")
+    assert done.returncode == 1
+    assert "`touch studies/data/harbour.txt`" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (fresh / "results").exists()
+    assert not (fresh / ".snakemake" / "locks").exists()
+
+
+def test_a_large_table_is_written_as_text_on_request_only(fresh: Path) -> None:
+    study = smoke()
+    shared = {"corpus": "harbour", "tokenizer": "small", "tokens": [2, 2]}
+    study["passages"] = {"many": {**shared, "count": 3000}}
+    study["grids"] = [study["grids"][0] | {"prompts": ["many"], "models": ["mixer-flat"]}]
+    assert as_text(Study.model_validate(smoke()))
+    assert not as_text(Study.model_validate(study))
+    (fresh / "many.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
+    arguments = ("--configfile", "many.yaml", "--dry-run", "--cores", "1")
+    for target, wanted in (("all", False), (f"{RESULTS}/tables/recovery.csv", True)):
+        done = snakemake(fresh, target, *arguments)
+        assert done.returncode == 0, done.stderr
+        assert ("recovery_csv" in done.stdout + done.stderr) is wanted
 
 
 def test_values_on_the_command_line_override_and_are_checked(fresh: Path) -> None:

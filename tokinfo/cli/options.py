@@ -40,6 +40,11 @@ def read_study(configfile: list[Path] | None, config: list[str] | None = None) -
     from tokinfo.study.mistakes import StudyError
 
     try:
+        if not configfile and not Path("config.yaml").exists():
+            raise InvalidError(
+                f"{Path.cwd()}: holds no config.yaml; allowed: `--configfile STUDY`, or a "
+                "directory that has one, as a clone of tokinfo does"
+            )
         over = parse(config or [])
     except InvalidError as error:
         typer.echo(str(error), err=True)
@@ -54,24 +59,20 @@ def read_study(configfile: list[Path] | None, config: list[str] | None = None) -
 
 
 def read_messages(file: Path) -> list[Message]:
-    """Return the messages of a chat from a YAML or JSON file; raises InvalidError, one line."""
-    import yaml
+    """Return the messages of a chat from a YAML or JSON file; raises TokinfoError, one line."""
     from pydantic import TypeAdapter, ValidationError
 
     from tokinfo.io.errors import InvalidError
+    from tokinfo.study.files import load
     from tokinfo.study.mistakes import Mistake
     from tokinfo.study.prompts import Chat
 
     chat: TypeAdapter[list[Message]] = TypeAdapter(Chat)
     try:
-        return chat.validate_python(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise InvalidError(f"{file}: cannot be read: {error.strerror}") from None
+        return chat.validate_python(load(file).content)
     except ValidationError as error:
         wrong = error.errors(include_url=False)[0]
         where = ("messages", *wrong["loc"])
         raise InvalidError(
             str(Mistake(where, wrong["input"], wrong["msg"], file=str(file)))
         ) from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise InvalidError(f"{file}: is not valid YAML: {' '.join(str(error).split())}") from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,46 +12,177 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
 
 from tokinfo.io.errors import InvalidError
-from tokinfo.study.mistakes import MISSING, Keys, Mistake
+from tokinfo.study.mistakes import MISSING, Keys, Mistake, StudyError
 
 COMMAND_LINE = "--config"
 
 
+_COLON = ("but found ':'", "mapping values are not allowed here")
+"""How YAML puts it where a colon stands in a text without quotes."""
+
+
 @dataclass(frozen=True)
 class Document:
-    """One configuration file as read: its name, its content, and what is wrong with its form."""
+    """One configuration file as read.
+
+    Attributes:
+        name: the file's.
+        content: what it says.
+        mistakes: what is wrong with its form.
+        text: its characters.
+        node: what YAML makes of them before it reads values; None: the file is JSON, or empty.
+    """
 
     name: str
-    content: dict[Any, Any]
+    content: Any
     mistakes: tuple[Mistake, ...] = ()
+    text: str = ""
+    node: yaml.Node | None = None
+
+    def word(self, path: Keys) -> str:
+        """Return how a value stands in the file, if without quotes on one line; else nothing.
+
+        A text that YAML takes for something else stands there so: `1:3`, `no`, or the mask `1:`.
+        """
+        node = last = _node_at(self.node, path)
+        if isinstance(node, yaml.MappingNode) and len(node.value) == 1:
+            if self.text.startswith("{", node.start_mark.index):
+                return ""
+            node, last = node.value[0]
+        if not (isinstance(node, yaml.ScalarNode) and isinstance(last, yaml.ScalarNode)):
+            return ""
+        word = self.text[node.start_mark.index : last.end_mark.index].strip()
+        return "" if node.style or last.style or "\n" in word else word
+
+
+class _Loader(yaml.SafeLoader):
+    """Says where a value stands that is of the right form and is none, such as 2020-99-99."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except ValueError as error:
+            reason = f"{node.value}: {error}"
+            raise ConstructorError(None, None, reason, node.start_mark) from None
 
 
 def read(path: Path) -> Document:
-    """Read one YAML (or JSON) file; whatever is wrong ends up in the document's mistakes."""
+    """Read one configuration file; whatever is wrong ends up in the document's mistakes."""
     name = str(path)
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        # Before anything is built from the nodes: building resolves `<<` in place.
-        mistakes = () if node is None else tuple(_duplicates(node, name))
-        content = {} if node is None else loader.construct_document(node)
-    except FileNotFoundError:
-        return _failed(name, "there is no such file")
-    except OSError as error:
-        return _failed(name, f"cannot be read: {error.strerror}")
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        return _failed(name, f"is not valid YAML: {error}")
-    except RecursionError:
-        return _failed(name, "is nested too deeply")
-    if not isinstance(content, dict):
-        return _failed(name, "must be a mapping of keys to values at its top level")
-    return Document(name, content, mistakes)
-
-
-def _failed(name: str, message: str) -> Document:
+        document = load(path)
+    except StudyError as error:
+        return Document(name, {}, error.mistakes)
+    if isinstance(document.content, dict):
+        return document
+    message = "must be a mapping of keys to values at its top level"
     return Document(name, {}, (Mistake((), MISSING, message, file=name),))
+
+
+def load(path: Path) -> Document:
+    """Read a file of any content as Snakemake does: as JSON if it is JSON, otherwise as YAML.
+
+    Raises:
+        StudyError: it cannot be read; one line names the file and, where it is wrong in form,
+            the line of it.
+    """
+    name = str(path)
+    try:
+        text = path.read_bytes().decode()
+        try:
+            return _json(name, text)
+        except ValueError as not_json:
+            try:
+                return _yaml(name, text)
+            except StudyError:
+                if path.suffix != ".json" or not isinstance(not_json, json.JSONDecodeError):
+                    raise
+            message = f"is not valid JSON: {not_json.msg}"
+            raise _unreadable(name, message, not_json.lineno) from None
+    except FileNotFoundError:
+        raise _unreadable(name, "there is no such file") from None
+    except OSError as error:
+        raise _unreadable(name, f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise _unreadable(name, "is not text in UTF-8", line) from None
+    except RecursionError:
+        raise _unreadable(name, "is nested too deeply") from None
+
+
+def _unreadable(name: str, message: str, line: int = 0) -> StudyError:
+    return StudyError([Mistake((), MISSING, message, file=name, line=line)])
+
+
+def _json(name: str, text: str) -> Document:
+    """Return what a text says as JSON; raises ValueError."""
+    # Objects themselves are kept: the numbers of those that are gone may come again.
+    twice: list[tuple[dict[str, Any], list[str]]] = []
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            counts = Counter(key for key, _ in pairs)
+            twice.append((made, [key for key, count in counts.items() if count > 1]))
+        return made
+
+    content = json.loads(text, object_pairs_hook=mapping)
+    repeated = {id(made): keys for made, keys in twice}
+
+    def visit(value: Any, path: Keys) -> Iterator[Mistake]:
+        for key in repeated.get(id(value), ()):
+            yield _twice((*path, key), name)
+        if isinstance(value, dict | list):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            for part, inner in items:
+                yield from visit(inner, (*path, part))
+
+    return Document(name, content, tuple(visit(content, ())), text)
+
+
+def _yaml(name: str, text: str) -> Document:
+    """Return what a text says as YAML; raises StudyError."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return Document(name, {}, (), text)
+        # Before anything is built from the nodes: building resolves `<<` in place.
+        mistakes = tuple(_duplicates(node, name))
+        return Document(name, loader.construct_document(node), mistakes, text, node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark is not None else 0
+        reason, begun = error.problem or error.context or "", error.context_mark
+        if error.problem and begun is not None and begun.line + 1 < line:
+            reason += f" ({error.context}, from line {begun.line + 1})"
+        if any(sign in reason for sign in _COLON):
+            reason += "; a text with a colon, such as a mask, stands in quotes, as in ':2'"
+        raise _unreadable(name, f"is not valid YAML: {reason}", line) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        message = f"is not valid YAML: the character U+{error.character:04X} is not allowed"
+        raise _unreadable(name, message, line) from None
+
+
+def _node_at(node: yaml.Node | None, path: Keys) -> yaml.Node | None:
+    """Return the node that a path leads to; None: no node, or one that `<<` brings."""
+    for part in path:
+        if isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            node = node.value[part] if part < len(node.value) else None
+        elif isinstance(node, yaml.MappingNode):
+            found = [inner for key, inner in node.value if key.value == str(part)]
+            node = found[-1] if found else None
+        else:
+            return None
+    return node
+
+
+def _twice(path: Keys, file: str, where: str = "") -> Mistake:
+    return Mistake(path, MISSING, f"the key is given twice{where}", "each key once", file)
 
 
 def _duplicates(node: yaml.Node, file: str) -> Iterator[Mistake]:
@@ -75,8 +208,7 @@ def _duplicates(node: yaml.Node, file: str) -> Iterator[Mistake]:
                     line = key.start_mark.line + 1
                     first = lines.setdefault((key.tag, key.value), (line, key))
                     if first[1] is not key:
-                        message = f"the key is given twice, on lines {first[0]} and {line}"
-                        yield Mistake(inner, MISSING, message, "each key once", file)
+                        yield _twice(inner, file, f", on lines {first[0]} and {line}")
                 yield from visit(value, inner)
 
     yield from visit(node, ())
@@ -187,15 +319,14 @@ def value_at(content: object, path: Keys) -> object:
     return content
 
 
-def origin(path: Keys, documents: Sequence[Document]) -> str:
-    """Return the name of the file that says what stands at a path.
+def origin(path: Keys, documents: Sequence[Document]) -> Document | None:
+    """Return the file that says what stands at a path.
 
     That is the last one to mention it, as later files override; for a key that none has, the
     last one with the part of the configuration in which it is missing.
     """
     for length in range(len(path), -1, -1):
         for document in reversed(documents):
-            whole = length == len(path) or document.name != COMMAND_LINE
-            if whole and value_at(document.content, path[:length]) is not MISSING:
-                return document.name
-    return ""
+            if value_at(document.content, path[:length]) is not MISSING:
+                return document
+    return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import date
 from functools import cache
 from typing import Any
 
@@ -14,8 +16,10 @@ from tokinfo.study.files import value_at
 from tokinfo.study.mistakes import MISSING, Keys, Mistake, listing, suggestion
 from tokinfo.study.study import Study
 
+_NOT_TEXT = "should be a text"
 _MESSAGES = {
     "string_pattern_mismatch": "is not of the right form",
+    "string_type": _NOT_TEXT,
     "string_unicode": "has characters that are not text (lone surrogates)",
     "dict_type": "must be a mapping of keys to values",
     "model_type": "must be a mapping of keys to values",
@@ -69,10 +73,30 @@ def mistake(path: Keys, error: ErrorDetails) -> Mistake:
         return Mistake(path, value, f"unknown key{hint}", listing(keys, "no key"))
     message = _MESSAGES.get(kind) or error["msg"].removeprefix("Input ")
     if kind == "string_type" and isinstance(value, int | float):
-        message = "should be a text; write it in quotes"
+        message += "; write it in quotes"
+    if kind == "list_type" and loc[-1] == "array" and isinstance(value, Mapping):
+        message = f"{_NOT_TEXT} or a list of messages"
     if kind == "missing":
         value = MISSING
     return Mistake(path, value, message[:1].lower() + message[1:], _allowed(loc))
+
+
+def unquoted(mistake: Mistake, word: str) -> Mistake:
+    """Return a mistake with what YAML made of a word that should be a text, and how to write it.
+
+    Args:
+        mistake: of any kind; others stay as they are.
+        word: what stands in the file, without quotes; empty: it is not known.
+    """
+    if not word or not mistake.message.startswith(_NOT_TEXT):
+        return mistake
+    kind = {bool: "a truth value", int: "a number", float: "a number", dict: "a mapping"}
+    taken = kind.get(
+        type(mistake.value), "a date" if isinstance(mistake.value, date) else "nothing"
+    )
+    quoted = f"'{word}'" if "'" not in word else json.dumps(word, ensure_ascii=False)
+    message = f"{mistake.message.partition(';')[0]}, and YAML reads {word} as {taken}"
+    return replace(mistake, message=message, allowed=f"{quoted}, in quotes")
 
 
 @cache

@@ -97,7 +97,8 @@ def _with_origin(
     written = value_at(from_files, path)
     same = overridden is written or overridden == written
     if documents and overridden is not MISSING and not same:
-        file = COMMAND_LINE
-    else:
-        file = origin(path, documents)
-    return replace(mistake, file=file)
+        return replace(mistake, file=COMMAND_LINE)
+    said = origin(path, documents)
+    if said is None:
+        return mistake
+    return replace(form.unquoted(mistake, said.word(path)), file=said.name)

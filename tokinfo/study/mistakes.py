@@ -38,6 +38,7 @@ class Mistake:
         message: what is wrong with it.
         allowed: what would be right, where that can be said.
         file: the configuration file that says it, where there is one.
+        line: the line of a file that is wrong in form; 0: of no use, or not known.
     """
 
     path: Keys
@@ -45,6 +46,7 @@ class Mistake:
     message: str
     allowed: str = ""
     file: str = ""
+    line: int = 0
 
     @property
     def key(self) -> str:
@@ -60,7 +62,9 @@ class Mistake:
         return text.removeprefix(".") or "(the whole file)"
 
     def __str__(self) -> str:
-        where = f"{self.file}: {self.key}" if self.file else self.key
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        if self.path or not self.file:
+            where += f": {self.key}" if where else self.key
         if self.value is not MISSING:
             where += f" = {show(self.value)}"
         allowed = f"; allowed: {self.allowed}" if self.allowed else ""

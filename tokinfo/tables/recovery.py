@@ -71,13 +71,13 @@ class TableError(TokinfoError):
     """A table cannot be made; the message is one line that names the file."""
 
 
-def collect(cells: Sequence[Path], recovery: Path, recovery_csv: Path) -> None:
-    """Write one long table of exactly these cell files, as parquet and as CSV.
+def collect(cells: Sequence[Path], recovery: Path) -> None:
+    """Write one long table of exactly these cell files, as parquet.
 
     Cells are ordered by what they are, not by the order of ``cells``; rows of a cell by prompt
-    and position. In the CSV, lists are joined with " | " (ids are the authority: a token may
-    contain the separator). The parquet file's metadata says how many cells it holds and keeps
-    each distinct value of the cells' metadata, save which cell they are.
+    and position. The file's metadata says how many cells it holds and keeps each distinct value
+    of the cells' metadata, save which cell they are. The CSV of an earlier table goes: where it is
+    not made again, it would say what is no longer so.
 
     Memory follows the number of cells by their names alone: rows are read a few cells at a time.
 
@@ -100,38 +100,52 @@ def collect(cells: Sequence[Path], recovery: Path, recovery_csv: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         scratch.mkdir(parents=True)
-        with new_file(recovery) as partial, new_file(recovery_csv) as partial_csv:
-            parts = list(_parts(ordered, scratch, partial_csv))
+        with new_file(recovery) as partial:
+            parts = list(_parts(ordered, scratch))
             pl.scan_parquet(parts).sink_parquet(
                 partial, row_group_size=ROW_GROUP, metadata=metadata, engine="streaming"
             )
+        recovery.with_suffix(".csv").unlink(missing_ok=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _parts(ordered: Sequence[Path], scratch: Path, csv: Path) -> Iterator[Path]:
-    """Write the rows of a few cells at a time, in order: all to one CSV, each to a parquet file.
+def _parts(ordered: Sequence[Path], scratch: Path) -> Iterator[Path]:
+    """Write the rows of a few cells at a time, in order, each time to a parquet file."""
+    for number, paths in enumerate(_chunks(ordered, AT_ONCE)):
+        frames = []
+        for path in paths:
+            try:
+                frame = pl.read_parquet(path, columns=list(RECOVERY_SCHEMA))
+            except UNREADABLE as error:
+                # Its footer can be read, its rows cannot.
+                raise TableError(_damaged(path, error)) from None
+            frames.append(frame.sort(_ROW_ORDER))
+        part = scratch / f"{number:08d}.parquet"
+        with new_file(part) as partial:
+            pl.concat(frames).write_parquet(partial, compression="lz4")
+        yield part
 
-    polars' streaming CSV sink reads far ahead of what it has written, so the CSV is written here.
+
+def write_csv(recovery: Path, recovery_csv: Path) -> None:
+    """Write the long table as CSV, many times as large as the parquet file.
+
+    Lists are joined with " | " (ids are the authority: a token may contain the separator).
+
+    Raises:
+        TableError: the table is unreadable or of another schema.
     """
     lists = [name for name, dtype in RECOVERY_SCHEMA.items() if isinstance(dtype, pl.List)]
     joined = [pl.col(name).cast(pl.List(pl.String)).list.join(" | ") for name in lists]
-    with csv.open("wb") as rows:
-        for number, paths in enumerate(_chunks(ordered, AT_ONCE)):
-            frames = []
-            for path in paths:
-                try:
-                    frame = pl.read_parquet(path, columns=list(RECOVERY_SCHEMA))
-                except UNREADABLE as error:
-                    # Its footer can be read, its rows cannot.
-                    raise TableError(_damaged(path, error)) from None
-                frames.append(frame.sort(_ROW_ORDER))
-            whole = pl.concat(frames)
-            whole.with_columns(joined).write_csv(rows, include_header=number == 0)
-            part = scratch / f"{number:08d}.parquet"
-            with new_file(part) as partial:
-                whole.write_parquet(partial, compression="lz4")
-            yield part
+    rows = open_table(recovery).with_columns(joined)
+    with new_file(recovery_csv) as partial, partial.open("wb") as file:
+        # polars' streaming CSV sink reads far ahead of what it has written.
+        try:
+            for start in range(0, rows.select(pl.len()).collect().item(), ROW_GROUP):
+                part = rows.slice(start, ROW_GROUP).collect()
+                part.write_csv(file, include_header=start == 0)
+        except pl.exceptions.PolarsError as error:
+            raise TableError(_damaged(recovery, error)) from None
 
 
 def _chunks(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:

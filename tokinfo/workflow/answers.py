@@ -153,7 +153,7 @@ def _needs(study: Study, entry: str) -> str:
     if not hub:
         return ""
     needed = [need for need in downloads.needs(alone) if need.comes == "from the hub"]
-    fetched = sum({(need.model, need.blocks): need.fetched for need in needed}.values())
+    fetched = sum({(need.model, need.blocks): need.fetched or 0 for need in needed}.values())
     memory = max(max(need.prepare, need.cell) for need in needed)
     what = f"weights not at hand: {_gb(fetched)} to fetch from"
     if not fetched:

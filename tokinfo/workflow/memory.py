@@ -89,10 +89,10 @@ def most_entries(study: Study, cell: Cell, length: int) -> int:
     return min(sought * candidates + length, MOST_MIXER_ENTRIES if mixer else MOST_ENTRIES)
 
 
-def fetched_mb(study: Study, source: str, part: str) -> int:
-    """Return how many MB a part of a pretrained model brings: blocks, or its config alone.
+def part_mb(study: Study, source: str, part: str) -> int:
+    """Return how many MB a part of a pretrained model, blocks or its config, has on the disk.
 
-    A part of a GGUF model is not smaller than that on the disk: it is written dequantised.
+    As many are fetched from the hub. A part of a GGUF file is written dequantised.
     """
     if part == "config":
         return 10  # a tokenizer

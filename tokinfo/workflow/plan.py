@@ -15,6 +15,7 @@ cluster job.
 from __future__ import annotations
 
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ Settings = dict[str, Any]
 
 CONFIG = "config"
 """The part of a fetched model that is its configuration and tokenizer, without weights."""
-_UNFETCHED = {"note", "config", "special_tokens"}
+_UNFETCHED = {"note", "config", "special_tokens", "megabytes"}
 
 
 class Plan:
@@ -192,7 +193,7 @@ class Plan:
 
     def corpus_settings(self, corpus: str) -> Settings:
         """Return what writing a corpus depends on."""
-        return canonical(self.study.corpora[corpus].model_dump())
+        return canonical(self.study.corpora[corpus].model_dump(exclude={"megabytes"}))
 
     def corpus_files(self, corpus: str) -> list[str]:
         """Return the files on this machine that a corpus is read from."""
@@ -232,7 +233,7 @@ class Plan:
         entry = self.study.sources[source]
         if not isinstance(entry, Saved | GgufSource) or entry.path is None:
             return []
-        path = Path(entry.path).expanduser()
+        path = Path(os.path.expanduser(entry.path))
         if isinstance(entry, GgufSource):
             return [str(path)]
         kept = {".json", ".jinja", ".model", ".txt"} | (

@@ -14,10 +14,13 @@ import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tokinfo.io.provenance import code_digest
 from tokinfo.study.cell import CELL_PATH
+
+if TYPE_CHECKING:
+    from tokinfo.study.study import Study
 
 OUTPUTS: dict[str, dict[str, str]] = {
     "corpus": {
@@ -65,6 +68,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "unigram": ("tokinfo.models.unigram",),
     "invert": ("tokinfo.cell",),
     "collect": ("tokinfo.tables.recovery",),
+    "recovery_csv": ("tokinfo.tables.recovery",),
     "summarise": ("tokinfo.tables.summary",),
     "figure": (),
     "noise_table": ("tokinfo.tables.identifiability",),
@@ -75,6 +79,11 @@ CODE: dict[str, tuple[str, ...]] = {
 """The modules whose code, with all they import from this package, makes each rule's outputs.
 
 Figures and pages have theirs one by one (`Shown.function`); so have cells, by their solver."""
+
+AS_TEXT = 5_000
+"""Prompts, counted once for each cell, up to which every run writes the long table as text, too.
+
+That is about 35 MB. A study of 5,000 cells has ten times as much."""
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "rules" / "scripts"
 
@@ -148,6 +157,11 @@ def pattern(names: Iterable[str]) -> str:
     a|block\.1
     """
     return "|".join(re.escape(name) for name in sorted(names)) or "(?!)"
+
+
+def as_text(study: Study) -> bool:
+    """Return whether every run of a study writes its long table as text, too."""
+    return sum(study.prompt_count(cell.prompts) for cell in study.cells()) <= AS_TEXT
 
 
 @cache

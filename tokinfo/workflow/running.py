@@ -1,10 +1,11 @@
 """Who is at work in a directory: runs of Snakemake, and their jobs.
 
-Snakemake's lock is a file without an owner. A run that is killed (SIGKILL, power) leaves it,
-and the next one refuses until somebody who knows that nothing runs says `--unlock`. Here a run
-says who it is and holds a lock of the operating system (`flock`), which ends with its process
-whatever ends it. The lock of a run that is provably dead can then be taken away. Jobs hold one
-too, because those of a killed run may live on and write to the same files.
+Snakemake's locks are files without an owner. A run that is killed (SIGKILL, power) leaves them,
+and the next one refuses until somebody who knows that nothing runs says `--unlock`. Here each run
+leaves a mark of its own that names it and its locks, and holds a lock of the operating system on it
+(`flock`), which ends with its process whatever ends it. The locks that the mark of a dead run names
+can then be taken away, and no others. Jobs hold such a lock too, because those of a killed run may
+live on and write to the same files.
 
 Where there are no such locks (some network file systems), or where a run on another machine left
 its mark, nothing is concluded: Snakemake's lock stays, and a message says what to type.
@@ -20,34 +21,56 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 KEPT = Path(".snakemake")
 """Where Snakemake keeps what it remembers of a directory."""
 
-_RUN, _JOBS = "tokinfo.run", "tokinfo.jobs"
-_SECOND, _PATIENCE = 1.0, 10.0  # to look at another run's lock, and to wait for this run's
-_MARK = 512  # bytes of a mark, as long as any
+_RUNS, _JOBS = "tokinfo.runs", "tokinfo.jobs"
+_SECOND, _PATIENCE = 1.0, 10.0  # to look at another process's lock, and to wait for a job's
 _held: list[int] = []  # descriptors that stay open until the process ends
 
 
-def begin(directory: Path, *, elsewhere: bool = False) -> None:
+class _Mark(NamedTuple):
+    """The mark of one run.
+
+    Attributes:
+        path: its file.
+        record: who the run is.
+        locks: those of Snakemake's locks that are the run's and are still there.
+    """
+
+    path: Path
+    record: dict[str, Any]
+    locks: list[Path]
+
+    @property
+    def who(self) -> str:
+        begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.record["begun"]))
+        return f"process {self.record['process']} on {self.record['host']}, since {begun}"
+
+
+def begin(directory: Path, locks: Iterable[str] = (), *, elsewhere: bool = False) -> None:
     """Say that this process runs Snakemake in a directory, until it ends, however it ends.
 
     Args:
         directory: where Snakemake runs.
+        locks: the files that are its locks.
         elsewhere: its jobs are handed to a cluster.
     """
     with contextlib.suppress(OSError):
-        mark = _open(directory / KEPT / _RUN)
-        if not _lock(mark, fcntl.LOCK_SH, _PATIENCE):
-            os.close(mark)
-            return
         record = {"host": socket.gethostname(), "process": os.getpid(), "begun": time.time()}
-        # In one piece: another run may begin at the same moment.
-        os.pwrite(mark, json.dumps(record | {"elsewhere": elsewhere}).ljust(_MARK).encode(), 0)
+        record |= {"elsewhere": elsewhere, "locks": {Path(p).name: _identity(p) for p in locks}}
+        path = directory / KEPT / _RUNS / uuid.uuid4().hex
+        unfinished = path.with_suffix(".partial")
+        mark = _open(unfinished)
+        # Before it has its name, so that nobody sees a mark that says nothing or is not held.
+        fcntl.flock(mark, fcntl.LOCK_SH)
+        os.write(mark, json.dumps(record).encode())
+        os.replace(unfinished, path)
         _held.append(mark)
 
 
@@ -83,70 +106,82 @@ def look(directory: Path, unlock: str = "snakemake --unlock") -> str | None:
 
 
 def _look(directory: Path, unlock: str) -> str | None:
-    locks = sorted((directory / KEPT / "locks").glob("*.lock"))
-    unknown = (
-        f"{directory} is locked, by a snakemake that is starting or was killed; if none runs "
-        f"there: `{unlock}`, then the same command again"
-    )
-    if not (directory / KEPT / _RUN).exists():
-        return unknown if locks else None
-    mark = _open(directory / KEPT / _RUN)
-    try:
-        if not _lock(mark, fcntl.LOCK_EX):
-            return f"a snakemake is running in {directory} ({_runs(mark)}): wait for it, or stop it"
-        record = _record(mark)
-        if record is None:
-            return unknown if locks else None
-        if locks and record["host"] != socket.gethostname():
+    with _marks(directory) as (living, dead):
+        if living:
             return (
-                f"{directory} is locked by a snakemake on another machine ({_who(record)}); if it "
-                f"is gone: `{unlock}`, then the same command again"
+                f"a snakemake is running in {directory} ({living[0].who}): wait for it, or stop it"
             )
-        if left := _jobs(directory):
+        here = [mark for mark in dead if mark.record["host"] == socket.gethostname()]
+        if here and (left := _jobs(directory)):
             return left
-        if locks and record.get("elsewhere"):
-            return (
-                f"{directory} is locked by a snakemake that was killed ({_who(record)}); its jobs "
-                f"may be waiting on the cluster still (squeue): once none is, `{unlock}`, then the "
-                "same command again"
-            )
-        for lock in locks:
-            lock.unlink(missing_ok=True)
-        # Under the lock that is held here, so that no other process concludes the same of a run
-        # that has begun since: an empty mark belongs to no run.
-        os.ftruncate(mark, 0)
-        line = f"a run that was killed ({_who(record)}) had left {directory} locked: unlocked"
-        return line if locks else None
-    finally:
-        os.close(mark)
+        freed = [mark for mark in here if not mark.record["elsewhere"]]
+        line = None
+        for mark in freed:
+            for lock in mark.locks:
+                lock.unlink(missing_ok=True)
+                line = f"a run that was killed ({mark.who}) had left {directory} locked: unlocked"
+        kept = [mark for mark in dead if mark not in freed and mark.locks]
+        for mark in dead:
+            if mark not in kept:
+                mark.path.unlink(missing_ok=True)
+        if not any((directory / KEPT / "locks").glob("*.lock")):
+            return line
+        locked = f"{directory} is locked by a snakemake"
+        again = f"`{unlock}`, then the same command again"
+        if not kept:
+            return f"{locked} that is starting or was killed; if none runs there: {again}"
+        if kept[0] not in here:
+            return f"{locked} on another machine ({kept[0].who}); if it is gone: {again}"
+        return (
+            f"{locked} that was killed ({kept[0].who}); its jobs may be waiting on the cluster "
+            f"still (squeue): once none is, {again}"
+        )
 
 
 def busy(directory: Path) -> str | None:
     """Return one line about who is at work in a directory; None: no run or job is found."""
     try:
-        if (directory / KEPT / _RUN).exists():
-            mark = _open(directory / KEPT / _RUN)
-            try:
-                if not _lock(mark, fcntl.LOCK_EX):
-                    return f"a snakemake is running in {directory} ({_runs(mark)})"
-            finally:
-                os.close(mark)
-        return _jobs(directory)
+        with _marks(directory) as (living, _):
+            if living:
+                return f"a snakemake is running in {directory} ({living[0].who})"
+            return _jobs(directory)
     except OSError:
         return None
 
 
-def _who(record: dict[str, Any]) -> str:
-    begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["begun"]))
-    return f"process {record['process']} on {record['host']}, since {begun}"
+@contextlib.contextmanager
+def _marks(directory: Path) -> Iterator[tuple[list[_Mark], list[_Mark]]]:
+    """Yield the marks of runs that live and of those that are dead, as far as this machine knows.
+
+    While the block runs, no other process can conclude the same of those that are dead.
+    """
+    living: list[_Mark] = []
+    dead: list[_Mark] = []
+    with contextlib.ExitStack() as stack:
+        for path in sorted((directory / KEPT / _RUNS).glob("*")):
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = os.open(path, os.O_RDWR)
+                stack.callback(os.close, descriptor)
+                record = _record(descriptor)
+                if record is None:
+                    continue
+                locks = [
+                    lock
+                    for name, identity in record["locks"].items()
+                    if _identity(lock := directory / KEPT / "locks" / name) == identity
+                ]
+                free = _lock(descriptor, fcntl.LOCK_EX)
+                (dead if free else living).append(_Mark(path, record, locks))
+        yield living, dead
 
 
-def _runs(mark: int) -> str:
-    """Return who holds a mark: the run that wrote its name there, or another that is left."""
-    record, holders = _record(mark), _holders(os.fstat(mark))
-    if record is not None and (not holders or record["process"] in holders):
-        return _who(record)
-    return f"process {' '.join(map(str, holders))}" if holders else "it does not say which"
+def _identity(lock: str | Path) -> list[int] | None:
+    """Return what tells a lock from a later one of the same name; None: it is not there."""
+    try:
+        status = os.stat(lock)
+    except OSError:
+        return None
+    return [status.st_ino, status.st_mtime_ns]
 
 
 def _jobs(directory: Path) -> str | None:
@@ -195,7 +230,7 @@ def _has_open(process: str, status: os.stat_result) -> bool:
 
 
 def _open(path: Path) -> int:
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
 
@@ -214,7 +249,8 @@ def _lock(descriptor: int, kind: int, seconds: float = _SECOND) -> bool:
 
 def _record(descriptor: int) -> dict[str, Any] | None:
     try:
-        record = json.loads(os.pread(descriptor, 4096, 0))
-        return record if {"host", "process", "begun"} <= set(record) else None
+        record = json.loads(os.pread(descriptor, 1 << 16, 0))
+        whole = {"host", "process", "begun", "elsewhere", "locks"} <= set(record)
+        return record if whole and isinstance(record["locks"], dict) else None
     except (ValueError, TypeError):
         return None

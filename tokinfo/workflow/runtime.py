@@ -24,7 +24,6 @@ from tokinfo.study.solvers import (
 from tokinfo.study.sources import Built
 from tokinfo.study.study import Study
 from tokinfo.workflow.memory import (
-    fetched_mb,
     gpus,
     held_mb,
     longest_prompt,
@@ -32,6 +31,7 @@ from tokinfo.workflow.memory import (
     mixing_of,
     most_entries,
     most_hidden,
+    part_mb,
 )
 
 FLOOR = 30
@@ -187,7 +187,7 @@ def training_minutes(study: Study, source: str, attempt: int = 1) -> int:
 
 def fetch_minutes(study: Study, source: str, part: str, attempt: int = 1) -> int:
     """Return the minutes that a fetching job asks for."""
-    return _minutes(fetched_mb(study, source, part) / FETCH_MB, attempt)
+    return _minutes(part_mb(study, source, part) / FETCH_MB, attempt)
 
 
 def prepare_minutes(study: Study, model: str, blocks: int, attempt: int = 1) -> int:

@@ -91,11 +91,11 @@ def find(studies: Iterable[Study]) -> Found:
 
 def outputs(plan: Plan) -> Iterator[str]:
     """Yield the paths below the results directory of all that a study's jobs write."""
-    for rule, wildcards in _jobs(plan):
+    for rule, wildcards in jobs(plan):
         yield from (pattern.format(**wildcards) for pattern in PATTERNS[rule])
 
 
-def _jobs(plan: Plan) -> Iterator[tuple[str, dict[str, str]]]:
+def jobs(plan: Plan) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the rule and the wildcards of each job whose files bear a name of the study."""
     study, cells = plan.study, plan.cells.values()
     passages = {cell.prompts for cell in cells} & set(study.passages)

@@ -216,7 +216,7 @@ def test_what_does_not_fit_is_left_out_and_said(
     most_bytes: int, says: list[str], tmp_path: Path
 ) -> None:
     page = write(many(3, ("l1", "cosine"), 4), tmp_path, most_bytes=most_bytes)
-    for words in ["Not everything is here", "recovery.csv", *says]:
+    for words in ["Not everything is here", "recovery.parquet", *says]:
         assert words in page.text
     assert (tmp_path / "strips.html").stat().st_size < most_bytes * 1.3
 

@@ -74,7 +74,7 @@ def test_jobs_are_given_the_messages_as_they_are_written() -> None:
 
 FORM: list[Row] = [
     (("prompts", "chats", 0), [], "is empty"),
-    (("prompts", "chats", 0), {"role": "user", "content": "x"}, "must be a list"),
+    (("prompts", "chats", 0), {"role": "user", "content": "x"}, "list of messages"),
     (("prompts", "chats", 0), 5, "should be a text; write it in quotes"),
     (("prompts", "chats", 0), ["x"], "must be a mapping", "prompts.chats[0][0]"),
     (("prompts", "chats", 0, 0, "role"), "sytem", "system, developer, user, assistant, tool"),

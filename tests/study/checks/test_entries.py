@@ -25,6 +25,20 @@ ENTRIES: list[Row] = [
     (("models", "llama", "at"), 0, TRAINED),
     (("corpora", "bible"), {"kind": "file", "path": "no.txt"}, "no such file",
      "corpora.bible.path"),
+    (("corpora", "bible"), {"kind": "file", "path": "a {v2}/t.txt"}, "for a pattern",
+     "corpora.bible.path"),
+    (("corpora", "bible"), {"kind": "file", "path": "<results>.txt"}, "for a pattern",
+     "corpora.bible.path"),
+    (("sources", "smol"), {"kind": "gguf", "path": "a {v2}.gguf", "blocks": 30}, "for a pattern",
+     "sources.smol.path"),
+    (("sources", "smol"), {"kind": "local", "path": "llama {v2}", "blocks": 30}, "for a pattern",
+     "sources.smol.path"),
+    (("corpora", "bible"), {"kind": "file", "path": "~nobody-of-this-name/t.txt"}, "no such file",
+     "corpora.bible.path"),
+    (("sources", "smol"), {"kind": "gguf", "path": "~nobody-of-this-name", "blocks": 30},
+     "no such file", "sources.smol.path"),
+    (("sources", "smol"), {"kind": "local", "path": "~nobody-of-this-name", "blocks": 30},
+     "no config.json", "sources.smol.path"),
     (("sources", "smol"), {"kind": "local", "path": "no", "blocks": 30}, "no config.json",
      "sources.smol.path"),
 ]  # fmt: skip
@@ -74,3 +88,17 @@ def test_a_local_model_is_held_to_its_own_config(working_directory: Path) -> Non
     assert keys(found) == ["sources.smol.blocks", "sources.smol.n_ctx"]
     assert [mistake.value for mistake in found] == [30, 2048]
     assert spoilt((("sources", "smol"), {**local, "blocks": 12, "n_ctx": 64})) == []
+
+
+def test_files_of_a_local_model_that_snakemake_would_take_for_patterns_are_named(
+    working_directory: Path,
+) -> None:
+    model = working_directory / "a model's (own) files [1] * $HOME"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"num_hidden_layers": 30}))
+    local = {"kind": "local", "path": model.name, "blocks": 30}
+    assert spoilt((("sources", "smol"), local)) == []
+    (model / "weights {1}.safetensors").touch()
+    (line,) = spoilt((("sources", "smol"), local))
+    assert line.key == "sources.smol.path"
+    assert says(line, "weights {1}.safetensors")

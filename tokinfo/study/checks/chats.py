@@ -5,6 +5,7 @@ The template of a model that is not here yet is first read when it has been fetc
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def _refused(draft: Draft) -> Iterator[Mistake]:
         source, chats = draft.source(model), _chats(draft.study, name)
         if not chats or not isinstance(source, Saved) or source.path is None:
             continue
-        file = Path(source.path).expanduser() / "tokenizer.json"
+        file = Path(os.path.expanduser(source.path)) / "tokenizer.json"
         if vocabulary(file) is None:
             continue  # a job says so, or makes one from an older form
         for number, prompt in chats:

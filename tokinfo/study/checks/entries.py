@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from tokinfo.study import architecture, targets
 from tokinfo.study.checks.draft import Draft
 from tokinfo.study.grid import Grid
-from tokinfo.study.mistakes import MISSING, Mistake, listing
+from tokinfo.study.mistakes import MISSING, Keys, Mistake, listing
 from tokinfo.study.solvers import SWEEPING
 from tokinfo.study.sources import (
     Built,
@@ -138,14 +139,34 @@ def files(draft: Draft) -> Iterator[Mistake]:
         corpora += [] if study.prior is None else [study.prior]
     for name in dict.fromkeys(corpora):
         path = getattr(study.corpora.get(name), "path", None)
-        if path is not None and not Path(path).expanduser().is_file():
-            yield Mistake(("corpora", name, "path"), path, "there is no such file")
+        if path is None:
+            continue
+        if wrong := _pattern(("corpora", name, "path"), path):
+            yield wrong
+        elif not Path(os.path.expanduser(path)).is_file():
+            allowed = "a file, by its path from where the command is given"
+            yield Mistake(("corpora", name, "path"), path, "there is no such file", allowed)
     for name in sources:
         source = study.sources.get(name)
+        path = getattr(source, "path", None)
+        if path is not None and (wrong := _pattern(("sources", name, "path"), path)):
+            yield wrong
+            continue
         if isinstance(source, Pretrained) and draft.sound("sources", name, "config"):
             yield from architecture.mistakes(("sources", name), source)
         if isinstance(source, Saved) and draft.sound("sources", name, "n_ctx"):
             yield from _local_model(("sources", name), source)
+
+
+def _pattern(where: Keys, path: str) -> Mistake | None:
+    """Return the mistake of a path in which Snakemake finds a pattern: `{name}` or `<name>`."""
+    whole = Path(os.path.expanduser(path))
+    # Of a model's directory, the files are inputs of a job.
+    for file in (whole, *(whole.glob("*") if whole.is_dir() else ())):
+        if not set("{}<>").isdisjoint(str(file)):
+            message = f"Snakemake would take the brackets in {str(file)!r} for a pattern"
+            return Mistake(where, path, message, "a path without {, }, < and >")
+    return None
 
 
 def _models_of(grid: Grid) -> list[str]:
@@ -158,7 +179,7 @@ def _local_model(path: tuple[str, str], source: Saved) -> Iterator[Mistake]:
     if source.path is None:
         return
     try:
-        file = Path(source.path).expanduser() / "config.json"
+        file = Path(os.path.expanduser(source.path)) / "config.json"
         config = json.loads(file.read_text(encoding="utf-8"))
         depth, limit = config.get("num_hidden_layers"), config.get("max_position_embeddings")
     except (OSError, ValueError, AttributeError) as error:
