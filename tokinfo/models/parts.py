@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from tokinfo.io.errors import FetchError
 from tokinfo.models import remote_code
+from tokinfo.models.structure import held_blocks, leave_out_blocks
 
 if TYPE_CHECKING:
     from transformers.configuration_utils import PretrainedConfig
@@ -67,7 +68,7 @@ def sort_tensors(config: PretrainedConfig, names: Iterable[str], model: str) -> 
     """
     keys, ties = _state(config)
     in_files = list(names)
-    depth = int(config.num_hidden_layers)
+    depth = int(held_blocks(config) or 0)
     prefix = _prefix(keys, in_files)
     outside, inside = _split(keys, depth)
     _, stored = _split(in_files, depth)
@@ -95,6 +96,7 @@ def _state(config: PretrainedConfig) -> tuple[list[str], dict[str, str]]:
 
     with torch.device("meta"):
         decoder = AutoModel.from_config(config, trust_remote_code=remote_code.allowed())
+    leave_out_blocks(decoder)
     causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     ties = getattr(causal, "_tied_weights_keys", None)
     tied = ties if isinstance(ties, dict) and config.tie_word_embeddings else {}

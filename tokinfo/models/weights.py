@@ -21,7 +21,7 @@ from tokinfo.io.atomic import new_file
 from tokinfo.io.errors import InvalidError, cure
 from tokinfo.models.checkpoint import empty_decoder, family, shorter
 from tokinfo.models.parts import EMBEDDING, block_file, sort_tensors
-from tokinfo.models.structure import blocks_path
+from tokinfo.models.structure import blocks_path, held_blocks
 
 if TYPE_CHECKING:
     from transformers.configuration_utils import PretrainedConfig
@@ -59,7 +59,7 @@ def weights_in(directory: Path, config: PretrainedConfig, blocks: int) -> Weight
         FetchError: no list of blocks is found among the names of their tensors.
     """
     where = _locate(directory)
-    if config.num_hidden_layers:
+    if held_blocks(config):
         sorted_ = sort_tensors(config, where, str(directory)).upto(blocks)
         parts = [sorted_[block_file(number + 1)] for number in range(blocks)]
         parts.append(sorted_[EMBEDDING])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tokinfo.models.checkpoint import input_table, quiet
-from tokinfo.models.structure import Block, StructureError, find_blocks
+from tokinfo.models.structure import Block, StructureError, find_blocks, held_blocks
 from tokinfo.probe.probe import Probe
 from tokinfo.study.sites import Place, Site
 
@@ -128,9 +128,9 @@ def references(decoder: nn.Module, ids: Tensor) -> list[Reference]:
     Raises:
         StructureError: the decoder's blocks were not recognised.
     """
-    depth = getattr(getattr(decoder, "config", None), "num_hidden_layers", None)
     # A checkpoint made for the embedding alone holds no block.
-    blocks = nn.ModuleList() if depth == 0 else find_blocks(decoder)
+    empty = held_blocks(getattr(decoder, "config", None)) == 0
+    blocks = nn.ModuleList() if empty else find_blocks(decoder)
     embedding: nn.Module = decoder.get_input_embeddings()  # type: ignore[operator]
     calls, states = _run(decoder, blocks, ids)
     tokens = _one(calls, embedding).copy

@@ -65,8 +65,7 @@ def pickle_weights(directory: Path) -> None:
 def assert_holds(directory: Path, blocks: int, state: dict[str, Tensor]) -> None:
     """Assert that a directory is a model of ``blocks`` blocks with exactly these weights."""
     config = read_config(directory)
-    assert config.num_hidden_layers == blocks
-    assert config.tokinfo_depth == BLOCKS
+    assert (config.num_hidden_layers, config.tokinfo_blocks) == (BLOCKS, blocks)
     found = read_decoder(directory, config).state_dict()
     inside = {f"layers.{number}." for number in range(blocks)}
     wanted = [k for k in state if "layers." not in k or any(k.startswith(p) for p in inside)]

@@ -1,8 +1,8 @@
 """Pretrained models: what a study reads of one, in one directory.
 
 A directory holds config.json, the tokenizer and, for a number of blocks, the weights of the
-embedding and of that many blocks: a loadable model, with its depth in config.json changed and
-the full depth kept there as ``tokinfo_depth``.
+embedding and of that many blocks. Its config.json is the full model's, and says how many blocks are
+there as ``tokinfo_blocks``.
 """
 
 # mypy: allow-untyped-calls
@@ -27,6 +27,7 @@ from tokinfo.models.fetch.hub import HubOrigin
 from tokinfo.models.fetch.local import LocalOrigin
 from tokinfo.models.fetch.partial import write_blocks
 from tokinfo.models.remote_code import allowed, foreign, trusted
+from tokinfo.models.structure import held_blocks
 from tokinfo.study.sources import GgufSource, HubSource, LocalSource, Pretrained, WheelSource
 from tokinfo.text.tokenizer import load_tokenizer
 
@@ -94,7 +95,7 @@ def describe(source: Pretrained) -> str:
 
 def check_config(config: PretrainedConfig, source: Pretrained) -> None:
     """Compare a model's configuration with the study; raises ValueError or FetchError."""
-    depth = getattr(config, "num_hidden_layers", None)
+    depth = held_blocks(config)
     if depth != source.blocks:
         raise InvalidError(
             f"{describe(source)}: has {depth} blocks, the study says blocks: {source.blocks}"
@@ -191,7 +192,6 @@ def _check_vocabulary(directory: Path, config: PretrainedConfig, name: str) -> N
 
 def _write_config(config: PretrainedConfig, blocks: int | None, directory: Path) -> None:
     kept = config if blocks is None else shorter(config, blocks)
-    kept.tokinfo_depth = config.num_hidden_layers
     kept.save_pretrained(directory)
 
 

@@ -27,7 +27,7 @@ from tokinfo.io.atomic import new_directory
 from tokinfo.io.errors import FetchError, first_line
 from tokinfo.io.locks import exclusive
 from tokinfo.io.provenance import code_digest
-from tokinfo.models.checkpoint import quiet, read_config, shorter
+from tokinfo.models.checkpoint import decoder_class, quiet, read_config, shorter
 from tokinfo.models.fetch.partial import held_tensors, link, write_index
 from tokinfo.models.parts import EMBEDDING, block_file
 from tokinfo.models.structure import blocks_path
@@ -265,11 +265,11 @@ def _cut(file: Path, blocks: Collection[int], out: Path, *, embedding: bool) -> 
 
 def _read(file: Path, config: PretrainedConfig, name: str) -> tuple[PreTrainedModel, set[str]]:
     """Return the decoder of a GGUF file in float32, and the names of what the file lacks."""
-    from transformers import AutoModel, GgufConfig
+    from transformers import GgufConfig
 
     try:
         with quiet():
-            decoder, info = AutoModel.from_pretrained(
+            decoder, info = decoder_class(config).from_pretrained(
                 file.parent,
                 gguf_file=file.name,
                 config=config,
