@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from tokinfo.probe.parity import Row
 
 _WIDE = 200
@@ -29,7 +34,8 @@ def parity(
 ) -> None:
     """Compare the activations of a model, site by site, with the hidden states of transformers.
 
-    In float32, at the embedding and at blocks 1, 2 and last; exits with 1 if a site differs.
+    In float32, at the embedding and at blocks 1, 2 and last; exits with 1 if a site differs. At
+    the embedding and blocks 1 and 2, checkpoints that end there are read, as a study would.
     """
     import torch
 
@@ -47,7 +53,8 @@ def parity(
         tokens = min([tokens, *(limit for limit in limits if isinstance(limit, int))])
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(config.vocab_size, (prompts, tokens), generator=generator)
-        rows = compare(decoder, ids)
+        with _checkpoints(model, config, decoder) as cut:
+            rows = compare(decoder, ids, cut)
     except (TokinfoError, OSError, ValueError) as error:
         typer.echo(f"{model}: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(1) from None
@@ -65,6 +72,38 @@ def parity(
         typer.echo("LLM.int8 rounds by what is in the batch: after a prefix it may differ.")
     if failed:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _checkpoints(
+    model: Path, config: Any, decoder: nn.Module
+) -> Iterator[Callable[[int], nn.Module] | None]:
+    """Give what reads a model's first blocks as a study does, from checkpoints made for this.
+
+    At the last block, where nothing is cut, the whole decoder stands for a copy of all files. So
+    does it everywhere where the weights are packed: they are a checkpoint already.
+    """
+    from tokinfo.models.checkpoint import read_config, read_decoder, shorter
+    from tokinfo.models.streaming import write_decoder
+    from tokinfo.models.weights import weights_in
+    from tokinfo.study.sources import Model
+
+    if getattr(config, "quantization_config", None) is not None:
+        yield None
+        return
+    with TemporaryDirectory() as scratch:
+
+        def cut(number: int) -> nn.Module:
+            if number > 2:
+                return decoder
+            out = Path(scratch) / str(number)
+            out.mkdir()
+            write_decoder(
+                weights_in(model, config, number), shorter(config, number), Model(source="it"), out
+            )
+            return read_decoder(out, read_config(out)).requires_grad_(False).train(False)
+
+        yield cut
 
 
 def _print(rows: list[Row]) -> None:
