@@ -101,7 +101,8 @@ def _checkpoints(
             write_decoder(
                 weights_in(model, config, number), shorter(config, number), Model(source="it"), out
             )
-            return read_decoder(out, read_config(out)).requires_grad_(False).train(False)
+            found: nn.Module = read_decoder(out, read_config(out))
+            return found.requires_grad_(False).train(False)
 
         yield cut
 
