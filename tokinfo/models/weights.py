@@ -90,9 +90,12 @@ def weights_of(full: PreTrainedModel, blocks: int) -> Weights:
 
 
 def _locate(directory: Path) -> dict[str, Path]:
-    """Return the file that holds each tensor, by the index or by the files' headers."""
+    """Return the file that holds each tensor, as transformers finds it.
+
+    A single file stands before an index beside it, which is left from before.
+    """
     index = directory / INDEX
-    if not index.is_file():
+    if (directory / SINGLE).is_file() or not index.is_file():
         return {name: directory / SINGLE for name in _names(directory / SINGLE)}
     try:
         named: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])

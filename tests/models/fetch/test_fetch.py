@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import pre_tokenizers
+from transformers import AutoModel, AutoTokenizer
+from typer.testing import CliRunner
 
 from tests.models.fetch.hub_models import (
     BLOCKS,
@@ -22,11 +26,13 @@ from tests.models.fetch.hub_models import (
     refused,
     rewrite_header,
 )
+from tokinfo.cli.app import app
 from tokinfo.io.errors import FetchError
 from tokinfo.models.checkpoint import load, read_config
 from tokinfo.models.fetch.fetch import check_config, fetch
 from tokinfo.models.preparing import prepare
 from tokinfo.study.sources import Model, WheelSource
+from tokinfo.text.tokenizer import load_tokenizer
 
 
 @pytest.fixture
@@ -110,6 +116,47 @@ def test_shards_without_an_index_are_found(model: Made, copy: Path, tmp_path: Pa
     (copy / "model.safetensors.index.json").unlink()
     fetch(local(copy), 1, tmp_path / "out", tmp_path)
     assert_holds(tmp_path / "out", 1, model[1])
+
+
+def test_a_single_file_stands_before_an_older_index_as_in_transformers(
+    model: Made, copy: Path, tmp_path: Path
+) -> None:
+    shards = sorted(copy.glob("*.safetensors"))
+    stored = {name: value for file in shards for name, value in load_file(file).items()}
+    newer = {name: 2 * value for name, value in stored.items()}
+    save_file(newer, copy / "model.safetensors", metadata={"format": "pt"})
+    theirs = AutoModel.from_pretrained(copy).state_dict()
+    fetch(local(copy), 2, tmp_path / "out", tmp_path)
+    assert_holds(tmp_path / "out", 2, theirs)
+    # A directory that is prepared as it is, and parity, go another way to the same files.
+    prepare(copy, Model(source="s"), 2, tmp_path / "cut")
+    assert_holds(tmp_path / "cut", 2, theirs)
+    result = CliRunner().invoke(app, ["parity", str(copy)])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("space", [False, True])
+def test_a_space_in_front_of_a_text_is_put_there_where_autotokenizer_does(
+    space: bool, copy: Path, tmp_path: Path
+) -> None:
+    """Whatever tokenizer.json says of it: here, the opposite."""
+    words = load_tokenizer(copy)
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=not space)
+    words.save(str(copy / "tokenizer.json"))
+    said = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": space}
+    (copy / "tokenizer_config.json").write_text(json.dumps(said))
+    theirs = AutoTokenizer.from_pretrained(copy)("some words").input_ids
+    assert theirs != words.encode("some words").ids
+    fetch(local(copy), None, tmp_path / "out", tmp_path)
+    assert load_tokenizer(tmp_path / "out").encode("some words").ids == theirs
+
+
+def test_a_tokenizer_that_its_settings_do_not_change_is_copied(copy: Path, tmp_path: Path) -> None:
+    said = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps({**said, "add_prefix_space": False}))
+    fetch(local(copy), None, tmp_path / "out", tmp_path)
+    written = (tmp_path / "out" / "tokenizer.json").read_bytes()
+    assert written == (copy / "tokenizer.json").read_bytes()
 
 
 def test_what_the_study_states_is_checked(model: Made, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ there as ``tokinfo_blocks``.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from tokinfo.study.sources import GgufSource, HubSource, LocalSource, Pretrained
 from tokinfo.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers.configuration_utils import PretrainedConfig
 
 TOKENIZER_FILES = (
@@ -44,6 +46,10 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+_CHANGING = {"add_prefix_space", "add_bos_token", "add_eos_token"}
+"""Keys of a tokenizer_config.json that change which tokens a text has."""
+_TEXTS = ("The sky is blue.", " two  spaces", "caf\u00e9\n1234")
+log = logging.getLogger(__name__)
 
 
 def fetch(source: Pretrained, blocks: int | None, out: Path, state: Path) -> None:
@@ -160,6 +166,7 @@ def _copy_tokenizer(origin: HubOrigin | LocalOrigin, directory: Path) -> None:
         if file in there:
             shutil.copyfile(origin.whole(file), directory / file)
     if "tokenizer.json" in there:
+        _configure_tokenizer(directory)
         return
     if not {"tokenizer.model", "vocab.json"}.intersection(there):
         raise FetchError(
@@ -179,6 +186,33 @@ def _copy_tokenizer(origin: HubOrigin | LocalOrigin, directory: Path) -> None:
         ) from None
     if not (directory / "tokenizer.json").is_file():
         raise FetchError(f"{origin.name}: no tokenizer.json and no fast form of its tokenizer")
+
+
+def _configure_tokenizer(directory: Path) -> None:
+    """Write tokenizer.json as AutoTokenizer reads it, where tokenizer_config.json changes it.
+
+    It may say, beside the class of the tokenizer, whether a space is put in front of a text. Where
+    AutoTokenizer cannot read it, tokenizer.json stands by itself.
+    """
+    path = directory / "tokenizer_config.json"
+    try:
+        said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        return
+    if not isinstance(said, dict) or not _CHANGING.intersection(said):
+        return
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet():
+            loaded = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        configured: Tokenizer = loaded.backend_tokenizer
+    except Exception as error:
+        log.warning("%s: read without its settings: %s", path, first_line(error))
+        return
+    stated = load_tokenizer(directory)
+    if any(configured.encode(text).ids != stated.encode(text).ids for text in _TEXTS):
+        configured.save(str(directory / "tokenizer.json"))
 
 
 def _check_vocabulary(directory: Path, config: PretrainedConfig, name: str) -> None:
