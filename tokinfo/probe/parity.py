@@ -92,7 +92,7 @@ def compare(
 def _rows(decoder: nn.Module, embeddings: Tensor, reference: Reference) -> Iterator[Row]:
     split = embeddings.shape[1] // 2
     site = str(reference.site)
-    for read in ("whole", f"after a prefix of {split}"):
+    for read in ("whole", after_a_prefix := f"after a prefix of {split}"):
         if reference.values is None:
             yield Row(site, read, "", None, reference.what)
             continue
@@ -103,6 +103,8 @@ def _rows(decoder: nn.Module, embeddings: Tensor, reference: Reference) -> Itera
                     found = probe(embeddings)
                 else:
                     prefix = probe.prefix(embeddings[:, :split])
+                    if prefix.again is not None:
+                        read = f"{after_a_prefix}, computed again"
                     after = probe(embeddings[:, split:], prefix=prefix)
                     found = torch.cat([prefix.activations, after], dim=1)
         except StructureError as error:

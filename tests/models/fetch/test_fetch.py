@@ -135,6 +135,25 @@ def test_a_single_file_stands_before_an_older_index_as_in_transformers(
     assert result.exit_code == 0, result.output
 
 
+def test_blocks_stored_behind_the_last_one_are_left_there_as_in_transformers(
+    model: Made, copy: Path, tmp_path: Path
+) -> None:
+    """A block for multi-token prediction lies in the list of blocks, one number further."""
+    shards = sorted(copy.glob("*.safetensors"))
+    stored = {name: value for file in shards for name, value in load_file(file).items()}
+    last = {name: value for name, value in stored.items() if f".layers.{BLOCKS - 1}." in name}
+    old, new = f".{BLOCKS - 1}.", f".{BLOCKS}."
+    further = {name.replace(old, new): 2 * value for name, value in last.items()}
+    further[f"model.layers{new}eh_proj.weight"] = torch.ones(64, 128)
+    save_file(stored | further, copy / "model.safetensors", metadata={"format": "pt"})
+    fetch(local(copy), BLOCKS, tmp_path / "out", tmp_path)
+    assert_holds(tmp_path / "out", BLOCKS, model[1])
+    held = [name for file in (tmp_path / "out").glob("*.safetensors") for name in load_file(file)]
+    assert not [name for name in held if f".layers{new}" in name]
+    prepare(copy, Model(source="s"), BLOCKS, tmp_path / "cut")
+    assert_holds(tmp_path / "cut", BLOCKS, model[1])
+
+
 @pytest.mark.parametrize("space", [False, True])
 def test_a_space_in_front_of_a_text_is_put_there_where_autotokenizer_does(
     space: bool, copy: Path, tmp_path: Path
