@@ -14,15 +14,17 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from tokinfo.io.errors import InvalidError
 from tokinfo.models import agreement
 from tokinfo.models.agreement import check_cut
 from tokinfo.models.build import random_model
 from tokinfo.models.checkpoint import load, read_config, save_model
+from tokinfo.models.fetch.fetch import fetch
 from tokinfo.models.preparing import prepare
 from tokinfo.models.structure import find_blocks
 from tokinfo.probe.probe import Probe
 from tokinfo.study.sites import Site
-from tokinfo.study.sources import Model
+from tokinfo.study.sources import LocalSource, Model
 
 V, DEPTH = 96, 4
 IDS = torch.randint(V, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -49,6 +51,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         **{"vocab_size_per_layer_input": V, "hidden_size_per_layer_input": 8},
         **{"num_kv_shared_layers": 0, "head_dim": 8, "global_head_dim": 8},
     },
+    "ctrl": {"dff": 48},
 }
 
 
@@ -89,9 +92,13 @@ def test_depth_in_the_arithmetic_is_that_of_the_whole_model(state: Any, tmp_path
 @pytest.mark.parametrize("quantization", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("family", "reason"),
-    [("gemma3n_text", "differs from the whole model"), ("gemma4_text", "not run on embeddings")],
+    [
+        ("gemma3n_text", "differs from the whole model"),
+        ("gemma4_text", "not run on embeddings"),
+        ("ctrl", "writes into the embeddings"),
+    ],
 )
-def test_a_family_that_looks_at_the_tokens_themselves_is_refused(
+def test_a_family_that_cannot_be_probed_on_embeddings_is_refused(
     family: str, reason: str, quantization: Any, tmp_path: Path
 ) -> None:
     save(family, tmp_path / "full")
@@ -110,6 +117,30 @@ def test_a_checkpoint_that_computes_something_else_is_found(tmp_path: Path) -> N
     (tmp_path / "cut" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
     with pytest.raises(ValueError, match=r"cut: behind block 1, a minicpm3 .*differs"):
         check_cut(tmp_path / "cut", tmp_path / "full", 1, "cut")
+
+
+def test_an_id_that_no_row_is_for_is_refused_by_name(tmp_path: Path) -> None:
+    """Ids need not be consecutive: there are fewer tokens than rows here."""
+    save("llama", tmp_path / "full")
+    words = tokenizers.models.WordLevel({"a": 0, "b": 1, "far": V + 20}, unk_token="a")
+    tokenizers.Tokenizer(words).save(str(tmp_path / "full" / "tokenizer.json"))
+    expected = rf"{{}}: the tokenizer's 'far' has the id {V + 20}, the embedding {V} rows"
+    with pytest.raises(ValueError, match=expected.format("cut")):
+        prepare(tmp_path / "full", Model(source="s"), 1, tmp_path / "cut")
+    source = LocalSource(path=str(tmp_path / "full"), blocks=DEPTH, n_ctx=8)
+    with pytest.raises(ValueError, match=expected.format("model .*full")):
+        fetch(source, 1, tmp_path / "out", tmp_path / "state")
+
+
+def test_a_field_that_the_family_does_not_allow_is_one_line_with_its_name(tmp_path: Path) -> None:
+    save("llama", tmp_path / "full")
+    config = json.loads((tmp_path / "full" / "config.json").read_text())
+    (tmp_path / "full" / "config.json").write_text(json.dumps({**config, "hidden_size": "wide"}))
+    with pytest.raises(
+        InvalidError, match=r"config\.json: cannot be used: .*hidden_size"
+    ) as caught:
+        prepare(tmp_path / "full", Model(source="s"), 1, tmp_path / "cut")
+    assert "\n" not in str(caught.value)
 
 
 def test_the_log_says_that_a_large_checkpoint_was_not_compared(

@@ -102,6 +102,24 @@ def test_hidden_states_that_begin_at_the_first_block_are_told_apart() -> None:
     assert what["block.1"] == "hidden state 0 of transformers"
 
 
+def test_a_family_that_is_not_probed_raises_no_alarm(tmp_path: Path) -> None:
+    """It is refused, and where other sites agree nothing is wrong with the model."""
+    ctrl = transformers.CTRLConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, dff=48
+    )
+    rows = compare(transformers.CTRLModel(ctrl).eval(), IDS)
+    refusals = {row.refusal for row in rows if row.site == "block.2"}
+    assert refusals == {"CTRLModel: writes into the embeddings given"}
+    mamba = transformers.MambaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4
+    )
+    save_model(transformers.MambaForCausalLM(mamba), tmp_path / "model")
+    result = run(app, ["parity", str(tmp_path / "model")])
+    assert result.exit_code == 0, result.output
+    assert "0 sub-modules look like self-attention" in result.stdout
+    assert "6 of 14 agree" in result.stdout
+
+
 def test_what_is_probed_may_be_cut_and_the_reference_is_not() -> None:
     model, other = tiny("Llama 2").base_model, tiny("Llama 2").base_model
     other.layers[1].input_layernorm.weight += 1  # type: ignore[index, union-attr, operator]

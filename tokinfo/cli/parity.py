@@ -34,8 +34,9 @@ def parity(
 ) -> None:
     """Compare the activations of a model, site by site, with the hidden states of transformers.
 
-    In float32, at the embedding and at blocks 1, 2 and last; exits with 1 if a site differs. At
-    the embedding and blocks 1 and 2, checkpoints that end there are read, as a study would.
+    In float32, at the embedding and at blocks 1, 2 and last; exits with 1 if a site differs or
+    all are refused. At the embedding and blocks 1 and 2, checkpoints that end there are read, as
+    a study would.
     """
     import torch
 
@@ -59,18 +60,19 @@ def parity(
         typer.echo(f"{model}: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(1) from None
     _print(rows)
-    failed = sum(not row.passes() for row in rows)
+    agree = sum(row.passes() for row in rows)
+    differ = sum(row.error is not None and not row.passes() for row in rows)
     worst = max((row.error for row in rows if row.error is not None), default=float("nan"))
     typer.echo(
         f"{type(decoder).__name__}, {prompts} prompts of {tokens} random tokens (seed {seed}): "
-        f"{len(rows) - failed} of {len(rows)} agree to {TOLERANCE:.0e}; largest error {worst:.1e}"
+        f"{agree} of {len(rows)} agree to {TOLERANCE:.0e}; largest error {worst:.1e}"
     )
     window = getattr(config, "sliding_window", None)
     if window is not None and window >= tokens:
         typer.echo(f"The sliding window ({window}) is not left; --tokens {window + 2} would do so.")
     if (getattr(config, "quantization_config", None) or {}).get("load_in_8bit"):
         typer.echo("LLM.int8 rounds by what is in the batch: after a prefix it may differ.")
-    if failed:
+    if differ or not agree:
         raise typer.Exit(1)
 
 

@@ -77,7 +77,8 @@ def check_cut(directory: Path, origin: Path | None, blocks: int, name: str) -> N
     kind = family(config)
     try:
         held = find_blocks(checkpoint.decoder)
-        found = _behind(checkpoint.decoder, held, blocks, inputs_embeds=embedded.clone())
+        own = embedded.clone()
+        found = _behind(checkpoint.decoder, held, blocks, inputs_embeds=own)
         # Searches put embeddings there that no token has.
         between = (embedded + embedded.flip(1)) / 2
         _behind(checkpoint.decoder, held, blocks, inputs_embeds=between)
@@ -90,6 +91,8 @@ def check_cut(directory: Path, origin: Path | None, blocks: int, name: str) -> N
     whole: nn.Module = checkpoint.decoder
     if origin is not None:
         whole = read_decoder(origin, shorter(read_config(origin), blocks)).eval()
+    if not torch.equal(own, embedded):
+        raise InvalidError(f"{name}: a {kind} writes into the embeddings that it is given")
     every = find_blocks(whole)
     # The blocks that are left out, without weights.
     every.extend(find_blocks(empty_decoder(shorter(config, config.num_hidden_layers)))[blocks:])

@@ -113,8 +113,8 @@ class Checkpoint:
 def read_config(directory: Path) -> PretrainedConfig:
     """Read config.json of a full model.
 
-    Raises FileNotFoundError naming a missing file, and ValueError for a model of several parts
-    (text and vision), whose decoder is not the whole of it.
+    Raises FileNotFoundError naming a missing file, and ValueError for fields that the family does
+    not allow and for a model of several parts (text and vision), whose decoder is not the whole.
     """
     from transformers import AutoConfig
 
@@ -122,9 +122,15 @@ def read_config(directory: Path) -> PretrainedConfig:
 
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(f"{directory / 'config.json'}: not a model directory")
-    config: PretrainedConfig = AutoConfig.from_pretrained(
-        directory, trust_remote_code=remote_code.allowed()
-    )
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            directory, trust_remote_code=remote_code.allowed()
+        )
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of many types: fields of the wrong type or out of bounds
+        reason = " ".join(str(error).split())
+        raise InvalidError(f"{directory / 'config.json'}: cannot be used: {reason}") from None
     if config.get_text_config(decoder=True) is not config:
         raise InvalidError(
             f"{directory / 'config.json'}: a {config.model_type} holds its decoder beside other "

@@ -27,7 +27,7 @@ from tokinfo.models.structure import held_blocks
 from tokinfo.models.weights import weights_in, weights_of
 from tokinfo.study.fields import Strict
 from tokinfo.study.sources import Built, Model, Source
-from tokinfo.text.tokenizer import load_tokenizer
+from tokinfo.text.tokenizer import check_ids, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers.configuration_utils import PretrainedConfig
@@ -110,11 +110,7 @@ def prepare(
     else:
         raise InvalidError(f"{out.name}: a trained model needs the directory of its weights")
     rows = int(config.vocab_size)
-    if vocabulary.get_vocab_size() > rows:
-        raise InvalidError(
-            f"{out.name}: the tokenizer has {vocabulary.get_vocab_size()} tokens, "
-            f"the embedding {rows} rows"
-        )
+    check_ids(vocabulary, rows, out.name)
     limit = getattr(config, "max_position_embeddings", None)
     limits = [n for n in (limit, (facts or {}).get("n_ctx")) if n is not None]
     kept = shorter(config, blocks)

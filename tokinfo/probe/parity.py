@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokinfo.io.errors import first_line
 from tokinfo.models.checkpoint import input_table, quiet
 from tokinfo.models.structure import Block, StructureError, find_blocks, held_blocks
 from tokinfo.probe.probe import Probe
@@ -107,8 +108,10 @@ def _rows(decoder: nn.Module, embeddings: Tensor, reference: Reference) -> Itera
                         read = f"{after_a_prefix}, computed again"
                     after = probe(embeddings[:, split:], prefix=prefix)
                     found = torch.cat([prefix.activations, after], dim=1)
-        except StructureError as error:
-            yield Row(site, read, reference.what, None, str(error))
+        except MemoryError:
+            raise
+        except Exception as error:  # of many types: a family that does not run on embeddings
+            yield Row(site, read, reference.what, None, first_line(error))
             continue
         difference = (found - reference.values).abs().max() / reference.values.abs().max()
         yield Row(site, read, reference.what, float(difference))
@@ -184,7 +187,15 @@ def _run(
             if module not in within:
                 handle = module.register_forward_hook(record, with_kwargs=True)
                 hooks.callback(handle.remove)
-        out = decoder(input_ids=ids, output_hidden_states=True, use_cache=False)
+        try:
+            out = decoder(input_ids=ids, output_hidden_states=True, use_cache=False)
+        except MemoryError:
+            raise
+        except Exception as error:  # of many types
+            name = type(decoder).__name__
+            raise StructureError(
+                f"{name}: does not run on token ids alone: {first_line(error)}"
+            ) from None
     return calls, getattr(out, "hidden_states", None) or ()
 
 

@@ -170,11 +170,16 @@ class Probe:
         """
         if self._block is None:
             return embeddings
+        given = embeddings.to(self.dtype)
+        version = given._version
         with ExitStack() as hooks:
             self._hook(self._block, hooks)
             try:
-                self.decoder(inputs_embeds=embeddings.to(self.dtype), **arguments)
+                self.decoder(inputs_embeds=given, **arguments)
             except Reached as reached:
+                if given._version != version:
+                    name = type(self.decoder).__name__
+                    raise StructureError(f"{name}: writes into the embeddings given") from None
                 return _by_row(reached.activations, embeddings)
         raise StructureError(f"the forward of {type(self.decoder).__name__} never met {self.site}")
 

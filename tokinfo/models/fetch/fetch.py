@@ -30,7 +30,7 @@ from tokinfo.models.fetch.partial import write_blocks
 from tokinfo.models.remote_code import allowed, foreign, trusted
 from tokinfo.models.structure import held_blocks
 from tokinfo.study.sources import GgufSource, HubSource, LocalSource, Pretrained, WheelSource
-from tokinfo.text.tokenizer import load_tokenizer
+from tokinfo.text.tokenizer import check_ids, load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -217,11 +217,7 @@ def _configure_tokenizer(directory: Path) -> None:
 
 def _check_vocabulary(directory: Path, config: PretrainedConfig, name: str) -> None:
     """Raise ValueError where the tokenizer has tokens that the embedding has no row for."""
-    tokens = load_tokenizer(directory).get_vocab_size()
-    if tokens > config.vocab_size:
-        raise InvalidError(
-            f"{name}: the tokenizer has {tokens} tokens, the embedding {config.vocab_size} rows"
-        )
+    check_ids(load_tokenizer(directory), config.vocab_size, name)
 
 
 def _write_config(config: PretrainedConfig, blocks: int | None, directory: Path) -> None:
