@@ -6,10 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 
 from tokinfo.models.bitsandbytes import import_bitsandbytes
-from tokinfo.models.checkpoint import DTYPES, quiet, read_config, read_decoder, save_model, shorter
+from tokinfo.models.checkpoint import (
+    DTYPES,
+    decoder_class,
+    quiet,
+    read_config,
+    read_decoder,
+    save_model,
+    shorter,
+)
 
 
 def write_whole(directory: Path, blocks: int, precision: str, out: Path) -> Any:
@@ -29,7 +37,7 @@ def write_whole(directory: Path, blocks: int, precision: str, out: Path) -> Any:
             )
         )
         with quiet():
-            decoder = AutoModel.from_pretrained(
+            decoder = decoder_class(decoder.config).from_pretrained(
                 out / "float32", quantization_config=settings, dtype=torch.float32, device_map="cpu"
             )
     save_model(decoder, out)

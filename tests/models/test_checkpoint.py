@@ -112,8 +112,8 @@ def test_facts_say_what_was_kept(family: str, full: dict[str, Path], tmp_path: P
     }
     assert facts.model_dump(include=set(expected)) == expected
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["tokinfo_depth"] == 3
-    assert config["num_hidden_layers"] == 1
+    assert config["num_hidden_layers"] == 3
+    assert config["tokinfo_blocks"] == 1
 
 
 @each_family

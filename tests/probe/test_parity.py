@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from tests.families import FAMILIES, VOCABULARY, tiny
 from tests.tiny import tiny_mixer
 from tokinfo.cli.app import app
+from tokinfo.models import streaming
 from tokinfo.models.build import new_model
 from tokinfo.models.checkpoint import save_model
-from tokinfo.models.structure import StructureError
+from tokinfo.models.structure import Block, StructureError, find_blocks
 from tokinfo.probe import parity, probe
 from tokinfo.probe.parity import Row, compare, references
 from tokinfo.probe.probe import Probe
@@ -82,6 +84,56 @@ def test_an_unscaled_embedding_fails_for_a_family_that_scales_it(
     assert failing(compare(tiny("Llama 2").base_model, IDS)) == set()
 
 
+def test_an_mlp_that_drowns_attention_raises_no_false_alarm() -> None:
+    for family in ("Llama 2", "Gemma 2", "GPT-J", "OPT-350m"):
+        model = tiny(family, num_hidden_layers=2, layer_types=None)
+        for block in find_blocks(model):
+            for values in Block(block).mlp.parameters():
+                values *= 30
+        assert failing(compare(model.base_model, IDS)) == set(), family
+
+
+def test_hidden_states_that_begin_at_the_first_block_are_told_apart() -> None:
+    config = transformers.MambaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=3, state_size=4
+    )
+    found = references(transformers.MambaModel(config).eval(), IDS)
+    what = {str(one.site): one.what for one in found if one.values is not None}
+    assert what["block.1"] == "hidden state 0 of transformers"
+
+
+def test_a_family_that_is_not_probed_raises_no_alarm(tmp_path: Path) -> None:
+    """It is refused, and where other sites agree nothing is wrong with the model."""
+    ctrl = transformers.CTRLConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, dff=48
+    )
+    rows = compare(transformers.CTRLModel(ctrl).eval(), IDS)
+    refusals = {row.refusal for row in rows if row.site == "block.2"}
+    assert refusals == {"CTRLModel: writes into the embeddings given"}
+    mamba = transformers.MambaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4
+    )
+    save_model(transformers.MambaForCausalLM(mamba), tmp_path / "model")
+    result = run(app, ["parity", str(tmp_path / "model")])
+    assert result.exit_code == 0, result.output
+    assert "0 sub-modules look like self-attention" in result.stdout
+    assert "6 of 14 agree" in result.stdout
+
+
+def test_what_is_probed_may_be_cut_and_the_reference_is_not() -> None:
+    model, other = tiny("Llama 2").base_model, tiny("Llama 2").base_model
+    other.layers[1].input_layernorm.weight += 1  # type: ignore[index, union-attr, operator]
+    asked: list[int] = []
+
+    def cut(number: int) -> nn.Module:
+        asked.append(number)
+        return other if number == 2 else model
+
+    rows = compare(model, IDS, cut)
+    assert asked == [0, 1, 2, 3]
+    assert {site for site, _ in failing(rows)} == {"attention.2", "mlp.2", "block.2"}
+
+
 def test_mixers_agree_too() -> None:
     rows = compare(tiny_mixer("expanded", blocks=3), IDS)
     assert failing(rows) == set()
@@ -119,6 +171,24 @@ def test_a_site_that_the_probe_refuses_is_a_row_that_says_why(
 
 
 # --- the command --------------------------------------------------------------------------
+
+
+def test_the_command_reads_checkpoints_that_end_at_blocks_1_and_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the study's way to the weights is made to go wrong, and only that."""
+    save_model(tiny("Llama 2"), tmp_path / "model")
+    write = streaming.write_part
+
+    def doubled(tensors: dict[str, Tensor], file: Path) -> None:
+        write({name: 2 * x if "layernorm" in name else x for name, x in tensors.items()}, file)
+
+    monkeypatch.setattr(streaming, "write_part", doubled)
+    result = run(app, ["parity", str(tmp_path / "model")])
+    assert result.exit_code == 1
+    differing = {line.split()[0] for line in result.stdout.splitlines() if "DIFFERS" in line}
+    places = ("attention", "mlp", "block")
+    assert differing == {f"{place}.{number}" for number in (1, 2) for place in places}
 
 
 def test_the_command_prints_a_table_and_what_it_was_made_with(tmp_path: Path) -> None:

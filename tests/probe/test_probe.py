@@ -195,14 +195,45 @@ def test_an_mlp_that_adds_the_residual_itself_is_refused(name: str, mlp: str) ->
         Probe(model, Site("mlp", 1))(torch.randn(1, 4, model.config.hidden_size))
 
 
-def test_a_block_that_keeps_no_keys_and_values_has_no_prefix() -> None:
-    model = other("MambaModel", state_size=4)
+HYBRID = {
+    "MambaModel": {"state_size": 4},
+    "Qwen3_5TextModel": {
+        **{"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8},
+        **{"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2},
+        **{"linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    },
+    # Keys and values are there, and a state beside them in the same block.
+    "FalconH1Model": {
+        **{"intermediate_size": 48, "num_key_value_heads": 2, "mamba_d_ssm": 32},
+        **{"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1},
+    },
+}
+
+
+@pytest.mark.parametrize("name", HYBRID)
+def test_a_block_that_needs_more_than_keys_and_values_sees_the_prefix_again(name: str) -> None:
+    model = other(name, **HYBRID[name])
+    embeddings = torch.randn(3, 6, 32)
+    embeddings[:, :3] = embeddings[:1, :3]
     probe = Probe(model, Site("block", 2))
-    embeddings = torch.randn(1, 6, 32)
-    expected = model(inputs_embeds=embeddings, output_hidden_states=True)
-    assert relative(model.norm_f(probe(embeddings)), expected.last_hidden_state) <= 1e-5
-    with pytest.raises(StructureError, match="MambaModel: its blocks do not keep the keys"):
-        probe.prefix(embeddings[:, :3])
+    whole, prefix = probe(embeddings), probe.prefix(embeddings[:1, :3])
+    assert prefix.again is not None
+    assert relative(prefix.activations, whole[:1, :3]) <= 1e-5
+    assert relative(probe(embeddings[:, 3:], prefix=prefix), whole[:, 3:]) <= 1e-5
+    rows = prefix.rows(torch.tensor([0, 0]))
+    assert relative(probe(embeddings[1:, 3:], prefix=rows), whole[1:, 3:]) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["attention", "mixer"])
+def test_keys_and_values_are_computed_once_where_they_are_all_that_is_needed(kind: str) -> None:
+    decoder = tiny_mixer() if kind == "mixer" else tiny_llama(scale=0.2).base_model
+    prefix = Probe(decoder, Site("block", 2)).prefix(torch.randn(1, 3, 32))  # type: ignore[arg-type]
+    assert prefix.again is None
+    assert len(prefix.layers) == 2
+
+
+def test_a_state_space_model_has_no_site_at_attention() -> None:
+    model = other("MambaModel", state_size=4)
     with pytest.raises(StructureError, match="0 sub-modules look like self-attention"):
         Probe(model, Site("attention", 1))
 

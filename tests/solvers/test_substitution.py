@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import MambaConfig, MambaModel
 
 from tests import tiny
 from tests.tiny import VOCABULARY
+from tokinfo.solvers import adam, sweep
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.problem import Problem
 from tokinfo.solvers.substitution import Substitution
+from tokinfo.study.solvers import AdamSolver, SweepSolver
 
 PROMPT = [3, 1, 4, 1, 5, 9]
 
@@ -46,6 +49,20 @@ def test_a_prefix_gives_the_activations_of_the_whole(family: str, site: str) -> 
         later = problem.probe(embedded[rows, 3:], prefix=prefix)
         torch.testing.assert_close(prefix.activations, whole[rows, :3], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(later, whole[rows, 3:], rtol=1e-5, atol=1e-5)
+
+
+def test_a_state_space_model_is_swept_and_descended_on() -> None:
+    """It keeps no keys and values; floors, sweeps and descents are exact all the same."""
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4)
+    decoder = MambaModel(config).eval().requires_grad_(False)
+    embedding = decoder.get_input_embeddings().weight
+    problem = tiny.tiny_problem(decoder, embedding, [PROMPT], mask="3:", site="block.2")
+    truth = tiny.true_ids([PROMPT])
+    result = sweep.solve(problem, SweepSolver(), truth)
+    assert result.identified is not None
+    assert {place: one.rank for place, one in result.identified[0].items()} == {0: 1, 1: 1, 2: 1}
+    assert adam.solve(problem, AdamSolver(steps=2)).top_ids.shape == (1, len(PROMPT), 5)
 
 
 def test_an_acausal_probe_has_no_prefix() -> None:

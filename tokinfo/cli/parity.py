@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from tokinfo.probe.parity import Row
 
 _WIDE = 200
@@ -29,7 +34,9 @@ def parity(
 ) -> None:
     """Compare the activations of a model, site by site, with the hidden states of transformers.
 
-    In float32, at the embedding and at blocks 1, 2 and last; exits with 1 if a site differs.
+    In float32, at the embedding and at blocks 1, 2 and last; exits with 1 if a site differs or
+    all are refused. At the embedding and blocks 1 and 2, checkpoints that end there are read, as
+    a study would.
     """
     import torch
 
@@ -47,24 +54,59 @@ def parity(
         tokens = min([tokens, *(limit for limit in limits if isinstance(limit, int))])
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(config.vocab_size, (prompts, tokens), generator=generator)
-        rows = compare(decoder, ids)
+        with _checkpoints(model, config, decoder) as cut:
+            rows = compare(decoder, ids, cut)
     except (TokinfoError, OSError, ValueError) as error:
         typer.echo(f"{model}: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(1) from None
     _print(rows)
-    failed = sum(not row.passes() for row in rows)
+    agree = sum(row.passes() for row in rows)
+    differ = sum(row.error is not None and not row.passes() for row in rows)
     worst = max((row.error for row in rows if row.error is not None), default=float("nan"))
     typer.echo(
         f"{type(decoder).__name__}, {prompts} prompts of {tokens} random tokens (seed {seed}): "
-        f"{len(rows) - failed} of {len(rows)} agree to {TOLERANCE:.0e}; largest error {worst:.1e}"
+        f"{agree} of {len(rows)} agree to {TOLERANCE:.0e}; largest error {worst:.1e}"
     )
     window = getattr(config, "sliding_window", None)
     if window is not None and window >= tokens:
         typer.echo(f"The sliding window ({window}) is not left; --tokens {window + 2} would do so.")
     if (getattr(config, "quantization_config", None) or {}).get("load_in_8bit"):
         typer.echo("LLM.int8 rounds by what is in the batch: after a prefix it may differ.")
-    if failed:
+    if differ or not agree:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _checkpoints(
+    model: Path, config: Any, decoder: nn.Module
+) -> Iterator[Callable[[int], nn.Module] | None]:
+    """Give what reads a model's first blocks as a study does, from checkpoints made for this.
+
+    At the last block, where nothing is cut, the whole decoder stands for a copy of all files. So
+    does it everywhere where the weights are packed: they are a checkpoint already.
+    """
+    from tokinfo.models.checkpoint import read_config, read_decoder, shorter
+    from tokinfo.models.streaming import write_decoder
+    from tokinfo.models.weights import weights_in
+    from tokinfo.study.sources import Model
+
+    if getattr(config, "quantization_config", None) is not None:
+        yield None
+        return
+    with TemporaryDirectory() as scratch:
+
+        def cut(number: int) -> nn.Module:
+            if number > 2:
+                return decoder
+            out = Path(scratch) / str(number)
+            out.mkdir()
+            write_decoder(
+                weights_in(model, config, number), shorter(config, number), Model(source="it"), out
+            )
+            found: nn.Module = read_decoder(out, read_config(out))
+            return found.requires_grad_(False).train(False)
+
+        yield cut
 
 
 def _print(rows: list[Row]) -> None:

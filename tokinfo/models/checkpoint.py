@@ -33,6 +33,7 @@ from tokinfo.io.tokenizers import Reading, read_prompt
 from tokinfo.models import placement, remote_code
 from tokinfo.models.bitsandbytes import import_bitsandbytes, mend_bitsandbytes
 from tokinfo.models.mixer import MODEL_TYPE, MixerSpec, MixerStack
+from tokinfo.models.structure import HELD, leave_out_blocks
 from tokinfo.study.fields import ComputeDtype, Quantization, State
 from tokinfo.study.prompts import Prompt, written
 from tokinfo.text.tokenizer import load_tokenizer
@@ -118,8 +119,8 @@ class Checkpoint:
 def read_config(directory: Path) -> PretrainedConfig:
     """Read config.json of a full model.
 
-    Raises FileNotFoundError naming a missing file, and ValueError for a model of several parts
-    (text and vision), whose decoder is not the whole of it.
+    Raises FileNotFoundError naming a missing file, and ValueError for fields that the family does
+    not allow and for a model of several parts (text and vision), whose decoder is not the whole.
     """
     from transformers import AutoConfig
 
@@ -127,9 +128,15 @@ def read_config(directory: Path) -> PretrainedConfig:
 
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(f"{directory / 'config.json'}: not a model directory")
-    config: PretrainedConfig = AutoConfig.from_pretrained(
-        directory, trust_remote_code=remote_code.allowed()
-    )
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            directory, trust_remote_code=remote_code.allowed()
+        )
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of many types: fields of the wrong type or out of bounds
+        reason = " ".join(str(error).split())
+        raise InvalidError(f"{directory / 'config.json'}: cannot be used: {reason}") from None
     if config.get_text_config(decoder=True) is not config:
         raise InvalidError(
             f"{directory / 'config.json'}: a {config.model_type} holds its decoder beside other "
@@ -139,17 +146,14 @@ def read_config(directory: Path) -> PretrainedConfig:
 
 
 def shorter(config: PretrainedConfig, blocks: int) -> PretrainedConfig:
-    """Return a copy of a configuration with its first ``blocks`` blocks only."""
+    """Return a copy of a configuration, of a decoder that holds its first ``blocks`` blocks only.
+
+    The depth it states stays that of the whole model: some families compute with it.
+    """
     copy = type(config).from_dict(config.to_dict())
-    depth = config.num_hidden_layers
-    # Under the families' names for it, such as n_layer, it is the same attribute.
-    copy.num_hidden_layers = blocks
+    setattr(copy, HELD, blocks)
     # Where the model's code lies.
     copy._name_or_path = config._name_or_path
-    # Lists such as layer_types (kinds of attention) have an entry for each block.
-    for name, value in vars(config).items():
-        if "layer" in name and isinstance(value, list) and len(value) == depth:
-            setattr(copy, name, value[:blocks])
     return copy
 
 
@@ -163,24 +167,37 @@ def empty_decoder(config: PretrainedConfig) -> PreTrainedModel:
         decoder: PreTrainedModel = AutoModel.from_config(
             config, dtype=torch.float32, trust_remote_code=remote_code.allowed()
         )
+    leave_out_blocks(decoder)
     return decoder
 
 
+def decoder_class(config: PretrainedConfig) -> Any:
+    """Return the class of a configuration's decoder, of as many blocks as it holds.
+
+    What its ``from_pretrained`` gives has no block that is left out.
+    """
+    kind = type(empty_decoder(config))
+
+    def build(self: PreTrainedModel, *arguments: Any, **keywords: Any) -> None:
+        kind.__init__(self, *arguments, **keywords)
+        leave_out_blocks(self)
+
+    # Under the family's own name, by which transformers finds how its tensors are stored.
+    return type(kind.__name__, (kind,), {"__init__": build, "__module__": kind.__module__})
+
+
 def read_decoder(directory: Path, config: PretrainedConfig) -> PreTrainedModel:
-    """Read the decoder (no head) of a full model in float32, only the layers of ``config``.
+    """Read the decoder (no head) of a full model in float32, only the blocks that ``config`` holds.
 
     Raises ValueError when the directory lacks weights that the configuration needs.
     """
-    from transformers import AutoModel
-
     with quiet():
-        decoder, info = AutoModel.from_pretrained(
+        decoder, info = decoder_class(config).from_pretrained(
             directory,
             config=config,
             dtype=torch.float32,
             use_safetensors=True,
             output_loading_info=True,
-            trust_remote_code=remote_code.allowed(),
         )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -297,7 +314,8 @@ def _load_mixer(
     # Random weights that are thrown away are cheaper than the meta device, whose first
     # initialisation imports the compiler (1 s).
     with torch.random.fork_rng(devices=[]):
-        stack = MixerStack(MixerSpec.from_config(config))
+        held = config.get(HELD, config["num_hidden_layers"])
+        stack = MixerStack(MixerSpec.from_config({**config, "num_hidden_layers": held}))
     state = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for path in weight_files(directory)
@@ -311,22 +329,15 @@ def _load_mixer(
 def _load_auto(
     directory: Path, config: dict[str, Any], device: str, gpus: list[int], dtype: torch.dtype
 ) -> PreTrainedModel:
-    from transformers import AutoModel
-
-    import tokinfo.models.modeling_mixer  # noqa: F401 (registers the mixers)
-
     if "quantization_config" in config:
         import_bitsandbytes()
     where: dict[str, placement.Device] = {"": device}
+    found = read_config(directory)
     with quiet():
         if len(set(gpus)) > 1:
-            where = placement.device_map(empty_decoder(read_config(directory)), gpus)
-        decoder: PreTrainedModel = AutoModel.from_pretrained(
-            directory,
-            dtype=dtype,
-            use_safetensors=True,
-            device_map=where,
-            trust_remote_code=remote_code.allowed(),
+            where = placement.device_map(empty_decoder(found), gpus)
+        decoder: PreTrainedModel = decoder_class(found).from_pretrained(
+            directory, config=found, dtype=dtype, use_safetensors=True, device_map=where
         )
     mend_bitsandbytes(decoder)
     return decoder

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from tokinfo.io.errors import FetchError
 from tokinfo.models import remote_code
+from tokinfo.models.structure import held_blocks, leave_out_blocks
 
 if TYPE_CHECKING:
     from transformers.configuration_utils import PretrainedConfig
@@ -67,17 +68,24 @@ def sort_tensors(config: PretrainedConfig, names: Iterable[str], model: str) -> 
     """
     keys, ties = _state(config)
     in_files = list(names)
-    depth = int(config.num_hidden_layers)
+    depth = int(held_blocks(config) or 0)
     prefix = _prefix(keys, in_files)
-    outside, inside = _split(keys, depth)
-    _, stored = _split(in_files, depth)
-    if inside is None or stored is None:
+    front = _front(_lists(keys), depth)
+    stored = _lists(in_files)
+    chosen = f"{prefix}{front}"
+    # Further blocks may be stored behind these (of multi-token prediction): no site lies there.
+    if front is None or not set(stored.get(chosen, ())) >= set(range(depth)):
+        chosen = _front(stored, depth) or ""
+    if front is None or chosen not in stored:
         raise FetchError(f"{model}: no list of {depth} blocks among the names of its tensors")
+    inside = _lists(keys)[front]
     blocks = tuple(
-        _pick([prefix + key for key in inside[number]], stored[number]) for number in range(depth)
+        _pick([prefix + key for key in inside[number]], stored[chosen][number])
+        for number in range(depth)
     )
-    listed = {name for block in stored for name in block}
+    listed = {name for block in stored[chosen].values() for name in block}
     rest = [name for name in in_files if name not in listed]
+    outside = [key for key in keys if not re.match(rf"{re.escape(front)}\d+\.", key)]
     embedding = _pick([prefix + key for key in outside], rest, ties)
     return Parts(embedding, blocks)
 
@@ -95,6 +103,7 @@ def _state(config: PretrainedConfig) -> tuple[list[str], dict[str, str]]:
 
     with torch.device("meta"):
         decoder = AutoModel.from_config(config, trust_remote_code=remote_code.allowed())
+    leave_out_blocks(decoder)
     causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     ties = getattr(causal, "_tied_weights_keys", None)
     tied = ties if isinstance(ties, dict) and config.tie_word_embeddings else {}
@@ -113,28 +122,22 @@ def _prefix(keys: Sequence[str], names: Sequence[str]) -> str:
     return found.most_common(1)[0][0] if found else ""
 
 
-def _split(names: Iterable[str], depth: int) -> tuple[list[str], list[list[str]] | None]:
-    """Return the names outside the blocks, and those of each block.
-
-    The blocks are the numbered list with one entry for each of ``depth`` blocks and no other;
-    of several such lists, the one with most tensors. None: there is no such list.
-    """
-    lists: dict[str, dict[int, list[str]]] = {}
-    rest = []
+def _lists(names: Iterable[str]) -> dict[str, dict[int, list[str]]]:
+    """Return the names in numbered lists: by what stands in front of the number, and by number."""
+    found: dict[str, dict[int, list[str]]] = {}
     for name in names:
-        match = re.match(r"((?:[^.]+\.)*?)(\d+)\.", name)
-        if match is None:
-            rest.append(name)
-        else:
-            lists.setdefault(match[1], {}).setdefault(int(match[2]), []).append(name)
-    fitting = [front for front in lists if set(lists[front]) == set(range(depth))]
-    if not fitting:
-        return rest, None
-    chosen = max(fitting, key=lambda front: sum(map(len, lists[front].values())))
-    for front, entries in lists.items():
-        if front != chosen:
-            rest += [name for names in entries.values() for name in names]
-    return rest, [lists[chosen][number] for number in range(depth)]
+        if match := re.match(r"((?:[^.]+\.)*?)(\d+)\.", name):
+            found.setdefault(match[1], {}).setdefault(int(match[2]), []).append(name)
+    return found
+
+
+def _front(lists: dict[str, dict[int, list[str]]], depth: int) -> str | None:
+    """Return the list with one entry for each of ``depth`` blocks and no other.
+
+    Of several it is the one with most tensors. None: there is no such list.
+    """
+    fitting = [front for front, entries in lists.items() if set(entries) == set(range(depth))]
+    return max(fitting, key=lambda front: sum(map(len, lists[front].values())), default=None)
 
 
 def _pick(

@@ -18,14 +18,16 @@ from tokinfo.io.atomic import new_directory
 from tokinfo.io.chats import TEMPLATE
 from tokinfo.io.errors import InvalidError
 from tokinfo.models import remote_code
+from tokinfo.models.agreement import check_cut
 from tokinfo.models.checkpoint import FACTS, Facts, digest, family, read_config, shorter
 from tokinfo.models.remote_code import trusted
 from tokinfo.models.snapshots import read_facts
 from tokinfo.models.streaming import write_decoder
+from tokinfo.models.structure import held_blocks
 from tokinfo.models.weights import weights_in, weights_of
 from tokinfo.study.fields import Strict
 from tokinfo.study.sources import Built, Model, Source
-from tokinfo.text.tokenizer import load_tokenizer
+from tokinfo.text.tokenizer import check_ids, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers.configuration_utils import PretrainedConfig
@@ -78,6 +80,8 @@ def prepare(
 ) -> None:
     """Write the checkpoint of a model: embedding and first ``blocks`` blocks, quantised.
 
+    It is then compared with the whole model (`tokinfo.models.agreement`).
+
     ``origin`` is the directory of a full model, or (untrained only) a source to build one from;
     then ``tokenizer`` names the directory of its tokenizer. A full model is read block by block;
     random weights are those of the full model with ``model.seed``, made as a whole and cut: they
@@ -106,15 +110,10 @@ def prepare(
     else:
         raise InvalidError(f"{out.name}: a trained model needs the directory of its weights")
     rows = int(config.vocab_size)
-    if vocabulary.get_vocab_size() > rows:
-        raise InvalidError(
-            f"{out.name}: the tokenizer has {vocabulary.get_vocab_size()} tokens, "
-            f"the embedding {rows} rows"
-        )
+    check_ids(vocabulary, rows, out.name)
     limit = getattr(config, "max_position_embeddings", None)
     limits = [n for n in (limit, (facts or {}).get("n_ctx")) if n is not None]
     kept = shorter(config, blocks)
-    kept.tokinfo_depth = depth
     with new_directory(out) as directory:
         unquantised = write_decoder(weights, kept, model, directory)
         if unquantised:
@@ -150,6 +149,9 @@ def prepare(
         )
         text = found.model_dump_json(indent=2, exclude_unset=True)
         (directory / FACTS).write_text(text + "\n", encoding="utf-8")
+        plain = model.state == "trained" and model.quantization == "float32"
+        whole = origin if plain and isinstance(origin, Path) else None
+        check_cut(directory, whole, blocks, out.name)
 
 
 def pad_id(directory: Path, tokenizer: tokenizers.Tokenizer, config: PretrainedConfig) -> int:
@@ -180,14 +182,13 @@ def _random(
     from tokinfo.models.build import new_model, random_model
 
     if config is not None:
-        return random_model(config, seed)
+        return random_model(shorter(config, config.num_hidden_layers), seed)
     assert not isinstance(origin, Path)
     return new_model(origin, vocabulary, seed)
 
 
 def _check_depth(config: PretrainedConfig, blocks: int, name: str) -> int:
-    held = int(config.num_hidden_layers)
+    held = int(held_blocks(config) or 0)
     if not 0 <= blocks <= held:
         raise InvalidError(f"{name}: {blocks} blocks requested, the model has {held}")
-    # A model of which only a part was fetched keeps its full depth beside that of the part.
-    return int(getattr(config, "tokinfo_depth", held))
+    return int(config.num_hidden_layers)

@@ -8,6 +8,7 @@ it is built like the others, and is refused by name when it is not.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -18,6 +19,10 @@ from tokinfo.io.errors import TokinfoError
 _ATTENTION = ("attn", "attention", "mixing")
 # The MLP is whatever else holds weights; where several do, the one called like this.
 _MLP = ("mlp", "feed_forward", "ffn", "moe")
+
+
+HELD = "tokinfo_blocks"
+"""Key of a config.json: how many blocks the decoder holds, where later ones are left out."""
 
 
 class StructureError(TokinfoError):
@@ -98,12 +103,30 @@ def _called(name: str, words: tuple[str, ...]) -> bool:
     return any(word in name for word in words)
 
 
-def find_blocks(decoder: nn.Module) -> nn.ModuleList:
+def held_blocks(config: object) -> int | None:
+    """Return how many blocks a decoder of a configuration holds; None: it does not say."""
+    found: int | None = getattr(config, HELD, getattr(config, "num_hidden_layers", None))
+    return found
+
+
+def leave_out_blocks(decoder: nn.Module) -> None:
+    """Remove the blocks that a decoder's configuration leaves out.
+
+    The configuration itself stays that of the whole model: some families compute with its depth.
+    """
+    config: Any = getattr(decoder, "config", None)
+    held = getattr(config, HELD, None)
+    if held is not None and held < config.num_hidden_layers:
+        del find_blocks(decoder, depth=config.num_hidden_layers)[held:]
+
+
+def find_blocks(decoder: nn.Module, *, depth: int | None = None) -> nn.ModuleList:
     """Return the decoder's list of blocks.
 
     It is the list that lies in no other (experts and the parts of one block do) and is as long
     as the model is deep by its configuration; without a configuration, the longest. Of several
-    that fit, it is the one whose modules hold an attention.
+    that fit, it is the one whose modules hold an attention. ``depth`` is a length to look for
+    instead.
 
     Raises:
         StructureError: no such list exists, or more than one.
@@ -119,7 +142,8 @@ def find_blocks(decoder: nn.Module) -> nn.ModuleList:
     if not lists:
         raise StructureError(f"{name}: no list of decoder blocks was found")
     held = ", ".join(f"{path} ({len(module)})" for path, module in lists.items())
-    depth = getattr(getattr(inner, "config", None), "num_hidden_layers", None)
+    if depth is None:
+        depth = held_blocks(getattr(inner, "config", None))
     if depth is None:
         depth = max(map(len, lists.values()))
     fitting = [module for module in lists.values() if len(module) == depth]

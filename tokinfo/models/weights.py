@@ -21,7 +21,7 @@ from tokinfo.io.atomic import new_file
 from tokinfo.io.errors import InvalidError, cure
 from tokinfo.models.checkpoint import empty_decoder, family, shorter
 from tokinfo.models.parts import EMBEDDING, block_file, sort_tensors
-from tokinfo.models.structure import blocks_path
+from tokinfo.models.structure import blocks_path, held_blocks
 
 if TYPE_CHECKING:
     from transformers.configuration_utils import PretrainedConfig
@@ -59,7 +59,7 @@ def weights_in(directory: Path, config: PretrainedConfig, blocks: int) -> Weight
         FetchError: no list of blocks is found among the names of their tensors.
     """
     where = _locate(directory)
-    if config.num_hidden_layers:
+    if held_blocks(config):
         sorted_ = sort_tensors(config, where, str(directory)).upto(blocks)
         parts = [sorted_[block_file(number + 1)] for number in range(blocks)]
         parts.append(sorted_[EMBEDDING])
@@ -90,9 +90,12 @@ def weights_of(full: PreTrainedModel, blocks: int) -> Weights:
 
 
 def _locate(directory: Path) -> dict[str, Path]:
-    """Return the file that holds each tensor, by the index or by the files' headers."""
+    """Return the file that holds each tensor, as transformers finds it.
+
+    A single file stands before an index beside it, which is left from before.
+    """
     index = directory / INDEX
-    if not index.is_file():
+    if (directory / SINGLE).is_file() or not index.is_file():
         return {name: directory / SINGLE for name in _names(directory / SINGLE)}
     try:
         named: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])

@@ -2,12 +2,12 @@
 
 The reference runs the whole decoder from token ids, with hooks that only record, and takes
 nothing from `tokinfo.probe.probe`: the blocks' outputs are `transformers`' own hidden states, a
-sub-layer's are recorded or follow from what was recorded by a subtraction.
+sub-layer's are recorded, or the sum of two tensors that were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokinfo.io.errors import first_line
 from tokinfo.models.checkpoint import input_table, quiet
-from tokinfo.models.structure import Block, StructureError, find_blocks
+from tokinfo.models.structure import Block, StructureError, find_blocks, held_blocks
 from tokinfo.probe.probe import Probe
 from tokinfo.study.sites import Place, Site
 
@@ -64,28 +65,35 @@ class Row:
         return self.error is not None and self.error <= tolerance
 
 
-def compare(decoder: nn.Module, ids: Tensor) -> list[Row]:
+def compare(
+    decoder: nn.Module, ids: Tensor, cut: Callable[[int], nn.Module] | None = None
+) -> list[Row]:
     """Compare the probe with the reference at blocks 1, 2 and last, and the embedding.
 
     Args:
         decoder: any decoder in float32, in evaluation mode.
         ids: int64 [batch, position] token ids; two positions at least, of which the first half
             (rounded down) is the prefix.
+        cut: returns what is probed at a block, given its number (0: the embedding), such as a
+            checkpoint that ends there; None: the decoder itself.
 
     Raises:
         StructureError: the decoder's blocks were not recognised.
     """
-    embeddings = input_table(decoder)[ids]
     found: list[Row] = []
+    held: dict[int, nn.Module] = {}
     for reference in references(decoder, ids):
-        found += _rows(decoder, embeddings, reference)
+        number = reference.site.block
+        if number not in held:
+            held = {number: decoder if cut is None else cut(number)}
+        found += _rows(held[number], input_table(held[number])[ids], reference)
     return found
 
 
 def _rows(decoder: nn.Module, embeddings: Tensor, reference: Reference) -> Iterator[Row]:
     split = embeddings.shape[1] // 2
     site = str(reference.site)
-    for read in ("whole", f"after a prefix of {split}"):
+    for read in ("whole", after_a_prefix := f"after a prefix of {split}"):
         if reference.values is None:
             yield Row(site, read, "", None, reference.what)
             continue
@@ -96,10 +104,14 @@ def _rows(decoder: nn.Module, embeddings: Tensor, reference: Reference) -> Itera
                     found = probe(embeddings)
                 else:
                     prefix = probe.prefix(embeddings[:, :split])
+                    if prefix.again is not None:
+                        read = f"{after_a_prefix}, computed again"
                     after = probe(embeddings[:, split:], prefix=prefix)
                     found = torch.cat([prefix.activations, after], dim=1)
-        except StructureError as error:
-            yield Row(site, read, reference.what, None, str(error))
+        except MemoryError:
+            raise
+        except Exception as error:  # of many types: a family that does not run on embeddings
+            yield Row(site, read, reference.what, None, first_line(error))
             continue
         difference = (found - reference.values).abs().max() / reference.values.abs().max()
         yield Row(site, read, reference.what, float(difference))
@@ -128,9 +140,9 @@ def references(decoder: nn.Module, ids: Tensor) -> list[Reference]:
     Raises:
         StructureError: the decoder's blocks were not recognised.
     """
-    depth = getattr(getattr(decoder, "config", None), "num_hidden_layers", None)
     # A checkpoint made for the embedding alone holds no block.
-    blocks = nn.ModuleList() if depth == 0 else find_blocks(decoder)
+    empty = held_blocks(getattr(decoder, "config", None)) == 0
+    blocks = nn.ModuleList() if empty else find_blocks(decoder)
     embedding: nn.Module = decoder.get_input_embeddings()  # type: ignore[operator]
     calls, states = _run(decoder, blocks, ids)
     tokens = _one(calls, embedding).copy
@@ -138,17 +150,16 @@ def references(decoder: nn.Module, ids: Tensor) -> list[Reference]:
     for number in sorted({min(number, len(blocks)) for number in (1, 2, len(blocks))} - {0}):
         block = blocks[number - 1]
         whole = _one(calls, block)
-        if number < len(blocks):
-            what, out = f"hidden state {number} of transformers", states[number]
-        else:
-            what, out = _behind(calls, states[-1], whole), whole.copy
+        what = _behind(calls, states, whole, number == len(blocks))
+        out = whole.copy
         assert whole.given is not None
         inside = [call for call in calls if call.module in set(block.children())]
         try:
             found += _sub_layers(Block(block), number, inside, whole.given, out)
         except StructureError as error:
             found += [Reference(Site(place, number), str(error), None) for place in _INSIDE]
-        found.append(Reference(Site("block", number), what, out))
+        missing = "transformers returns no hidden state that is the output of this block"
+        found.append(Reference(Site("block", number), what or missing, out if what else None))
     return found
 
 
@@ -176,8 +187,16 @@ def _run(
             if module not in within:
                 handle = module.register_forward_hook(record, with_kwargs=True)
                 hooks.callback(handle.remove)
-        states = decoder(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-    return calls, states
+        try:
+            out = decoder(input_ids=ids, output_hidden_states=True, use_cache=False)
+        except MemoryError:
+            raise
+        except Exception as error:  # of many types
+            name = type(decoder).__name__
+            raise StructureError(
+                f"{name}: does not run on token ids alone: {first_line(error)}"
+            ) from None
+    return calls, getattr(out, "hidden_states", None) or ()
 
 
 def _one(calls: list[_Call], module: nn.Module) -> _Call:
@@ -187,18 +206,24 @@ def _one(calls: list[_Call], module: nn.Module) -> _Call:
     return found[0]
 
 
-def _behind(calls: list[_Call], last: Tensor, block: _Call) -> str:
-    """Name what lies between the last block's output and `transformers`' last hidden state.
+def _behind(calls: list[_Call], states: tuple[Tensor, ...], block: _Call, last: bool) -> str | None:
+    """Name the hidden state of `transformers` that equals a block's output; None: there is none.
 
-    That state is behind the final norm (and OPT's projection), so the block's output is
-    recorded; followed back through the modules that made it, the state must lead there.
+    Most families begin to count at the embedding, some (Mamba) at the first block. The last state
+    is behind the final norm (and OPT's projection): followed back through the modules that made
+    it, it must lead to the last block's output.
     """
+    for number, state in enumerate(states):
+        if state.shape == block.copy.shape and torch.equal(state, block.copy):
+            return f"hidden state {number} of transformers"
+    if not states or not last:
+        return None
     names: list[str] = []
-    tensor = last
+    tensor = states[-1]
     while not _same(tensor, block.returned):
         made = [call for call in calls if _same(tensor, call.returned)]
         if not made or made[-1].given is None:
-            return "output of the last block"
+            return None
         names.insert(0, type(made[-1].module).__name__)
         tensor = made[-1].given
     return f"last hidden state of transformers, before {', '.join(names) or 'nothing'}"
@@ -214,26 +239,27 @@ def _sub_layers(
 ) -> list[Reference]:
     """Return the reference behind attention and that at the MLP of one block.
 
-    A block hands on the sum of its input and of what attention and MLP add, so the stream after
-    attention is its output less what the MLP adds. Where the block is no such sum (a norm behind
-    the sum in OPT-350m), it is what the first sub-module after attention gets.
+    The stream after attention is what the next sub-module gets, unless that is something from
+    before attention: then attention and MLP run side by side, and the block must be the sum of its
+    input, attention and MLP, so that the stream is the sum of the first two.
     """
     attention, mlp = _one(calls, block.attention), _one(calls, block.mlp)
     by_attention, by_mlp = (_followed(call, calls).copy for call in (attention, mlp))
     by_mlp = by_mlp.reshape(out.shape)
-    rest = out.double() - given - by_attention - by_mlp
-    if float(rest.abs().max()) <= 1e-4 * float(out.abs().max()):
-        what, after = "output of the block less what its MLP adds", (out.double() - by_mlp).float()
+    last = calls.index(_followed(attention, calls))
+    later = next((call for call in calls[last + 1 :] if call.given is not None), None)
+    before = [given, *(call.copy for call in calls[: calls.index(attention)])]
+    entered = None if later is None or later.given is None else later.given.reshape(out.shape)
+    if later is not None and entered is not None and not _among(entered, before):
+        what, after = f"input of {type(later.module).__name__} after attention", entered
     else:
-        last = calls.index(_followed(attention, calls))
-        later = next((call for call in calls[last + 1 :] if call.given is not None), None)
-        if later is None or later.given is None:
+        what, after = "input of the block and what attention adds", given + by_attention
+        rest = out.double() - given - by_attention - by_mlp
+        if float(rest.abs().max()) > 1e-4 * float(out.abs().max()):
             raise StructureError(
                 f"{type(block.module).__name__}: is not the sum of its input, attention and MLP, "
-                "and nothing comes after attention"
+                "and nothing that comes after attention is given their sum"
             )
-        what = f"input of {type(later.module).__name__} after attention"
-        after = later.given.reshape(out.shape)
     return [
         Reference(Site("attention", number), what, after),
         Reference(
@@ -242,6 +268,13 @@ def _sub_layers(
             mlp.copy.reshape(out.shape),
         ),
     ]
+
+
+def _among(tensor: Tensor, others: list[Tensor]) -> bool:
+    return any(
+        tensor.numel() == one.numel() and torch.equal(tensor, one.reshape(tensor.shape))
+        for one in others
+    )
 
 
 def _followed(call: _Call, calls: list[_Call]) -> _Call:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from tokinfo.probe import acausal
 from tokinfo.probe.hooks import Reached, drop_residual, stop_after_attention, stop_at, stop_at_mlp
 from tokinfo.study.sites import Site
 
+_TRIED = 2
+"""Positions of the prefix that is tried once, and of what follows it."""
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -28,10 +32,21 @@ class Prefix:
     Attributes:
         activations: [1 or row, position, width] at the site.
         layers: keys and values of each block up to the site's.
+        again: [1 or row, position, d_model] what to run once more with whatever comes later, where
+            a block needs something else than keys and values; else None.
     """
 
     activations: Tensor
     layers: tuple[tuple[Tensor, Tensor], ...]
+    again: Tensor | None = None
+
+    def rows(self, index: Tensor) -> Prefix:
+        """Return the prefix of some rows."""
+        return Prefix(
+            self.activations[index],
+            tuple((keys[index], values[index]) for keys, values in self.layers),
+            None if self.again is None else self.again[index],
+        )
 
 
 def _new_cache(decoder: nn.Module) -> Any:
@@ -131,6 +146,9 @@ class Probe:
         if self._block is None:
             return embeddings
         embeddings = embeddings.to(self.dtype)
+        if prefix is not None and prefix.again is not None:
+            before = prefix.again.expand(len(embeddings), -1, -1)
+            return self(torch.cat([before, embeddings], dim=1))[:, before.shape[1] :]
         return self.run(
             embeddings,
             **self._masked(embeddings, lengths),
@@ -152,16 +170,24 @@ class Probe:
         """
         if self._block is None:
             return embeddings
+        given = embeddings.to(self.dtype)
+        version = given._version
         with ExitStack() as hooks:
             self._hook(self._block, hooks)
             try:
-                self.decoder(inputs_embeds=embeddings.to(self.dtype), **arguments)
+                self.decoder(inputs_embeds=given, **arguments)
             except Reached as reached:
+                if given._version != version:
+                    name = type(self.decoder).__name__
+                    raise StructureError(f"{name}: writes into the embeddings given") from None
                 return _by_row(reached.activations, embeddings)
         raise StructureError(f"the forward of {type(self.decoder).__name__} never met {self.site}")
 
     def prefix(self, embeddings: Tensor) -> Prefix:
         """Compute the leading positions of many rows once.
+
+        Where a block keeps something else of them than keys and values, they are computed again
+        with the positions that follow.
 
         Args:
             embeddings: [1 or row, position, d_model]; at least one position. One row serves
@@ -169,12 +195,45 @@ class Probe:
 
         Raises:
             ValueError: the probe is not causal, so no position is settled before the last.
-            StructureError: a block keeps something else than keys and values of them.
         """
         if not self.causal:
             raise InvalidError("without a causal mask no leading position can be computed once")
         if self._block is None:
             return Prefix(embeddings.detach(), ())
+        if self._remembers:
+            return self._remembered(embeddings)
+        with torch.no_grad():
+            return Prefix(self(embeddings), (), embeddings.detach().to(self.dtype))
+
+    @cached_property
+    def _remembers(self) -> bool:
+        """Whether keys and values are all that later positions need of earlier ones; tried once."""
+        if hasattr(self.decoder, "new_cache"):
+            return True
+        table: nn.Embedding = self.decoder.get_input_embeddings()  # type: ignore[operator]
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(table.num_embeddings, (1, 2 * _TRIED), generator=generator)
+        with torch.no_grad():
+            tokens = table(ids.to(table.weight.device))
+            before, later = tokens[:, :_TRIED], tokens[:, _TRIED:]
+            try:
+                whole, alone = self(tokens)[:, _TRIED:], self(later)
+                after = self(later, prefix=self._remembered(before))
+            except MemoryError:
+                raise
+            except Exception:  # of any type: a block finds something else in this cache
+                return False
+        largest = whole.abs().max()
+        # A small share of what the prefix does at all, beside the rounding of the activations;
+        # packed weights round by what is in the batch.
+        packed = getattr(getattr(self.decoder, "config", None), "quantization_config", None)
+        rounding = 0.1 if packed else 8 * torch.finfo(self.dtype).eps
+        allowed = 0.01 * (whole - alone).abs().max() + rounding * largest
+        return bool((after - whole).abs().max() <= allowed)
+
+    def _remembered(self, embeddings: Tensor) -> Prefix:
+        """Return a prefix of keys and values; raises StructureError where they are not kept."""
+        assert self._block is not None
         cache = _new_cache(self.decoder)
         with torch.no_grad(), ExitStack() as hooks:
             self._hook(self._block, hooks)
@@ -187,8 +246,6 @@ class Probe:
                     _by_row(reached.activations, embeddings),
                     self._kept(cache, embeddings.shape[1]),
                 )
-            except IndexError as error:  # what a block of another kind finds in this cache
-                raise self._forgetful() from error
         raise StructureError(f"the forward of {type(self.decoder).__name__} never met {self.site}")
 
     def expected(self, embeddings: Tensor, outputs: Tensor) -> Tensor:
@@ -220,14 +277,8 @@ class Probe:
         layers = cache.layers[: self.site.block]
         kept = [layer for layer in layers if getattr(layer, "keys", None) is not None]
         if len(kept) < self.site.block or any(x.keys.shape[-2] != positions for x in kept):
-            raise self._forgetful()
+            raise StructureError("a block does not keep the keys and values of all positions")
         return tuple((layer.keys, layer.values) for layer in kept)
-
-    def _forgetful(self) -> StructureError:
-        return StructureError(
-            f"{type(self.decoder).__name__}: its blocks do not keep the keys and values of "
-            "leading positions, so these cannot be computed once"
-        )
 
     def _cached(self, prefix: Prefix | None, rows: int) -> dict[str, Any]:
         if prefix is None:

@@ -360,6 +360,4 @@ def _merge(losses: Tensor, tokens: Tensor, away: Tensor, part: Tensor) -> tuple[
 
 def _rows_of(prefix: Prefix | None, index: Tensor) -> Prefix | None:
     """Return a prefix with these rows only (a row may repeat)."""
-    if prefix is None:
-        return None
-    return Prefix(prefix.activations[index], tuple((k[index], v[index]) for k, v in prefix.layers))
+    return None if prefix is None else prefix.rows(index)

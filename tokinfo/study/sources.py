@@ -317,6 +317,10 @@ def _rounded_once(computed: str | None, held: str) -> None:
         )
 
 
+COMPARED_MB = 1000
+"""Largest checkpoint that is compared with its whole model when it has been written."""
+
+
 class Model(Strict):
     """What is probed: a source in one state and one precision."""
 

@@ -78,6 +78,21 @@ def load_tokenizer(directory: Path) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def check_ids(tokenizer: tokenizers.Tokenizer, rows: int, name: str) -> None:
+    """Raise ValueError where a tokenizer has tokens that an embedding of ``rows`` has no row for.
+
+    Ids need not be consecutive: added tokens may leave a gap. ``name`` is what the message names.
+    """
+    if (count := tokenizer.get_vocab_size()) > rows:
+        raise InvalidError(f"{name}: the tokenizer has {count} tokens, the embedding {rows} rows")
+    token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
+    if last >= rows:
+        raise InvalidError(
+            f"{name}: the tokenizer's {token!r} has the id {last}, the embedding {rows} rows "
+            f"(0 to {rows - 1})"
+        )
+
+
 def encode_corpus(tokenizer: Path, train: Path, held_out: Path, out: Path) -> None:
     """Encode both parts of a corpus into one safetensors file.
 

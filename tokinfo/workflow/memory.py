@@ -23,7 +23,7 @@ from tokinfo.study.solvers import (
     MixtureSolver,
     SequentialSolver,
 )
-from tokinfo.study.sources import Built, Gguf, MixerSource
+from tokinfo.study.sources import COMPARED_MB, Built, Gguf, MixerSource
 from tokinfo.study.study import Study
 from tokinfo.workflow.devices import visible
 
@@ -164,12 +164,15 @@ def prepare_mb(study: Study, model: str, blocks: int, attempt: int = 1) -> int:
 
     Random weights are those of the whole model, whatever is kept of it, beside a copy of a part.
     Weights that are there already pass block by block: the embedding and two blocks are held.
+    A small checkpoint is then compared with its whole model, as far as it goes.
     """
     settings = study.models[model]
     sizes = sizes_of(study, settings.source)
     held = sizes.megabytes(0) + 2 * sizes.block_megabytes
     if settings.state == "untrained":
         held = sizes.megabytes(study.source_of(model).blocks) + sizes.megabytes(blocks)
+    if (part := checkpoint_mb(study, model, blocks)) <= COMPARED_MB:
+        held = max(held, 2 * part)
     return attempt * (PROCESS_MB + held)
 
 

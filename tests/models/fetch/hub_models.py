@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,7 @@ def pickle_weights(directory: Path) -> None:
 def assert_holds(directory: Path, blocks: int, state: dict[str, Tensor]) -> None:
     """Assert that a directory is a model of ``blocks`` blocks with exactly these weights."""
     config = read_config(directory)
-    assert config.num_hidden_layers == blocks
-    assert config.tokinfo_depth == BLOCKS
+    assert (config.num_hidden_layers, config.tokinfo_blocks) == (BLOCKS, blocks)
     found = read_decoder(directory, config).state_dict()
     inside = {f"layers.{number}." for number in range(blocks)}
     wanted = [k for k in state if "layers." not in k or any(k.startswith(p) for p in inside)]
@@ -111,10 +111,12 @@ def write_gguf(
     state: dict[str, Tensor],
     family: str = "llama",
     rotations: Tensor | None = None,
+    more: Callable[[Any], None] | None = None,
 ) -> None:
     """Write a model of `write_model` as a GGUF file of float32 weights.
 
-    ``rotations`` are factors of its rotary frequencies, as Llama 3.1 has them.
+    ``rotations`` are factors of its rotary frequencies, as Llama 3.1 has them; ``more`` adds keys
+    and tensors to the writer.
     """
     from gguf import GGUFWriter
 
@@ -129,14 +131,7 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_dimension_count(16)
     writer.add_vocab_size(270)
-    bpe = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(sorted(bpe["vocab"], key=bpe["vocab"].__getitem__))
-    writer.add_token_types([1] * len(bpe["vocab"]))
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in bpe["merges"]]
-    writer.add_token_merges(merges)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
+    add_tokenizer(writer, model)
     for name, value in state.items():
         if name.startswith("layers."):
             _, number, rest = name.split(".", 2)
@@ -148,10 +143,24 @@ def write_gguf(
             writer.add_tensor(GGUF_NAMES[name], value.numpy())
     if rotations is not None:
         writer.add_tensor("rope_freqs.weight", rotations.numpy())
+    if more is not None:
+        more(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def add_tokenizer(writer: Any, model: Path) -> None:
+    """Add the tokenizer of a model's directory to a GGUF file."""
+    bpe = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(sorted(bpe["vocab"], key=bpe["vocab"].__getitem__))
+    writer.add_token_types([1] * len(bpe["vocab"]))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in bpe["merges"]]
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
 
 
 def shard_of(directory: Path, name: str) -> str:

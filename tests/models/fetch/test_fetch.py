@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import pre_tokenizers
+from transformers import AutoModel, AutoTokenizer
+from typer.testing import CliRunner
 
 from tests.models.fetch.hub_models import (
     BLOCKS,
@@ -22,11 +26,13 @@ from tests.models.fetch.hub_models import (
     refused,
     rewrite_header,
 )
+from tokinfo.cli.app import app
 from tokinfo.io.errors import FetchError
 from tokinfo.models.checkpoint import load, read_config
 from tokinfo.models.fetch.fetch import check_config, fetch
 from tokinfo.models.preparing import prepare
 from tokinfo.study.sources import Model, WheelSource
+from tokinfo.text.tokenizer import load_tokenizer
 
 
 @pytest.fixture
@@ -89,7 +95,7 @@ def test_an_untrained_twin_is_made_from_the_configuration_alone(
     assert not torch.equal(one.embedding, model[1]["embed_tokens.weight"])
 
 
-def test_lists_of_layers_are_cut_with_the_blocks(copy: Path, tmp_path: Path) -> None:
+def test_the_configuration_stays_that_of_the_whole_model(copy: Path, tmp_path: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     kinds = ["full_attention", "sliding_attention"] * 2 + ["full_attention"]
     config |= {"model_type": "qwen2", "layer_types": kinds, "use_sliding_window": True}
@@ -97,7 +103,7 @@ def test_lists_of_layers_are_cut_with_the_blocks(copy: Path, tmp_path: Path) -> 
     fetch(local(copy), None, tmp_path / "whole", tmp_path)
     assert read_config(tmp_path / "whole").layer_types == kinds
     fetch(local(copy), 2, tmp_path / "out", tmp_path)
-    assert read_config(tmp_path / "out").layer_types == kinds[:2]
+    assert read_config(tmp_path / "out").layer_types == kinds
 
 
 def test_pickled_weights_are_read_as_plain_data(model: Made, copy: Path, tmp_path: Path) -> None:
@@ -110,6 +116,66 @@ def test_shards_without_an_index_are_found(model: Made, copy: Path, tmp_path: Pa
     (copy / "model.safetensors.index.json").unlink()
     fetch(local(copy), 1, tmp_path / "out", tmp_path)
     assert_holds(tmp_path / "out", 1, model[1])
+
+
+def test_a_single_file_stands_before_an_older_index_as_in_transformers(
+    model: Made, copy: Path, tmp_path: Path
+) -> None:
+    shards = sorted(copy.glob("*.safetensors"))
+    stored = {name: value for file in shards for name, value in load_file(file).items()}
+    newer = {name: 2 * value for name, value in stored.items()}
+    save_file(newer, copy / "model.safetensors", metadata={"format": "pt"})
+    theirs = AutoModel.from_pretrained(copy).state_dict()
+    fetch(local(copy), 2, tmp_path / "out", tmp_path)
+    assert_holds(tmp_path / "out", 2, theirs)
+    # A directory that is prepared as it is, and parity, go another way to the same files.
+    prepare(copy, Model(source="s"), 2, tmp_path / "cut")
+    assert_holds(tmp_path / "cut", 2, theirs)
+    result = CliRunner().invoke(app, ["parity", str(copy)])
+    assert result.exit_code == 0, result.output
+
+
+def test_blocks_stored_behind_the_last_one_are_left_there_as_in_transformers(
+    model: Made, copy: Path, tmp_path: Path
+) -> None:
+    """A block for multi-token prediction lies in the list of blocks, one number further."""
+    shards = sorted(copy.glob("*.safetensors"))
+    stored = {name: value for file in shards for name, value in load_file(file).items()}
+    last = {name: value for name, value in stored.items() if f".layers.{BLOCKS - 1}." in name}
+    old, new = f".{BLOCKS - 1}.", f".{BLOCKS}."
+    further = {name.replace(old, new): 2 * value for name, value in last.items()}
+    further[f"model.layers{new}eh_proj.weight"] = torch.ones(64, 128)
+    save_file(stored | further, copy / "model.safetensors", metadata={"format": "pt"})
+    fetch(local(copy), BLOCKS, tmp_path / "out", tmp_path)
+    assert_holds(tmp_path / "out", BLOCKS, model[1])
+    held = [name for file in (tmp_path / "out").glob("*.safetensors") for name in load_file(file)]
+    assert not [name for name in held if f".layers{new}" in name]
+    prepare(copy, Model(source="s"), BLOCKS, tmp_path / "cut")
+    assert_holds(tmp_path / "cut", BLOCKS, model[1])
+
+
+@pytest.mark.parametrize("space", [False, True])
+def test_a_space_in_front_of_a_text_is_put_there_where_autotokenizer_does(
+    space: bool, copy: Path, tmp_path: Path
+) -> None:
+    """Whatever tokenizer.json says of it: here, the opposite."""
+    words = load_tokenizer(copy)
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=not space)
+    words.save(str(copy / "tokenizer.json"))
+    said = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": space}
+    (copy / "tokenizer_config.json").write_text(json.dumps(said))
+    theirs = AutoTokenizer.from_pretrained(copy)("some words").input_ids
+    assert theirs != words.encode("some words").ids
+    fetch(local(copy), None, tmp_path / "out", tmp_path)
+    assert load_tokenizer(tmp_path / "out").encode("some words").ids == theirs
+
+
+def test_a_tokenizer_that_its_settings_do_not_change_is_copied(copy: Path, tmp_path: Path) -> None:
+    said = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps({**said, "add_prefix_space": False}))
+    fetch(local(copy), None, tmp_path / "out", tmp_path)
+    written = (tmp_path / "out" / "tokenizer.json").read_bytes()
+    assert written == (copy / "tokenizer.json").read_bytes()
 
 
 def test_what_the_study_states_is_checked(model: Made, tmp_path: Path) -> None:

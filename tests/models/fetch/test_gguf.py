@@ -38,7 +38,7 @@ def test_a_gguf_file_is_read_to_the_depth_wanted(model: Made, tmp_path: Path) ->
     for blocks in (0, 2):
         fetch(source, blocks, tmp_path / str(blocks), tmp_path)
         config = read_config(tmp_path / str(blocks))
-        assert (config.num_hidden_layers, config.tokinfo_depth) == (blocks, BLOCKS)
+        assert (config.num_hidden_layers, config.tokinfo_blocks) == (BLOCKS, blocks)
         part = read_decoder(tmp_path / str(blocks), config).state_dict()
         assert len(part) == 2 + 9 * blocks
         assert all(torch.equal(part[name], whole[name]) for name in part)

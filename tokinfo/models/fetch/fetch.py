@@ -1,8 +1,8 @@
 """Pretrained models: what a study reads of one, in one directory.
 
 A directory holds config.json, the tokenizer and, for a number of blocks, the weights of the
-embedding and of that many blocks: a loadable model, with its depth in config.json changed and
-the full depth kept there as ``tokinfo_depth``.
+embedding and of that many blocks. Its config.json is the full model's, and says how many blocks are
+there as ``tokinfo_blocks``.
 """
 
 # mypy: allow-untyped-calls
@@ -11,6 +11,7 @@ the full depth kept there as ``tokinfo_depth``.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,10 +28,12 @@ from tokinfo.models.fetch.hub import HubOrigin
 from tokinfo.models.fetch.local import LocalOrigin
 from tokinfo.models.fetch.partial import write_blocks
 from tokinfo.models.remote_code import allowed, foreign, trusted
+from tokinfo.models.structure import held_blocks
 from tokinfo.study.sources import GgufSource, HubSource, LocalSource, Pretrained, WheelSource
-from tokinfo.text.tokenizer import load_tokenizer
+from tokinfo.text.tokenizer import check_ids, load_tokenizer
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers.configuration_utils import PretrainedConfig
 
 TOKENIZER_FILES = (
@@ -43,6 +46,10 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+_CHANGING = {"add_prefix_space", "add_bos_token", "add_eos_token"}
+"""Keys of a tokenizer_config.json that change which tokens a text has."""
+_TEXTS = ("The sky is blue.", " two  spaces", "caf\u00e9\n1234")
+log = logging.getLogger(__name__)
 
 
 def fetch(source: Pretrained, blocks: int | None, out: Path, state: Path) -> None:
@@ -94,7 +101,7 @@ def describe(source: Pretrained) -> str:
 
 def check_config(config: PretrainedConfig, source: Pretrained) -> None:
     """Compare a model's configuration with the study; raises ValueError or FetchError."""
-    depth = getattr(config, "num_hidden_layers", None)
+    depth = held_blocks(config)
     if depth != source.blocks:
         raise InvalidError(
             f"{describe(source)}: has {depth} blocks, the study says blocks: {source.blocks}"
@@ -159,6 +166,7 @@ def _copy_tokenizer(origin: HubOrigin | LocalOrigin, directory: Path) -> None:
         if file in there:
             shutil.copyfile(origin.whole(file), directory / file)
     if "tokenizer.json" in there:
+        _configure_tokenizer(directory)
         return
     if not {"tokenizer.model", "vocab.json"}.intersection(there):
         raise FetchError(
@@ -180,18 +188,40 @@ def _copy_tokenizer(origin: HubOrigin | LocalOrigin, directory: Path) -> None:
         raise FetchError(f"{origin.name}: no tokenizer.json and no fast form of its tokenizer")
 
 
+def _configure_tokenizer(directory: Path) -> None:
+    """Write tokenizer.json as AutoTokenizer reads it, where tokenizer_config.json changes it.
+
+    It may say, beside the class of the tokenizer, whether a space is put in front of a text. Where
+    AutoTokenizer cannot read it, tokenizer.json stands by itself.
+    """
+    path = directory / "tokenizer_config.json"
+    try:
+        said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        return
+    if not isinstance(said, dict) or not _CHANGING.intersection(said):
+        return
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet():
+            loaded = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        configured: Tokenizer = loaded.backend_tokenizer
+    except Exception as error:
+        log.warning("%s: read without its settings: %s", path, first_line(error))
+        return
+    stated = load_tokenizer(directory)
+    if any(configured.encode(text).ids != stated.encode(text).ids for text in _TEXTS):
+        configured.save(str(directory / "tokenizer.json"))
+
+
 def _check_vocabulary(directory: Path, config: PretrainedConfig, name: str) -> None:
     """Raise ValueError where the tokenizer has tokens that the embedding has no row for."""
-    tokens = load_tokenizer(directory).get_vocab_size()
-    if tokens > config.vocab_size:
-        raise InvalidError(
-            f"{name}: the tokenizer has {tokens} tokens, the embedding {config.vocab_size} rows"
-        )
+    check_ids(load_tokenizer(directory), config.vocab_size, name)
 
 
 def _write_config(config: PretrainedConfig, blocks: int | None, directory: Path) -> None:
     kept = config if blocks is None else shorter(config, blocks)
-    kept.tokinfo_depth = config.num_hidden_layers
     kept.save_pretrained(directory)
 
 

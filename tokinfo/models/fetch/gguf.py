@@ -27,7 +27,8 @@ from tokinfo.io.atomic import new_directory
 from tokinfo.io.errors import FetchError, first_line
 from tokinfo.io.locks import exclusive
 from tokinfo.io.provenance import code_digest
-from tokinfo.models.checkpoint import quiet, read_config, shorter
+from tokinfo.models.checkpoint import decoder_class, quiet, read_config, shorter
+from tokinfo.models.fetch.gguf_checks import HEAD, check_gguf
 from tokinfo.models.fetch.partial import held_tensors, link, write_index
 from tokinfo.models.parts import EMBEDDING, block_file
 from tokinfo.models.structure import blocks_path
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from transformers.configuration_utils import PretrainedConfig
     from transformers.modeling_utils import PreTrainedModel
 
-HEAD = "output.weight"
-"""The output head, which no site lies behind, by its name in GGUF files."""
 UNCOPIED = ("GGUF.", "general.architecture", "general.alignment", "tokenizer.")
 """Fields that a cut file does not take over: those that its writer sets, and the vocabulary."""
 
@@ -179,8 +178,9 @@ def gguf_digest(file: Path, name: str) -> str:
 def read_gguf_config(file: Path, name: str) -> PretrainedConfig:
     """Return the configuration of a GGUF model.
 
-    Raises FetchError when the file is damaged, or of an architecture that transformers does not
-    know; ``name`` is what the message calls it.
+    Raises FetchError when the file is damaged, of an architecture that transformers does not know,
+    or says or holds what is not read of it (`tokinfo.models.fetch.gguf_checks`); ``name`` is what
+    the message calls it.
     """
     from transformers import AutoConfig
 
@@ -191,11 +191,12 @@ def read_gguf_config(file: Path, name: str) -> PretrainedConfig:
         line = first_line(error)
         reason = line if "not supported" in line else f"damaged or cut short: {line}"
         raise FetchError(f"{name}: {reason}") from None
-    _check_rotations(file, name)
     values = config.to_dict()
     # The weights are written dequantised, so the file's quantisation is not theirs.
     values.pop("quantization_config", None)
-    return type(config).from_dict(values)
+    found: PretrainedConfig = type(config).from_dict(values)
+    check_gguf(file, found, name)
+    return found
 
 
 def write_gguf_tokenizer(file: Path, out: Path, name: str) -> None:
@@ -208,23 +209,6 @@ def write_gguf_tokenizer(file: Path, out: Path, name: str) -> None:
             AutoTokenizer.from_pretrained(file.parent, **where).save_pretrained(out)
     except Exception as error:
         raise FetchError(f"{name}: no tokenizer inside: {first_line(error)}") from None
-
-
-def _check_rotations(file: Path, name: str) -> None:
-    """Raise FetchError for scaled rotary frequencies, which transformers ignores in silence.
-
-    Llama 3.1 and later, and Phi-3 of the long kind, have them as a tensor of factors.
-    """
-    from gguf import GGUFReader, dequantize
-
-    for tensor in GGUFReader(file).tensors:
-        if tensor.name.startswith(("rope_freqs", "rope_factors")):
-            factors = dequantize(tensor.data, tensor.tensor_type)
-            if (factors != 1).any():
-                raise FetchError(
-                    f"{name}: its rotary frequencies are scaled ({tensor.name}), which is not "
-                    "read from GGUF files: use the repository of the original weights"
-                )
 
 
 def _cut(file: Path, blocks: Collection[int], out: Path, *, embedding: bool) -> None:
@@ -244,7 +228,7 @@ def _cut(file: Path, blocks: Collection[int], out: Path, *, embedding: bool) -> 
     for tensor in reader.tensors:
         where = tensor.name.split(".")
         number = int(where[1]) if where[0] == "blk" else None
-        if number in blocks if number is not None else embedding and tensor.name != HEAD:
+        if number in blocks if number is not None else embedding and tensor.name not in HEAD:
             chosen.append(tensor)
             data = tensor.data
             writer.add_tensor_info(
@@ -265,11 +249,11 @@ def _cut(file: Path, blocks: Collection[int], out: Path, *, embedding: bool) -> 
 
 def _read(file: Path, config: PretrainedConfig, name: str) -> tuple[PreTrainedModel, set[str]]:
     """Return the decoder of a GGUF file in float32, and the names of what the file lacks."""
-    from transformers import AutoModel, GgufConfig
+    from transformers import GgufConfig
 
     try:
         with quiet():
-            decoder, info = AutoModel.from_pretrained(
+            decoder, info = decoder_class(config).from_pretrained(
                 file.parent,
                 gguf_file=file.name,
                 config=config,

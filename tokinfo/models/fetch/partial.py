@@ -103,12 +103,13 @@ def _where(origin: Origin) -> tuple[dict[str, str], bool]:
     """Return the file that holds each tensor, and whether the files are pickled."""
     there = origin.files()
     for index, single, pickled in ((INDEX, SINGLE, False), (PICKLED_INDEX, PICKLED, True)):
-        if index in there:
-            return _index(origin, index, there), pickled
+        # In the order of transformers: an index beside a single file is left from before.
         if single in there:
             if pickled:
                 return dict.fromkeys(_load_pickled(origin, single), single), True
             return dict.fromkeys(_header(origin, single), single), False
+        if index in there:
+            return _index(origin, index, there), pickled
     safe = [name for name in there if name.endswith(".safetensors")]
     if safe:
         # Shards without an index name in their headers what they hold.
