@@ -48,7 +48,7 @@ def run(made: Path, out: Path, mask: str, solver: dict[str, Any], **cell: Any) -
 
 
 def hidden_summary(cells: list[Path], directory: Path) -> list[dict[str, Any]]:
-    collect(cells, directory / "recovery.parquet", directory / "recovery.csv")
+    collect(cells, directory / "recovery.parquet")
     summarise(directory / "recovery.parquet", directory / "s.parquet", directory / "s.csv")
     return pl.read_parquet(directory / "s.parquet").filter(~pl.col("visible")).to_dicts()
 
