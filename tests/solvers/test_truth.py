@@ -322,7 +322,8 @@ def test_with_the_truth_scrambled_a_sweep_says_something_else(positions: str) ->
     assert {rank for _, _, rank, _ in judged(found)} == {1}
     assert {rank for _, _, rank, _ in judged(again)} != {1}
     assert not torch.equal(found.top_ids, again.top_ids)
-    assert bool((again.loss > found.loss).all())
+    # It searches no prompt, so there is no distance of one.
+    assert found.loss.isnan().all()
 
 
 def test_every_kind_is_either_tried_above_or_no_search() -> None:

@@ -98,7 +98,7 @@ def _summary(rows: list[dict[str, Any]], sweep: bool) -> Iterator[str]:
     swept = [row for row in rows if row.get("identified") and not row["independent"]]
     identifiable = [row for row in swept if row["identified"] == "identifiable"]
     if sweep:
-        if swept:
+        if swept or hidden:
             yield (
                 f"Identifiable: {len(identifiable)} of {len(swept)} swept positions, the other "
                 f"tokens known: an upper bound of what any search could claim ({floor})."
