@@ -17,10 +17,13 @@ from gguf import (
     dequantize,
     quantize,
 )
+from transformers import Gemma2Config
 
 from tests.models.fetch.hub_models import BLOCKS, Made, add_tokenizer, refused, write_gguf
+from tokinfo.io.errors import FetchError
 from tokinfo.models.checkpoint import load
 from tokinfo.models.fetch.fetch import fetch
+from tokinfo.models.fetch.gguf_checks import check_gguf
 from tokinfo.models.preparing import prepare
 from tokinfo.probe.probe import Probe
 from tokinfo.study.sites import Site
@@ -177,11 +180,24 @@ def test_keys_that_say_what_is_so_anyway_are_no_hindrance(model: Made, tmp_path:
         writer.add_key_length(16)
         writer.add_value_length(16)
         writer.add_expert_count(0)
+        writer.add_sliding_window(32)
         writer.add_logit_scale(0.1)
         writer.add_uint32("split.count", 1)
 
     write_gguf(tmp_path / "m.gguf", *model, more=more)
     fetch(source(tmp_path / "m.gguf"), 1, tmp_path / "out", tmp_path / "state")
+
+
+def test_a_scale_of_attention_that_files_do_not_state_is_not_guessed(tmp_path: Path) -> None:
+    """llama.cpp knows it by the size of the model; transformers takes that of Gemma 2 2B and 9B."""
+    writer = GGUFWriter(tmp_path / "m.gguf", "gemma2")
+    writer.add_head_count(HEADS)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    config = Gemma2Config(num_attention_heads=HEADS, head_dim=HEAD)
+    with pytest.raises(FetchError, match=r"query_pre_attn_scalar is 256 .* heads are of width 16"):
+        check_gguf(tmp_path / "m.gguf", config, "m")
 
 
 @pytest.mark.parametrize(

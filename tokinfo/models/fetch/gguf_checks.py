@@ -34,6 +34,8 @@ _NOTHING: Mapping[str, tuple[object, ...]] = {
     "rope.scaling.factor": (0, 1),
     "rope.scale_linear": (0, 1),
     "rope.scaling.attn_factor": (0, 1),
+    "feed_forward_length": (0,),
+    "attention.head_count": (0,),
     "attention.causal": (True,),
     "attention.clamp_kqv": (0,),
     "attention.max_alibi_bias": (0,),
@@ -100,6 +102,12 @@ def check_gguf(file: Path, config: PretrainedConfig, name: str) -> None:
                 f"{name}: says {key} = {value}, which is not read from GGUF files: use the "
                 "repository of the original weights"
             )
+    if (scale := getattr(config, "query_pre_attn_scalar", None)) not in (None, _head(config)):
+        raise FetchError(
+            f"{name}: does not say by what attention's scores are scaled (query_pre_attn_scalar is "
+            f"{scale} in a {config.model_type}, its heads are of width {_head(config)}): use the "
+            "repository of the original weights"
+        )
     _check_rotations(reader, name)
     known = set(_places(str(architecture), config))
     for tensor in reader.tensors:
@@ -115,13 +123,16 @@ def _read(key: str, value: Any, config: PretrainedConfig) -> bool:
     """Whether a configuration has what a key of the architecture says."""
     if key in _NUMBERS_APART or any(_equal(value, one) for one in _NOTHING.get(key, ())):
         return True
+    if key == "attention.sliding_window" and value >= getattr(
+        config, "max_position_embeddings", math.inf
+    ):
+        return True  # no prompt leaves it
     return any(_equal(value, found) for found in _found(key, config))
 
 
 def _found(key: str, config: Any) -> Iterator[Any]:
     """Yield what a configuration says of a key of the architecture; nothing where it is silent."""
-    heads = getattr(config, "num_attention_heads", None)
-    head = getattr(config, "head_dim", None) or (heads and config.hidden_size // heads)
+    head = _head(config)
     if key in ("attention.key_length", "attention.value_length"):
         # Gemma 4 has another one in blocks without a window, which the file states.
         yield getattr(config, "global_head_dim", None) or head
@@ -140,7 +151,14 @@ def _found(key: str, config: Any) -> Iterator[Any]:
     if key == "feed_forward_length":  # GPT-2's n_inner is None by default
         yield 4 * config.hidden_size
     if key == "attention.head_count_kv":
-        yield 1 if getattr(config, "multi_query", False) else heads
+        yield 1 if getattr(config, "multi_query", False) else config.num_attention_heads
+
+
+def _head(config: Any) -> int | None:
+    """Return the width of an attention head; None: there is no attention."""
+    heads = getattr(config, "num_attention_heads", None)
+    found: int | None = getattr(config, "head_dim", None)
+    return found or (config.hidden_size // heads if heads else None)
 
 
 def _thetas(parameters: Any) -> Iterator[Any]:
