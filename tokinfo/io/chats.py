@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokinfo.io.damaged import reading
+from tokinfo.io.damaged import check, reading
 from tokinfo.io.errors import InvalidError, first_line
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ class ChatTemplate:
 def read_template(directory: Path) -> ChatTemplate | None:
     """Return the chat template beside a tokenizer; None: there is none."""
     file, settings = directory / TEMPLATE, directory / "tokenizer_config.json"
+    check(directory, file.name, settings.name)
     config: dict[str, Any] = {}
     if settings.is_file():
         with reading(settings):

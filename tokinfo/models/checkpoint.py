@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokinfo.io.chats import ChatTemplate, read_template
-from tokinfo.io.damaged import reading
+from tokinfo.io.damaged import check, reading
 from tokinfo.io.errors import InvalidError
 from tokinfo.io.tokenizers import Reading, read_prompt
 from tokinfo.models import placement, remote_code
@@ -243,6 +243,7 @@ def load(directory: Path, device: str = "cpu") -> Checkpoint:
     path = directory / FACTS
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not a checkpoint (the `prepare` rule writes it)")
+    check(directory)
     with reading(path):
         facts = Facts.model_validate_json(path.read_text(encoding="utf-8"))
     with reading(directory / "config.json"):

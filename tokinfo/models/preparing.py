@@ -16,6 +16,7 @@ from pydantic import Field
 
 from tokinfo.io.atomic import new_directory
 from tokinfo.io.chats import TEMPLATE
+from tokinfo.io.damaged import check
 from tokinfo.io.errors import InvalidError
 from tokinfo.models import remote_code
 from tokinfo.models.checkpoint import FACTS, Facts, digest, family, read_config, shorter
@@ -92,6 +93,9 @@ def prepare(
     words = tokenizer if tokenizer is not None else origin
     if not isinstance(words, Path):
         raise InvalidError(f"{out.name}: building from a source needs the tokenizer's directory")
+    check(words)
+    if isinstance(origin, Path) and origin != words:
+        check(origin)
     vocabulary = load_tokenizer(words)
     config = read_config(origin) if isinstance(origin, Path) else None
     if model.state == "untrained":

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tokinfo.io.atomic import new_file
+from tokinfo.io.atomic import UNSEALED, new_file, seal
 from tokinfo.io.errors import InvalidError, cure
 from tokinfo.models.checkpoint import empty_decoder, family, shorter
 from tokinfo.models.parts import EMBEDDING, block_file, sort_tensors
@@ -155,10 +155,15 @@ def check_shapes(part: Part, shapes: Mapping[str, torch.Size], prefix: str) -> N
                 )
 
 
-def write_part(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write tensors as safetensors, as a whole or not at all; raises OSError on a full disk."""
+def write_part(tensors: dict[str, Tensor], file: Path, *, sealed: bool = False) -> None:
+    """Write tensors as safetensors, as a whole or not at all; raises OSError on a full disk.
+
+    ``sealed``: with a digest of the file in it, where no directory holds one.
+    """
+    more = UNSEALED if sealed else {}
     try:
         with new_file(file) as partial:
-            save_file(tensors, partial, metadata={"format": "pt"})
+            save_file(tensors, partial, metadata={"format": "pt", **more})
+            seal(partial)
     except SafetensorError as error:
         raise OSError(f"{file}: cannot be written: {error}") from None

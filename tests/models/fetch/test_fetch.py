@@ -22,6 +22,7 @@ from tests.models.fetch.hub_models import (
     refused,
     rewrite_header,
 )
+from tokinfo.io.atomic import files_of
 from tokinfo.io.errors import FetchError
 from tokinfo.models.checkpoint import load, read_config
 from tokinfo.models.fetch.fetch import check_config, fetch
@@ -41,7 +42,7 @@ def test_a_part_of_a_local_model_is_a_model_without_other_files(
     (copy / "modeling_evil.py").write_text("raise SystemExit")
     fetch(local(copy), 2, tmp_path / "out", tmp_path)
     assert_holds(tmp_path / "out", 2, model[1])
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+    assert files_of(tmp_path / "out").keys() == {
         "block-0001.safetensors",
         "block-0002.safetensors",
         "config.json",

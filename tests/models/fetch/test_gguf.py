@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import shutil
 import zipfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
+from tests.io.test_damaged import cut, flip
 from tests.models.fetch.hub_models import (
     BLOCKS,
     Made,
@@ -22,7 +26,6 @@ from tests.models.fetch.hub_models import (
 from tokinfo.models.checkpoint import read_config, read_decoder
 from tokinfo.models.fetch import gguf
 from tokinfo.models.fetch.fetch import fetch
-from tokinfo.models.fetch.partial import held_tensors
 from tokinfo.study.sources import GgufSource, WheelSource
 
 
@@ -64,16 +67,18 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, list[int]]]
     return found
 
 
-def test_a_part_of_a_gguf_file_that_was_cut_is_made_again(
-    model: Made, gguf_file: GgufSource, tmp_path: Path
+@pytest.mark.parametrize("damage", [cut, flip])
+def test_a_part_of_a_gguf_file_that_was_damaged_is_made_again(
+    model: Made, gguf_file: GgufSource, damage: Callable[[Path, int], None], tmp_path: Path
 ) -> None:
     fetch(gguf_file, 1, tmp_path / "out", tmp_path / "state")
     part = tmp_path / "out" / "block-0001.safetensors"
-    with part.open("r+b") as file:  # the same file as the one that is kept for other depths
-        file.truncate(part.stat().st_size - 100)
+    whole = load(part.read_bytes())
+    damage(part, -100)  # the same file as the one that is kept for other depths
     shutil.rmtree(tmp_path / "out")
     fetch(gguf_file, 1, tmp_path / "out", tmp_path / "state")
-    assert held_tensors(part) is not None
+    again = load(part.read_bytes())
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 def test_no_part_of_a_gguf_file_is_converted_twice(
@@ -131,11 +136,11 @@ def test_a_conversion_that_is_killed_is_taken_up_where_parts_are_complete(
 ) -> None:
     write = gguf.write_part
 
-    def killed(tensors: dict[str, Tensor], file: Path) -> None:
+    def killed(tensors: dict[str, Tensor], file: Path, **settings: Any) -> None:
         if file.name == "block-0002.safetensors":
             file.with_name(f".{file.name}.partial").write_bytes(b"half")
             raise KeyboardInterrupt
-        write(tensors, file)
+        write(tensors, file, **settings)
 
     monkeypatch.setattr(gguf, "write_part", killed)
     with pytest.raises(KeyboardInterrupt):

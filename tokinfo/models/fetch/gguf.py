@@ -135,7 +135,8 @@ class GgufModel:
         if lost := sorted(absent.intersection(itertools.chain(*parts.values()))):
             raise FetchError(f"{self.name}: no tensor for {lost[0]} ({len(lost)} missing)")
         for part, names in parts.items():
-            write_part(_as_stored(decoder, {name: state[name] for name in names}), self.kept / part)
+            stored = _as_stored(decoder, {name: state[name] for name in names})
+            write_part(stored, self.kept / part, sealed=True)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tokinfo.io.atomic import UNSEALED
 from tokinfo.io.errors import FetchError
 from tokinfo.models.fetch.ranges import Piece
 
@@ -77,10 +78,10 @@ def make_file(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[Piece]]:
     """Return the head of a new file that holds these tensors, and the pieces to fill it with.
 
     Tensors lie in the order in which their files have them, so that neighbours there are one
-    piece here.
+    piece here. `tokinfo.io.atomic.seal` finishes the file.
     """
     ordered = sorted(tensors.items(), key=lambda item: (item[1].file, item[1].start, item[0]))
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt", **UNSEALED}}
     offset = 0
     for name, tensor in ordered:
         entries[name] = {
