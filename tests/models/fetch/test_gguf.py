@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGUFWriter
 from safetensors.torch import load
 from torch import Tensor
 
@@ -245,3 +246,29 @@ def test_what_is_no_gguf_file_is_refused(tmp_path: Path) -> None:
     assert "m.gguf: damaged or cut short: " in refused(source, tmp_path)
     # Nothing is kept of them, but for the name of a lock.
     assert [path.name[0] for path in (tmp_path / "state").rglob("*") if path.is_file()] == ["."]
+
+
+@pytest.mark.parametrize("value", [None, 0.0, -1e-6, 0.5, float("nan"), float("inf")])
+def test_a_gguf_file_without_a_possible_epsilon_is_refused(
+    model: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float | None
+) -> None:
+    add = GGUFWriter.add_layer_norm_rms_eps
+
+    def changed(writer: GGUFWriter, _: float) -> None:
+        if value is not None:
+            add(writer, value)
+
+    monkeypatch.setattr(GGUFWriter, "add_layer_norm_rms_eps", changed)
+    write_gguf(tmp_path / "m.gguf", *model)
+    source = GgufSource(path=str(tmp_path / "m.gguf"), blocks=BLOCKS, n_ctx=32)
+    assert "llama.attention.layer_norm_rms_epsilon" in refused(source, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_gguf_file_without_its_number_of_key_heads_is_refused(
+    model: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    monkeypatch.setattr(GGUFWriter, "add_head_count_kv", lambda *_: None)
+    write_gguf(tmp_path / "m.gguf", *model, family=family)
+    source = GgufSource(path=str(tmp_path / "m.gguf"), blocks=BLOCKS, n_ctx=32)
+    assert f"has no {family}.attention.head_count_kv" in refused(source, tmp_path)

@@ -41,6 +41,9 @@ HEAD = "output.weight"
 """The output head, which no site lies behind, by its name in GGUF files."""
 UNCOPIED = ("GGUF.", "general.architecture", "general.alignment", "tokenizer.")
 """Fields that a cut file does not take over: those that its writer sets, and the vocabulary."""
+KEY_HEADS = "attention.head_count_kv"
+LARGEST_EPSILON = 1e-2
+"""What a norm adds to a variance; models have 1e-12 to 1e-3."""
 
 
 class GgufModel:
@@ -193,6 +196,7 @@ def read_gguf_config(file: Path, name: str) -> PretrainedConfig:
         reason = line if "not supported" in line else f"damaged or cut short: {line}"
         raise FetchError(f"{name}: {reason}") from None
     _check_rotations(file, name)
+    _check_needed(file, name)
     values = config.to_dict()
     # The weights are written dequantised, so the file's quantisation is not theirs.
     values.pop("quantization_config", None)
@@ -226,6 +230,31 @@ def _check_rotations(file: Path, name: str) -> None:
                     f"{name}: its rotary frequencies are scaled ({tensor.name}), which is not "
                     "read from GGUF files: use the repository of the original weights"
                 )
+
+
+def _check_needed(file: Path, name: str) -> None:
+    """Raise FetchError for a missing number of key-value heads, or a missing or impossible epsilon.
+
+    transformers puts the family's defaults in place of missing ones, in silence.
+    """
+    from gguf import GGUFReader
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
+    fields = GGUFReader(file).fields
+    family = str(fields["general.architecture"].contents())
+    read: dict[str, Any] = {
+        known.replace("_", ""): keys for known, keys in GGUF_CONFIG_MAPPING.items()
+    }
+    heads = f"{family}.{KEY_HEADS}"
+    if KEY_HEADS in read.get(family.replace("-", "").replace("_", ""), {}) and heads not in fields:
+        raise FetchError(f"{name}: has no {heads}, the number of key-value heads")
+    epsilons = {key: field.contents() for key, field in fields.items() if "norm" in key}
+    epsilons = {key: value for key, value in epsilons.items() if key.endswith("epsilon")}
+    if not epsilons:
+        raise FetchError(f"{name}: has no {family}.attention.layer_norm_rms_epsilon or the like")
+    for key, value in epsilons.items():
+        if not (isinstance(value, float) and 0 < value <= LARGEST_EPSILON):
+            raise FetchError(f"{name}: {key} is {value}; allowed: above 0, to {LARGEST_EPSILON}")
 
 
 def _cut(file: Path, blocks: Collection[int], out: Path, *, embedding: bool) -> None:
