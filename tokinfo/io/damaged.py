@@ -7,12 +7,14 @@ can still be read is told by its digest. SHA-256 takes half a second for each gi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tokinfo.io.atomic import SUMS, UNSEALED, file_digest, files_of, sealed
-from tokinfo.io.errors import DamagedError, cure, first_line
+from tokinfo.io.errors import DamagedError, FetchError, InvalidError, TokinfoError, cure, first_line
 
 
 @contextmanager
@@ -64,3 +66,50 @@ def check_seal(path: Path) -> None:
     _, found, digest = sealed(path)
     if found not in (None, UNSEALED["sha256"], digest):
         raise DamagedError(f"{path}: is not as it was written{cure(path)}")
+
+
+@contextmanager
+def foreign(what: str) -> Iterator[None]:
+    """Turn any error about what others wrote into one line.
+
+    Raises:
+        FetchError: for any error of the block, save those that are such lines already, those of
+            the operating system, and memory.
+    """
+    try:
+        yield
+    except (TokinfoError, OSError, MemoryError) as error:
+        if type(error) is not InvalidError:
+            raise
+        raise FetchError(f"{what}: {error}") from None
+    except Exception as error:
+        raise FetchError(f"{what} ({type(error).__name__}: {first_line(error)})") from None
+
+
+def parse_json(text: bytes, *, once: bool = False) -> dict[str, Any]:
+    """Return a JSON object that others wrote.
+
+    Raises InvalidError, whatever is wrong: another encoding than UTF-8, another value than an
+    object, NaN or infinity, too deep nesting, and with ``once`` a key that is written twice.
+    """
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if once and len(found) < len(items):
+            raise InvalidError("a key is written twice")
+        return found
+
+    def constant(name: str) -> None:
+        raise InvalidError(f"{name} is no number of JSON")
+
+    try:
+        found = json.loads(text.decode(), object_pairs_hook=pairs, parse_constant=constant)
+    except InvalidError:
+        raise
+    except RecursionError:
+        raise InvalidError("nested too deeply") from None
+    except ValueError as error:
+        raise InvalidError(f"no JSON: {first_line(error)}") from None
+    if not isinstance(found, dict):
+        raise InvalidError("no JSON object")
+    return found

@@ -88,7 +88,7 @@ def rewrite_header(path: Path, change: Any) -> None:
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
-    text = json.dumps(change(header)).encode().ljust(length)
+    text = json.dumps(change(header), separators=(",", ":")).encode().ljust(length)
     path.write_bytes(content[:8] + text[:length] + content[8 + length :])
 
 
