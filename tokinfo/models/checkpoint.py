@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokinfo.io.chats import ChatTemplate, read_template
-from tokinfo.io.damaged import check, reading
+from tokinfo.io.damaged import check, parse_json, reading
 from tokinfo.io.errors import InvalidError
 from tokinfo.io.tokenizers import Reading, read_prompt
 from tokinfo.models import placement, remote_code
@@ -113,17 +113,23 @@ def read_config(directory: Path) -> PretrainedConfig:
     """Read config.json of a full model.
 
     Raises FileNotFoundError naming a missing file, and ValueError for a model of several parts
-    (text and vision), whose decoder is not the whole of it.
+    (text and vision), whose decoder is not the whole of it, or one with code in another repository.
     """
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     import tokinfo.models.modeling_mixer  # noqa: F401 (registers the mixers)
 
-    if not (directory / "config.json").is_file():
-        raise FileNotFoundError(f"{directory / 'config.json'}: not a model directory")
+    path = directory / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not a model directory")
+    values = parse_json(path.read_bytes())
+    known = values.get("model_type") in CONFIG_MAPPING
+    if not known and (outside := remote_code.foreign(values)):
+        raise InvalidError(f"{path}: names code in another repository ({outside[0]})")
     config: PretrainedConfig = AutoConfig.from_pretrained(
-        directory, trust_remote_code=remote_code.allowed()
+        directory, trust_remote_code=remote_code.allowed() and not known
     )
+    config = remote_code.without_code(config, known=known)
     if config.get_text_config(decoder=True) is not config:
         raise InvalidError(
             f"{directory / 'config.json'}: a {config.model_type} holds its decoder beside other "
@@ -314,10 +320,12 @@ def _load_auto(
         import_bitsandbytes()
     where: dict[str, placement.Device] = {"": device}
     with quiet():
+        described = read_config(directory)
         if len(set(gpus)) > 1:
-            where = placement.device_map(empty_decoder(read_config(directory)), gpus)
+            where = placement.device_map(empty_decoder(described), gpus)
         decoder: PreTrainedModel = AutoModel.from_pretrained(
             directory,
+            config=described,
             dtype=dtype,
             use_safetensors=True,
             device_map=where,
