@@ -16,7 +16,7 @@ sys.path.insert(0, str(workflow.basedir))
 from tokinfo.workflow import downloads, memory, running, runtime, submissions
 from tokinfo.workflow.answers import answers
 from tokinfo.workflow.jobs import lend_package
-from tokinfo.workflow.plan import Plan, canonical
+from tokinfo.workflow.plan import Plan, embedded
 from tokinfo.workflow.rules import BENCHMARKS, FIGURES, LOGS, OUTPUTS, PAGES, code, pattern
 from tokinfo.study.files import beyond
 from tokinfo.study.load import load_study
