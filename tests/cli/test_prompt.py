@@ -248,6 +248,9 @@ def test_what_the_study_does_not_have_is_one_line(what: str) -> None:
         (["block.1", ":", PROMPT], "there is nothing to sweep"),
         (["block.1", "99:", PROMPT], "leaves none of"),
         (["block.1", "1:", PROMPT * 9], "tokens, the model holds 16"),
+        (["block.1", "1:", "a" * 120_000], "tokens, the model holds 16"),
+        (["block.1", "1:", "a\udcff"], "the prompt is not UTF-8"),
+        (["block.1", "a\udcff\x1b:", PROMPT], r"mask 'a\udcff\x1b:'"),
         (["block.1", "1:", PROMPT, "--metric", "l3"], "metric 'l3'"),
     ],
 )

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tokinfo.cli.options import say
+
 if TYPE_CHECKING:
     from tokinfo.probe.parity import Row
 
@@ -49,20 +51,20 @@ def parity(
         ids = torch.randint(config.vocab_size, (prompts, tokens), generator=generator)
         rows = compare(decoder, ids)
     except (TokinfoError, OSError, ValueError) as error:
-        typer.echo(f"{model}: {' '.join(str(error).split())}", err=True)
+        say(f"{model}: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(1) from None
     _print(rows)
     failed = sum(not row.passes() for row in rows)
     worst = max((row.error for row in rows if row.error is not None), default=float("nan"))
-    typer.echo(
+    say(
         f"{type(decoder).__name__}, {prompts} prompts of {tokens} random tokens (seed {seed}): "
         f"{len(rows) - failed} of {len(rows)} agree to {TOLERANCE:.0e}; largest error {worst:.1e}"
     )
     window = getattr(config, "sliding_window", None)
     if window is not None and window >= tokens:
-        typer.echo(f"The sliding window ({window}) is not left; --tokens {window + 2} would do so.")
+        say(f"The sliding window ({window}) is not left; --tokens {window + 2} would do so.")
     if (getattr(config, "quantization_config", None) or {}).get("load_in_8bit"):
-        typer.echo("LLM.int8 rounds by what is in the batch: after a prefix it may differ.")
+        say("LLM.int8 rounds by what is in the batch: after a prefix it may differ.")
     if failed:
         raise typer.Exit(1)
 

@@ -14,7 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_NO_ROOM = 16_384  # bytes
+from tokinfo.io.errors import TokinfoError
+
+_NO_ROOM = 1 << 20
+"""Bytes left on a disk that counts as full where a library fails: it may write as many at once."""
 
 SUMS = "tokinfo.sha256"
 """The file in an output directory with the SHA-256 of its other files; `sha256sum -c` reads it."""
@@ -45,7 +48,7 @@ def _naming_a_full_disk(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError:
+    except (OSError, TokinfoError):
         raise
     except Exception as error:
         disk = os.statvfs(path.parent)

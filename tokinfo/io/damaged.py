@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tokinfo.io.atomic import SUMS, UNSEALED, file_digest, files_of, sealed
-from tokinfo.io.errors import DamagedError, FetchError, InvalidError, TokinfoError, cure, first_line
+from tokinfo.io.errors import DamagedError, FetchError, TokinfoError, cure, first_line, is_memory
 
 
 @contextmanager
@@ -22,14 +22,16 @@ def reading(path: Path) -> Iterator[None]:
     """Turn a library's error about a file that it cannot read into one line with the cure.
 
     Raises:
-        DamagedError: for any error of the block, save those of the operating system (which name
-            the file themselves) and of memory.
+        DamagedError: for any error of the block, save those that are such lines already, those of
+            the operating system (which name the file themselves), and memory.
     """
     try:
         yield
-    except (OSError, MemoryError, DamagedError):
+    except (OSError, TokinfoError):
         raise
     except Exception as error:
+        if is_memory(error):
+            raise
         raise DamagedError(
             f"{path}: damaged or cut short ({first_line(error)}){cure(path)}"
         ) from None
@@ -69,47 +71,49 @@ def check_seal(path: Path) -> None:
 
 
 @contextmanager
-def foreign(what: str) -> Iterator[None]:
+def parsing(what: str) -> Iterator[None]:
     """Turn any error about what others wrote into one line.
 
     Raises:
         FetchError: for any error of the block, save those that are such lines already, those of
-            the operating system, and memory.
+            the operating system (libraries raise OSError without a number), and memory.
     """
     try:
         yield
-    except (TokinfoError, OSError, MemoryError) as error:
-        if type(error) is not InvalidError:
-            raise
-        raise FetchError(f"{what}: {error}") from None
     except Exception as error:
-        raise FetchError(f"{what} ({type(error).__name__}: {first_line(error)})") from None
+        system = isinstance(error, OSError) and error.errno is not None
+        if system or isinstance(error, TokinfoError) or is_memory(error):
+            raise
+        plain = isinstance(error, ValueError | OSError)
+        reason = first_line(error) if plain else f"{type(error).__name__}: {first_line(error)}"
+        raise FetchError(f"{what}: {reason}") from None
 
 
 def parse_json(text: bytes, *, once: bool = False) -> dict[str, Any]:
     """Return a JSON object that others wrote.
 
-    Raises InvalidError, whatever is wrong: another encoding than UTF-8, another value than an
-    object, NaN or infinity, too deep nesting, and with ``once`` a key that is written twice.
+    Raises ValueError, whatever is wrong: another encoding than UTF-8, another value than an
+    object, too deep nesting, and with ``once`` what many readers let pass: a key that is written
+    twice, NaN and infinity.
     """
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
-        if once and len(found) < len(items):
-            raise InvalidError("a key is written twice")
+        if len(found) < len(items):
+            raise ValueError("a key is written twice")
         return found
 
     def constant(name: str) -> None:
-        raise InvalidError(f"{name} is no number of JSON")
+        raise ValueError(f"{name} is no number of JSON")
 
     try:
-        found = json.loads(text.decode(), object_pairs_hook=pairs, parse_constant=constant)
-    except InvalidError:
-        raise
+        found = (
+            json.loads(text.decode(), object_pairs_hook=pairs, parse_constant=constant)
+            if once
+            else json.loads(text.decode())
+        )
     except RecursionError:
-        raise InvalidError("nested too deeply") from None
-    except ValueError as error:
-        raise InvalidError(f"no JSON: {first_line(error)}") from None
+        raise ValueError("nested too deeply") from None
     if not isinstance(found, dict):
-        raise InvalidError("no JSON object")
+        raise ValueError("no JSON object")
     return found

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tokinfo.io.damaged import parsing
 from tokinfo.io.errors import FetchError
 from tokinfo.models import remote_code
 
@@ -93,7 +94,8 @@ def _state(config: PretrainedConfig) -> tuple[list[str], dict[str, str]]:
 
     import tokinfo.models.modeling_mixer  # noqa: F401 (registers the mixers)
 
-    with torch.device("meta"):
+    what = f"{config.model_type}: no model can be built of its configuration"
+    with parsing(what), torch.device("meta"):
         decoder = AutoModel.from_config(config, trust_remote_code=remote_code.allowed())
     causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     ties = getattr(causal, "_tied_weights_keys", None)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tokinfo.io.atomic import UNSEALED, new_file, seal
+from tokinfo.io.damaged import parse_json, reading
 from tokinfo.io.errors import InvalidError, cure
 from tokinfo.models.checkpoint import empty_decoder, family, shorter
 from tokinfo.models.parts import EMBEDDING, block_file, sort_tensors
@@ -94,10 +94,8 @@ def _locate(directory: Path) -> dict[str, Path]:
     index = directory / INDEX
     if not index.is_file():
         return {name: directory / SINGLE for name in _names(directory / SINGLE)}
-    try:
-        named: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError):
-        raise InvalidError(f"{index}: not an index of weights{cure(index)}") from None
+    with reading(index):
+        named: dict[str, str] = dict(parse_json(index.read_bytes())["weight_map"])
     for file in named.values():
         if not isinstance(file, str) or Path(file).name != file:
             raise InvalidError(f"{index}: names {file!r}, which is no file beside it")

@@ -15,6 +15,10 @@ from tokinfo.io.errors import InvalidError
 from tokinfo.study.mistakes import MISSING, Keys, Mistake
 
 COMMAND_LINE = "--config"
+MOST = 1_000_000
+"""Values of a configuration: some twenty times those of a study of thousands of prompts."""
+LONGEST_NUMBER = 3000
+"""Digits of a number; Python refuses to write one of more than 4,300 decimal ones."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ def read(path: Path) -> Document:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
         # Before anything is built from the nodes: building resolves `<<` in place.
+        _check(node, {})
         mistakes = () if node is None else tuple(_duplicates(node, name))
         content = {} if node is None else loader.construct_document(node)
     except FileNotFoundError:
@@ -50,6 +55,35 @@ def read(path: Path) -> Document:
 
 def _failed(name: str, message: str) -> Document:
     return Document(name, {}, (Mistake((), MISSING, message, file=name),))
+
+
+def _check(node: yaml.Node | None, sizes: dict[int, int]) -> int:
+    """Return how many values a node stands for, where each alias is what it refers to.
+
+    Args:
+        node: what was read.
+        sizes: of the nodes before it.
+
+    Raises:
+        YAMLError: they are more than `MOST`, one contains itself, or a number is of no use.
+    """
+    if node is None:
+        return 0
+    if sizes.get(id(node)) == 0:
+        raise yaml.YAMLError("an alias refers to what it stands in")
+    if id(node) not in sizes:
+        sizes[id(node)] = 0
+        size = 1
+        if isinstance(node, yaml.MappingNode):
+            size += sum(_check(inner, sizes) for pair in node.value for inner in pair)
+        elif isinstance(node, yaml.SequenceNode):
+            size += sum(_check(inner, sizes) for inner in node.value)
+        elif node.tag.endswith(":int") and len(node.value) > LONGEST_NUMBER:
+            raise yaml.YAMLError(f"a number of {len(node.value)} digits")
+        if size > MOST:
+            raise yaml.YAMLError(f"its aliases stand for more than {MOST:,} values")
+        sizes[id(node)] = size
+    return sizes[id(node)]
 
 
 def _duplicates(node: yaml.Node, file: str) -> Iterator[Mistake]:
@@ -126,9 +160,14 @@ def _value(entry: str, text: str) -> Any:
             return number(text)
     try:
         # Numbers inside stay text, as they do there; the study's fields read them.
-        return yaml.BaseLoader(text).get_single_data()
-    except yaml.YAMLError as error:
-        reason = getattr(error, "problem", None) or "cannot be read"
+        loader = yaml.BaseLoader(text)
+        node = loader.get_single_node()
+        _check(node, {})
+        return None if node is None else loader.construct_document(node)
+    except RecursionError:
+        raise InvalidError(f"--config {entry[:60]}...: is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        reason = getattr(error, "problem", None) or str(error) or "cannot be read"
         raise InvalidError(f"--config {entry}: not valid YAML: {reason}") from None
 
 

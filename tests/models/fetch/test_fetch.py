@@ -124,7 +124,7 @@ def test_a_config_without_a_limit_takes_any_n_ctx() -> None:
     from transformers import PretrainedConfig
 
     source = WheelSource(requirement="a==1", member="m.gguf", sha256="0" * 64, blocks=1, n_ctx=4096)
-    check_config(PretrainedConfig(num_hidden_layers=1), source)
+    check_config(PretrainedConfig(num_hidden_layers=1, vocab_size=9), source)
 
 
 def test_directories_that_are_no_models_are_refused(copy: Path, tmp_path: Path) -> None:

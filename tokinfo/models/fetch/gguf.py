@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tokinfo.io.atomic import new_directory
+from tokinfo.io.damaged import parsing
 from tokinfo.io.errors import FetchError, first_line
 from tokinfo.io.locks import exclusive
 from tokinfo.io.provenance import code_digest
@@ -195,8 +196,9 @@ def read_gguf_config(file: Path, name: str) -> PretrainedConfig:
         line = first_line(error)
         reason = line if "not supported" in line else f"damaged or cut short: {line}"
         raise FetchError(f"{name}: {reason}") from None
-    _check_rotations(file, name)
-    _check_needed(file, name)
+    with parsing(f"{name}: damaged or cut short"):
+        _check_rotations(file, name)
+        _check_needed(file, name)
     values = config.to_dict()
     # The weights are written dequantised, so the file's quantisation is not theirs.
     values.pop("quantization_config", None)
@@ -273,7 +275,7 @@ def _cut(file: Path, blocks: Collection[int], out: Path, *, embedding: bool) -> 
     chosen = []
     for tensor in reader.tensors:
         where = tensor.name.split(".")
-        number = int(where[1]) if where[0] == "blk" else None
+        number = int(where[1]) if where[0] == "blk" and where[1].isdecimal() else None
         if number in blocks if number is not None else embedding and tensor.name != HEAD:
             chosen.append(tensor)
             data = tensor.data

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokinfo.io.atomic import UNSEALED
-from tokinfo.io.damaged import foreign, parse_json
+from tokinfo.io.damaged import parse_json, parsing
 from tokinfo.io.errors import FetchError
 from tokinfo.models.fetch.ranges import Piece
 
@@ -57,7 +57,7 @@ def read_header(file: str, text: bytes, size: int) -> dict[str, Tensor]:
     them once.
     """
     first = LENGTH + len(text)
-    with foreign(f"{file}: damaged safetensors header"):
+    with parsing(f"{file}: damaged safetensors header"):
         named = parse_json(text, once=True)
         words = named.pop("__metadata__", None) or {}
         if not all(isinstance(word, str) for word in {**words}.values()):
@@ -74,7 +74,7 @@ def read_header(file: str, text: bytes, size: int) -> dict[str, Tensor]:
 
 
 def _tensor(file: str, name: str, entry: Any, first: int) -> Tensor:
-    """Return an entry of a header; raises one of the errors that `foreign` turns into a line."""
+    """Return an entry of a header; raises one of the errors that `parsing` turns into a line."""
     name.encode()  # half of a surrogate pair is no character
     dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from tokinfo.io.atomic import UNSEALED, new_file, seal
-from tokinfo.io.damaged import check_seal
+from tokinfo.io.damaged import check_seal, parse_json, parsing
 from tokinfo.io.errors import DamagedError, FetchError, first_line
 from tokinfo.io.locks import exclusive
 from tokinfo.models.fetch import ranges
@@ -118,11 +118,9 @@ def _where(origin: Origin) -> tuple[dict[str, str], bool]:
 
 
 def _index(origin: Origin, index: str, there: dict[str, int]) -> dict[str, str]:
-    try:
-        text = origin.whole(index).read_text(encoding="utf-8")
-        named: dict[str, str] = dict(json.loads(text)["weight_map"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise FetchError(f"{origin.name}: {index} is not an index of weights") from None
+    path = origin.whole(index)
+    with parsing(f"{origin.name}: {index} is not an index of weights"):
+        named: dict[str, str] = dict(parse_json(path.read_bytes())["weight_map"])
     wrong = (file for file in named.values() if not isinstance(file, str) or file not in there)
     missing = sorted({str(file) for file in wrong})
     if missing:
