@@ -17,7 +17,7 @@ from tokinfo.io.errors import TokinfoError
 from tokinfo.workflow import downloads, memory, running, runtime, submissions
 from tokinfo.workflow.answers import answers
 from tokinfo.workflow.jobs import check_times, lend_package
-from tokinfo.workflow.plan import Plan, canonical
+from tokinfo.workflow.plan import Plan, embedded
 from tokinfo.workflow.rules import (
     BENCHMARKS,
     FIGURES,

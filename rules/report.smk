@@ -136,10 +136,10 @@ rule replication:
         mem_mb=2000,
         runtime=30,
     params:
-        settings=lambda w: canonical(
+        settings=lambda w: embedded(
             {
                 "answers": [
-                    row.model_dump()
+                    row.model_dump(mode="json")
                     for row in answers(STUDY, STUDY_FILES, beyond(config, STUDY_FILES))
                 ]
             }
@@ -181,7 +181,7 @@ rule figure:
         runtime=30,
     params:
         function=lambda w: FIGURES[w.figure].function,
-        settings=lambda w: PLAN.figure_settings(w.figure),
+        settings=lambda w: embedded(PLAN.figure_settings(w.figure)),
         code=lambda w: code("figure", FIGURES[w.figure].function),
     message:
         "Drawing {wildcards.figure}"
@@ -256,7 +256,7 @@ rule page:
         runtime=30,
     params:
         function=lambda w: PAGES[w.page].function,
-        settings=PLAN.labels(),
+        settings=embedded(PLAN.labels()),
         code=lambda w: code("page", PAGES[w.page].function),
     message:
         "Writing the page {wildcards.page}"

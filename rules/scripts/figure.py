@@ -1,5 +1,6 @@
 """Rule `figure`: draw one figure from its tables."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,5 +17,5 @@ with job(snakemake.log[0], f"figure {snakemake.wildcards.figure}"):
         *map(Path, snakemake.input),
         svg=Path(snakemake.output.svg),
         png=Path(snakemake.output.png),
-        **snakemake.params.settings,
+        **json.loads(snakemake.params.settings["json"]),
     )

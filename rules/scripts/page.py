@@ -16,5 +16,5 @@ with job(snakemake.log[0], f"page {snakemake.wildcards.page}"):
     write(
         Path(snakemake.input[0]),
         Path(snakemake.output.page),
-        **json.loads(snakemake.params.settings["labels"]),
+        **json.loads(snakemake.params.settings["json"]),
     )

@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 from tests import REPOSITORY
 from tests.example_study import example, put
 from tokinfo.cli.app import SCHEMA, app
+from tokinfo.io.errors import FetchError
 from tokinfo.study.study import Study
 
 run = CliRunner().invoke
+PACKAGE = REPOSITORY / "tokinfo"
 
 
 @pytest.fixture(autouse=True)
@@ -152,3 +154,62 @@ def test_reading_a_study_imports_neither_torch_nor_transformers() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate"), "out of memory"),
+        (OSError(28, "No space left on device", "a"), "No space left on device: 'a'"),
+        (FetchError("nothing there"), "nothing there"),
+    ],
+    ids=["Python's memory", "torch's memory", "disk", "ours"],
+)
+def test_a_foreseen_error_of_any_command_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
+) -> None:
+    def fails(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("tokinfo.workflow.downloads.table", fails)
+    done = run(app, ["plan", "--configfile", write("a.yaml", example())])
+    assert done.exit_code == 1
+    assert line in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_defect_of_a_command_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokinfo.workflow.downloads.table", lambda _: {}["no such key"])
+    done = run(app, ["plan", "--configfile", write("a.yaml", example())])
+    assert isinstance(done.exception, KeyError)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), "1" + "0" * 400, 2**53 + 1])
+@pytest.mark.parametrize("path", [("solvers", "adam", "steps"), ("threads",)])
+def test_a_number_too_large_to_compute_with_is_a_mistake(
+    path: tuple[str, ...], value: object
+) -> None:
+    done = run(app, ["plan", "--configfile", write("a.yaml", put(example(), path, value))])
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"a.yaml: {'.'.join(path)} = ")
+    assert len(done.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize("command", ["validate", "cells", "plan"])
+def test_a_terminal_gets_no_control_characters_of_a_study(command: str) -> None:
+    raw = example() | {"name": "\x1b[31mred\x9b2J \u202eleft", "description": "\x07"}
+    done = run(app, [command, "--configfile", write("\x1b[2Ja.yaml", raw)])
+    assert done.exit_code == 0
+    assert all(line.isprintable() for line in done.output.splitlines())
+    if command != "plan":
+        assert r"\x1b[31mred\x9b2J \u202eleft: " in done.stdout
+    done = run(app, [command, "--configfile", write("\x1b[2Ja.yaml", raw | {"\x1b[1m": "\x1b"})])
+    assert done.exit_code == 1
+    assert all(line.isprintable() for line in done.output.splitlines())
+
+
+def test_commands_print_in_one_place() -> None:
+    texts = {p.name: p.read_text(encoding="utf-8") for p in (PACKAGE / "cli").glob("*.py")}
+    assert {name for name, text in texts.items() if "typer.echo(" in text} == {"options.py"}
+    assert texts["options.py"].count("typer.echo(") == 1

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from tests.example_study import example
 from tokinfo.cli.app import app
+from tokinfo.io.atomic import SUMS
 from tokinfo.models.build import new_model
 from tokinfo.models.checkpoint import save_model
 from tokinfo.models.preparing import prepare
@@ -36,6 +37,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = TransformerSource(d_model=32, blocks=4, heads=4, n_ctx=16, tokenizer="t")
     save_model(new_model(source, V, 3), root / "model")
     facts = {"source": "llama", "n_ctx": 16}
+    (root / "model" / SUMS).unlink()  # its files are others now
     prepare(root / "model", Model(source="llama"), 2, root / "checkpoint", facts=facts)
     return root / "checkpoint"
 
@@ -149,7 +151,7 @@ CHAT = [{"role": "system", "content": "be"}, {"role": "user", "content": "why"}]
 def test_messages_take_the_prompts_place(
     written: Callable[[object], str], checkpoint: Path, directory: Path
 ) -> None:
-    shutil.copytree(checkpoint, "chat")
+    shutil.copytree(checkpoint, "chat", ignore=shutil.ignore_patterns(SUMS))
     Path("chat/chat_template.jinja").write_text(
         "{% for m in messages %}{{ m.content }}{% endfor %}"
     )
@@ -247,6 +249,9 @@ def test_what_the_study_does_not_have_is_one_line(what: str) -> None:
         (["block.1", ":", PROMPT], "there is nothing to sweep"),
         (["block.1", "99:", PROMPT], "leaves none of"),
         (["block.1", "1:", PROMPT * 9], "tokens, the model holds 16"),
+        (["block.1", "1:", "a" * 120_000], "tokens, the model holds 16"),
+        (["block.1", "1:", "a\udcff"], "the prompt is not UTF-8"),
+        (["block.1", "a\udcff\x1b:", PROMPT], r"mask 'a\udcff\x1b:'"),
         (["block.1", "1:", PROMPT, "--metric", "l3"], "metric 'l3'"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,14 @@ import tokenizers
 import torch
 
 from tests import REPOSITORY
+from tests.io.test_damaged import flip
+from tokinfo.io.atomic import SUMS, new_directory
+from tokinfo.io.errors import DamagedError
+from tokinfo.io.tokenizers import read_tokenizer
 from tokinfo.models.build import new_model
 from tokinfo.models.checkpoint import digest, load, save_model
 from tokinfo.models.preparing import prepare
+from tokinfo.solvers.decoding import inverse_gram, read_inverse_gram, write_inverse_gram
 from tokinfo.study.sources import MixerSource, Model, TransformerSource
 from tokinfo.text.tokenizer import load_tokenizer, train_tokenizer
 
@@ -178,6 +184,61 @@ def test_impossible_combinations_are_named(full: dict[str, Path], tmp_path: Path
     with pytest.raises(FileNotFoundError, match="not a checkpoint"):
         load(tmp_path)
     assert not out.exists()
+
+
+def swap_two_tokens(path: Path) -> None:
+    words = json.loads(path.read_text())
+    ids = words["model"]["vocab"]
+    ids["a"], ids["e"] = ids["e"], ids["a"]
+    path.write_text(json.dumps(words))
+
+
+@each_family
+def test_a_changed_checkpoint_is_not_loaded(
+    family: str, full: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    prepare(full[family], Model(source="s"), 1, out)
+    names = sorted(path.name for path in out.iterdir() if path.name != SUMS)
+    assert {"config.json", "tokenizer.json", "tokinfo.json", "embedding.safetensors"} <= set(names)
+    for name in names:
+        before = (out / name).read_bytes()
+        flip(out / name, -3)
+        with pytest.raises(DamagedError, match=f"{re.escape(name)}: is not as it was written"):
+            load(out)
+        (out / name).write_bytes(before)
+    load(out)
+    swap_two_tokens(out / "tokenizer.json")
+    with pytest.raises(DamagedError, match=r"tokenizer\.json: is not as it was written"):
+        load(out)
+
+
+def test_no_checkpoint_is_cut_from_a_changed_origin(tokenizer: Path, tmp_path: Path) -> None:
+    with new_directory(tmp_path / "origin") as origin:
+        save_model(new_model(MIXER, V, 5), origin)
+        shutil.copyfile(tokenizer / "tokenizer.json", origin / "tokenizer.json")
+    flip(tmp_path / "origin" / "model.safetensors", -1)
+    with pytest.raises(DamagedError, match=r"model\.safetensors: is not as it was written"):
+        prepare(tmp_path / "origin", Model(source="s"), 1, tmp_path / "out")
+    words = Path(shutil.copytree(tokenizer, tmp_path / "words"))
+    swap_two_tokens(words / "tokenizer.json")
+    for build in (
+        lambda: load_tokenizer(words),
+        lambda: read_tokenizer(words / "tokenizer.json"),
+        lambda: prepare(MIXER, Model(source="s", state="untrained"), 1, words, tokenizer=words),
+    ):
+        with pytest.raises(DamagedError, match=r"tokenizer\.json: is not as it was written"):
+            build()
+
+
+def test_a_changed_decoder_is_not_read(full: dict[str, Path], tmp_path: Path) -> None:
+    prepare(full["mixer"], Model(source="s"), 0, tmp_path / "out")
+    write_inverse_gram(tmp_path / "out", tmp_path / "gram.safetensors")
+    whole = read_inverse_gram(tmp_path / "gram.safetensors")
+    assert torch.equal(whole, inverse_gram(load(tmp_path / "out").embedding))
+    flip(tmp_path / "gram.safetensors", -1)
+    with pytest.raises(DamagedError, match=r"gram\.safetensors: is not as it was written"):
+        read_inverse_gram(tmp_path / "gram.safetensors")
 
 
 def test_an_unquantised_mixer_loads_without_transformers(

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from transformers import LlamaConfig
@@ -147,10 +147,10 @@ def test_files_that_a_hub_lists_elsewhere_are_not_looked_at(
 
     class Reply:
         status_code = 200
-
-        def json(self) -> dict[str, Any]:
-            listed = [{"rfilename": name, "size": 1, "blobId": "0" * 40} for name in names]
-            return {"sha": "../../" + "0" * 34, "siblings": listed}
+        listed: ClassVar[list[dict[str, Any]]] = [
+            {"rfilename": name, "size": 1, "blobId": "0" * 40} for name in names
+        ]
+        content = json.dumps({"sha": "../../" + "0" * 34, "siblings": listed}).encode()
 
     monkeypatch.setattr("tokinfo.models.fetch.hub.http_backoff", lambda *a, **k: Reply())
     monkeypatch.setattr("tokinfo.models.fetch.hub.hf_raise_for_status", lambda reply: None)
@@ -158,10 +158,7 @@ def test_files_that_a_hub_lists_elsewhere_are_not_looked_at(
     # A commit that is no number names no directory.
     with pytest.raises(FetchError, match="does not answer as a hub does"):
         origin.listing  # noqa: B018
-    Reply.json = lambda self: {  # type: ignore[method-assign]
-        "sha": "0" * 40,
-        "siblings": [{"rfilename": n, "size": 1, "blobId": "0" * 40} for n in names],
-    }
+    Reply.content = json.dumps({"sha": "0" * 40, "siblings": Reply.listed}).encode()
     assert list(origin.files()) == ["config.json"]
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert all(path.is_relative_to(tmp_path / "hub" / "a" / "b") for path in kept)

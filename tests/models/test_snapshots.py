@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.io.test_damaged import flip
 from tokinfo.models import train
 from tokinfo.models.build import new_model
 from tokinfo.models.checkpoint import FACTS, load
@@ -153,12 +154,16 @@ def test_an_interrupted_run_ends_with_the_same_snapshots(
         assert (one / "training.json").read_bytes() == (other / "training.json").read_bytes()
 
 
+@pytest.mark.parametrize("damage", ["gone", "flipped"])
 def test_a_resume_point_without_its_snapshots_is_not_used(
+    damage: str,
     inputs: tuple[Path, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    run(MIXER, KEEPING, inputs, tmp_path / "whole")
+    whole = weights(tmp_path / "whole" / "out" / "at-3")
     real = train.batch_at
 
     def killed(tokens: torch.Tensor, step: int, *rest: Any) -> torch.Tensor:
@@ -169,12 +174,16 @@ def test_a_resume_point_without_its_snapshots_is_not_used(
     monkeypatch.setattr(train, "batch_at", killed)
     with pytest.raises(Killed):
         run(MIXER, KEEPING, inputs, tmp_path)
-    shutil.rmtree(tmp_path / "resume" / "snapshots" / "at-3")
+    snapshot = tmp_path / "resume" / "snapshots" / "at-3"
+    if damage == "gone":
+        shutil.rmtree(snapshot)
+    else:
+        flip(snapshot / "model.safetensors", -1)
     monkeypatch.setattr(train, "batch_at", real)
     rows = run(MIXER, KEEPING, inputs, tmp_path)
-    assert "its snapshots are gone; training starts anew" in capsys.readouterr().err
+    assert "its snapshots are gone or damaged; training starts anew" in capsys.readouterr().err
     assert len(rows) == 10
-    assert (tmp_path / "out" / "at-3" / "model.safetensors").is_file()
+    assert same(weights(tmp_path / "out" / "at-3"), whole)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.io.test_damaged import flip
+from tokinfo.io.errors import DamagedError
 from tokinfo.models import train
 from tokinfo.models.train import batch_at, learning_rate, new_optimizer
 from tokinfo.study.sources import Built, MixerSource, Training, TransformerSource
+from tokinfo.text.tokenizer import encode_corpus, train_tokenizer
 
 SETTINGS = Training(
     steps=12, batch=4, learning_rate=3e-3, warmup=2, evaluate_every=5, checkpoint_every=4
@@ -124,6 +127,33 @@ def test_a_resume_point_of_other_settings_is_not_used(
     _, rows = run(MIXER, inputs, tmp_path)
     assert len(rows) == 12
     assert "training starts anew" in capsys.readouterr().err
+
+
+def test_a_resume_point_with_one_flipped_bit_costs_time_alone(
+    inputs: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole, _ = run(MIXER, inputs, tmp_path / "whole")
+    killed_at_ten(monkeypatch, MIXER, inputs, tmp_path / "parts")
+    flip(tmp_path / "parts" / "resume" / train.RESUME_FILE, -5)
+    parts, _ = run(MIXER, inputs, tmp_path / "parts")
+    assert (
+        "resume.safetensors: damaged or cut short; training starts anew" in capsys.readouterr().err
+    )
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_tokens_with_one_flipped_bit_are_not_trained_on(tmp_path: Path) -> None:
+    for name in ("train", "held"):
+        (tmp_path / name).write_text("some words of a text, and then others of it " * 99)
+    train_tokenizer(tmp_path / "train", 270, tmp_path / "words")
+    tokens = tmp_path / "tokens.safetensors"
+    encode_corpus(tmp_path / "words", tmp_path / "train", tmp_path / "held", tokens)
+    flip(tokens, -4)
+    with pytest.raises(DamagedError, match=r"tokens\.safetensors: is not as it was written"):
+        run(MIXER, (tmp_path / "words", tokens), tmp_path / "run")
 
 
 def test_a_resume_point_of_other_code_is_not_used(

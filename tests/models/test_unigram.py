@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from tests.io.test_damaged import flip
+from tokinfo.io.atomic import new_directory
+from tokinfo.io.errors import DamagedError
 from tokinfo.models.checkpoint import FACTS
 from tokinfo.models.unigram import count, entropy, read_unigrams, smoothed, write_unigrams
 from tokinfo.text.documents import SEPARATOR
@@ -23,8 +27,10 @@ DOCUMENTS = ["some words and others"] * 40 + ["others and some"] * 5
 def checkpoint(tmp_path: Path) -> Path:
     """What the prior reads of a checkpoint: a tokenizer, and a number of embeddings above its."""
     (tmp_path / "text.txt").write_text(SEPARATOR.join(DOCUMENTS) + "\n")
-    train_tokenizer(tmp_path / "text.txt", 270, tmp_path / "model")
-    (tmp_path / "model" / FACTS).write_text(json.dumps({"vocabulary": 280}))
+    train_tokenizer(tmp_path / "text.txt", 270, tmp_path / "words")
+    with new_directory(tmp_path / "model") as model:
+        shutil.copyfile(tmp_path / "words" / "tokenizer.json", model / "tokenizer.json")
+        (model / FACTS).write_text(json.dumps({"vocabulary": 280}))
     return tmp_path / "model"
 
 
@@ -38,7 +44,10 @@ def test_probabilities_are_add_one_counts_of_the_texts_tokens(checkpoint: Path) 
     assert read_unigrams(out).tolist() == pytest.approx(expected, abs=1e-15)
     assert seen[words.token_to_id("<|endoftext|>")] == 0, "separators are no part of the text"
     with safe_open(out, "pt") as file:
-        assert file.metadata() == {"tokens": str(total)}
+        assert file.metadata()["tokens"] == str(total)
+    flip(out, -1)
+    with pytest.raises(DamagedError, match="not as it was written"):
+        read_unigrams(out)
 
 
 def test_a_text_longer_than_one_batch_is_counted_whole(

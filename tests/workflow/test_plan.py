@@ -9,7 +9,7 @@ from typing import Any
 from tests.example_study import example
 from tests.workflow.run import smoke
 from tokinfo.study.study import Study
-from tokinfo.workflow.plan import Plan, canonical
+from tokinfo.workflow.plan import Plan, canonical, embedded
 from tokinfo.workflow.rules import code
 
 
@@ -209,11 +209,13 @@ def test_a_cell_s_code_is_that_of_its_own_solver() -> None:
     assert code("invert") not in digests.values()
 
 
-def test_a_title_is_given_to_the_pages_without_a_character_of_markup() -> None:
+def test_what_snakemakes_report_embeds_has_no_character_of_markup() -> None:
     labels = {"name": "</script><b>é & co", "description": "<!--"}
-    (text,) = Plan(Study.model_validate(example() | labels)).labels().values()
+    found = Plan(Study.model_validate(example() | labels)).labels()
+    assert found == labels
+    (text,) = embedded({"b": [found], "<a>": None}).values()
     assert not set(text) & set("<>&")
-    assert json.loads(text) == labels
+    assert json.loads(text) == {"b": [labels], "<a>": None}
 
 
 def test_a_figure_is_drawn_from_its_table_and_the_training_curves_know_the_families() -> None:

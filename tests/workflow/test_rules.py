@@ -47,6 +47,19 @@ def test_every_rule_with_a_script_has_its_code_digested() -> None:
         assert len(code(script)) == 64
 
 
+def test_rules_in_the_report_embed_all_free_text() -> None:
+    """Snakemake writes their parameters into a script element of the report, as they are."""
+    rules = "".join(p.read_text(encoding="utf-8") for p in (REPOSITORY / "rules").glob("*.smk"))
+    found = [text for text in rules.split("\nrule ") if "report(" in text]
+    assert len(found) >= 6
+    for text in found:
+        params = text.partition("    params:\n")[2].partition("    message:\n")[0]
+        names = re.findall(r"^        (\w+)=(.*)", params, re.MULTILINE)
+        assert {name for name, _ in names} <= {"code", "function", "settings"}
+        assert all("embedded(" in value for name, value in names if name == "settings"), text
+        assert "name=" not in text.partition("output:")[2].partition("log:")[0]
+
+
 def test_what_a_script_imports_is_in_its_digest() -> None:
     """Only logs, devices and the schema may be used without counting."""
     for rule, modules in CODE.items():

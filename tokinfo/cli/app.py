@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from tokinfo.cli.clean import clean
-from tokinfo.cli.options import Config, ConfigFiles, read_messages, read_study
+from tokinfo.cli.options import Config, ConfigFiles, read_messages, read_study, say
 from tokinfo.cli.parity import parity
 from tokinfo.cli.plan import plan
-from tokinfo.io.errors import InvalidError, TokinfoError
+from tokinfo.io.errors import InvalidError, foreseen
 
 if TYPE_CHECKING:
     from tokinfo.study.cell import Cell
@@ -24,7 +25,26 @@ SCHEMA = Path("docs/study.schema.json")
 WIDE = 10_000
 """Columns of a table that goes into a file or a pipe: no line of it is broken."""
 
+
+class Commands(TyperGroup):
+    """Ends any command whose error was foreseen with one line and status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # whoever reads has enough
+            raise
+        except Exception as error:
+            text = foreseen(error)
+            if text is None:
+                raise
+            say(text, err=True)
+            raise typer.Exit(1) from None
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Measure how much information passes between the tokens of a language model.",
     no_args_is_help=True,
     add_completion=False,
@@ -40,7 +60,7 @@ def validate(configfile: ConfigFiles = None, config: Config = None) -> None:
     models = {cell.model for cell in cells}
     sets = {cell.prompts for cell in cells}
     prompts = sum(map(study.prompt_count, sets))
-    typer.echo(
+    say(
         f"{study.name}: valid. {len(cells)} cells, {len(models)} models, "
         f"{prompts} prompts, outputs in {study.results}/"
     )
@@ -59,7 +79,7 @@ def cells(
     found = study.cells()
     if as_json:
         rows = [{**cell.model_dump(), "path": f"{study.results}/{cell.path}"} for cell in found]
-        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        say(json.dumps(rows, indent=1))
         return
     _print_table(found, study.name)
 
@@ -82,7 +102,7 @@ def _print_table(found: tuple[Cell, ...], title: str) -> None:
         # Text, because rich would read a mask such as `[1:]` as markup.
         table.add_row(*(Text(_word(value)) for value in cell.model_dump().values()))
     console.print(table)
-    console.print(f"{title}: {len(found)} cells", markup=False, highlight=False)
+    say(f"{title}: {len(found)} cells")
 
 
 def _word(value: object) -> str:
@@ -106,13 +126,13 @@ def schema(
     current = out.read_text(encoding="utf-8") if out.is_file() else None
     if check:
         if current != text:
-            typer.echo(f"{out}: out of date; `tokinfo schema` renews it", err=True)
+            say(f"{out}: out of date; `tokinfo schema` renews it", err=True)
             raise typer.Exit(1)
-        typer.echo(f"{out}: up to date")
+        say(f"{out}: up to date")
         return
     with new_file(out) as partial:
         partial.write_text(text, encoding="utf-8")
-    typer.echo(f"{out}: written")
+    say(f"{out}: written")
 
 
 # A mask such as `-1` or `-3:` begins like an option.
@@ -199,17 +219,18 @@ def _one_prompt(name: str, kind: str, about: str) -> None:
         study = read_study(configfile, config) if checkpoint is None or configfile else None
         named = ["--configfile", *map(str, configfile)] if configfile else []
         named += ["--config", *config] if config else []
-        try:
-            if (prompt is None) == (messages is None):
-                raise InvalidError("give a prompt, or --messages FILE in its place")
-            given = read_messages(messages) if messages is not None else prompt or ""
-            request = Request(
-                kind, model, site, mask, given, metric, solver, checkpoint, known, judge
-            )
-            answer(request, study, named)
-        except TokinfoError as error:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(1) from None
+        if (prompt is None) == (messages is None):
+            raise InvalidError("give a prompt, or --messages FILE in its place")
+        given = read_messages(messages) if messages is not None else prompt or ""
+        if messages is None and not _is_text(given):
+            raise InvalidError("the prompt is not UTF-8")
+        request = Request(kind, model, site, mask, given, metric, solver, checkpoint, known, judge)
+        answer(request, study, named)
+
+
+def _is_text(given: object) -> bool:
+    """Return whether an argument of the command line was UTF-8; other bytes come as surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in str(given))
 
 
 _one_prompt(

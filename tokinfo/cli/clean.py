@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tokinfo.cli.options import Config, ConfigFiles, read_study
+from tokinfo.cli.options import Config, ConfigFiles, read_study, say
 
 
 def clean(
@@ -33,7 +33,7 @@ def clean(
     others = [read_study([path]) for path in keep or []]
     for path, other in zip(keep or [], others, strict=True):
         if Path(other.results).resolve() != Path(study.results).resolve():
-            typer.echo(
+            say(
                 f"{path}: writes to {other.results}/, not to {study.results}/: --keep is for "
                 "studies that share a directory; nothing was removed",
                 err=True,
@@ -41,15 +41,15 @@ def clean(
             raise typer.Exit(1)
     busy = running.busy(Path.cwd())
     if busy is not None and not dry_run:
-        typer.echo(f"{busy}; nothing was removed", err=True)
+        say(f"{busy}; nothing was removed", err=True)
         raise typer.Exit(1)
     found = find([study, *others])
     if not dry_run:
         remove(found)
     for entry in found.stale:
-        typer.echo(f"{size(entry.size):>9}  {study.results}/{entry.path}")
+        say(f"{size(entry.size):>9}  {study.results}/{entry.path}")
     total = size(sum(entry.size for entry in found.stale))
     would = "would be " if dry_run else ""
-    typer.echo(f"{len(found.stale)} stale files and directories, {total}, {would}removed")
+    say(f"{len(found.stale)} stale files and directories, {total}, {would}removed")
     for note in found.notes:
-        typer.echo(f"kept: {study.results}/{note}")
+        say(f"kept: {study.results}/{note}")

@@ -32,6 +32,13 @@ Config = Annotated[
 ]
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """Print a text, whatever it holds: every line of a command that is no table goes this way."""
+    from tokinfo.io.errors import plain
+
+    typer.echo(plain(text), err=err)
+
+
 def read_study(configfile: list[Path] | None, config: list[str] | None = None) -> Study:
     """Return the study of the given files and values, or print all mistakes and exit with 1."""
     from tokinfo.io.errors import InvalidError
@@ -39,22 +46,18 @@ def read_study(configfile: list[Path] | None, config: list[str] | None = None) -
     from tokinfo.study.load import load_study
     from tokinfo.study.mistakes import StudyError
 
-    try:
-        if not configfile and not Path("config.yaml").exists():
-            raise InvalidError(
-                f"{Path.cwd()}: holds no config.yaml; allowed: `--configfile STUDY`, or a "
-                "directory that has one, as a clone of tokinfo does"
-            )
-        over = parse(config or [])
-    except InvalidError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
+    if not configfile and not Path("config.yaml").exists():
+        raise InvalidError(
+            f"{Path.cwd()}: holds no config.yaml; allowed: `--configfile STUDY`, or a "
+            "directory that has one, as a clone of tokinfo does"
+        )
+    over = parse(config or [])
     try:
         return load_study(configfile or [Path("config.yaml")], over)
     except StudyError as error:
-        typer.echo(str(error), err=True)
+        say(str(error), err=True)
         count = len(error.mistakes)
-        typer.echo(f"{count} problem{'s' * (count != 1)}; nothing was started", err=True)
+        say(f"{count} problem{'s' * (count != 1)}; nothing was started", err=True)
         raise typer.Exit(1) from None
 
 

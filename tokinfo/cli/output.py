@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tokinfo.io.errors import plain
 from tokinfo.report.pages.strips import show
 
 _WIDE = 200
@@ -39,7 +40,7 @@ def print_rows(rows: list[dict[str, Any]], *, sweep: bool, heading: str) -> None
             _bits(row) if judged else "",
             _verdict(row, sweep),
         )
-    console.print(heading, markup=False, highlight=False)
+    console.print(plain(heading), markup=False, highlight=False)
     console.print(table)
     for line in _summary(rows, sweep):
         console.print(line, markup=False, highlight=False)

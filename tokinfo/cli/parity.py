@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokinfo.cli.options import say
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -57,21 +59,21 @@ def parity(
         with _checkpoints(model, config, decoder) as cut:
             rows = compare(decoder, ids, cut)
     except (TokinfoError, OSError, ValueError) as error:
-        typer.echo(f"{model}: {' '.join(str(error).split())}", err=True)
+        say(f"{model}: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(1) from None
     _print(rows)
     agree = sum(row.passes() for row in rows)
     differ = sum(row.error is not None and not row.passes() for row in rows)
     worst = max((row.error for row in rows if row.error is not None), default=float("nan"))
-    typer.echo(
+    say(
         f"{type(decoder).__name__}, {prompts} prompts of {tokens} random tokens (seed {seed}): "
         f"{agree} of {len(rows)} agree to {TOLERANCE:.0e}; largest error {worst:.1e}"
     )
     window = getattr(config, "sliding_window", None)
     if window is not None and window >= tokens:
-        typer.echo(f"The sliding window ({window}) is not left; --tokens {window + 2} would do so.")
+        say(f"The sliding window ({window}) is not left; --tokens {window + 2} would do so.")
     if (getattr(config, "quantization_config", None) or {}).get("load_in_8bit"):
-        typer.echo("LLM.int8 rounds by what is in the batch: after a prefix it may differ.")
+        say("LLM.int8 rounds by what is in the batch: after a prefix it may differ.")
     if differ or not agree:
         raise typer.Exit(1)
 

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tokinfo.cli.options import Config, ConfigFiles, read_study
-from tokinfo.io.errors import InvalidError
+from tokinfo.cli.options import Config, ConfigFiles, read_study, say
 
 
 def plan(
@@ -24,8 +23,4 @@ def plan(
     from tokinfo.workflow.downloads import depth_table, table
 
     study = read_study(configfile, config)
-    try:
-        typer.echo(table(study) if depths is None else depth_table(study, depths))
-    except InvalidError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
+    say(table(study) if depths is None else depth_table(study, depths))

@@ -105,13 +105,17 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
         source = study.source_of(request.model) if study and request.checkpoint is None else None
         with trusted(getattr(source, "trust_remote_code", False)):
             model = load(directory, pick_device(study.device if study else "auto"))
+        length, n_ctx = len(model.read([request.prompt])[0].ids), model.facts.n_ctx
+        if n_ctx is not None and length > n_ctx:
+            # Before anything asks for memory, which grows with the square of the length.
+            raise InvalidError(f"the prompt has {length} tokens, the model holds {n_ctx}")
         cell = _cell(request, name, site, model)
         settings = _settings(request, cell, solver, model)
         weights = study.metric_weights if study else MetricWeights()
         problem, truth = make_problem(
             model, inverse_gram(model.embedding), cell, solver, weights, [request.prompt]
         )
-        _check(request, solver, problem, model)
+        _check(request, solver, problem)
         title = f"{solver.kind}, {request.model}"
         with _progress(title) as report, _interruptible(Watch(report)) as watch:
             result = run(problem, solver, truth, watch=watch)
@@ -214,14 +218,12 @@ def _cell(request: Request, solver: str, site: Site, model: Checkpoint) -> Cell:
         raise InvalidError(f"{wrong['loc'][0]} {wrong['input']!r}: {wrong['msg']}") from None
 
 
-def _check(request: Request, solver: Solver, problem: Problem, model: Checkpoint) -> None:
-    """Refuse a prompt that the model cannot hold or that leaves a sweep nothing to do."""
+def _check(request: Request, solver: Solver, problem: Problem) -> None:
+    """Refuse a prompt that leaves nothing to do."""
     from tokinfo.solvers.sweep import positions
 
     layout, given = problem.layout, problem.given[0]
-    length, n_ctx = int(layout.lengths[0]), model.facts.n_ctx
-    if n_ctx is not None and length > n_ctx:
-        raise InvalidError(f"the prompt has {length} tokens, the model holds {n_ctx}")
+    length = int(layout.lengths[0])
     if request.known != NONE:
         hidden = layout.scored[0] & ~layout.visible[0]
         sought = hidden if hidden.any() else layout.scored[0]

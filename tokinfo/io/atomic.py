@@ -1,15 +1,29 @@
-"""Outputs that appear whole or not at all."""
+"""Outputs that appear whole or not at all, with digests by which a later change of them is seen.
+
+Readers hold files to these digests by `tokinfo.io.damaged`.
+"""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_NO_ROOM = 16_384  # bytes
+from tokinfo.io.errors import TokinfoError
+
+_NO_ROOM = 1 << 20
+"""Bytes left on a disk that counts as full where a library fails: it may write as many at once."""
+
+SUMS = "tokinfo.sha256"
+"""The file in an output directory with the SHA-256 of its other files; `sha256sum -c` reads it."""
+UNSEALED = {"sha256": "0" * 64}
+"""Metadata of a safetensors file that `seal` puts the file's own digest into."""
+_SEAL = re.compile(rb'"sha256":"([^"]{64})"')
 
 
 def _partial(path: Path) -> Path:
@@ -34,7 +48,7 @@ def _naming_a_full_disk(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError:
+    except (OSError, TokinfoError):
         raise
     except Exception as error:
         disk = os.statvfs(path.parent)
@@ -68,7 +82,8 @@ def new_file(path: Path) -> Iterator[Path]:
 def new_directory(path: Path) -> Iterator[Path]:
     """Yield an empty directory; it becomes ``path`` when the block ends without an error.
 
-    A directory already at ``path`` is removed just before the rename.
+    A directory already at ``path`` is removed just before the rename. The directory, and each one
+    below it, gets the digests of its files (`SUMS`).
     """
     partial = _partial(path)
     shutil.rmtree(partial, ignore_errors=True)
@@ -76,6 +91,8 @@ def new_directory(path: Path) -> Iterator[Path]:
     try:
         with _naming_a_full_disk(path):
             yield partial
+            for directory in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
+                _write_sums(directory)
         for file in partial.rglob("*"):
             if file.is_file():
                 _flush(file)
@@ -84,3 +101,49 @@ def new_directory(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def files_of(directory: Path) -> dict[str, Path]:
+    """Return the files of a directory that have digests, by name: all but hidden ones."""
+    found = sorted(path for path in directory.iterdir() if path.is_file())
+    return {path.name: path for path in found if path.name[0] != "." and path.name != SUMS}
+
+
+def _write_sums(directory: Path) -> None:
+    digests = {name: file_digest(path) for name, path in files_of(directory).items()}
+    lines = [f"{digest}  {name}\n" for name, digest in digests.items()]
+    (directory / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(path: Path) -> None:
+    """Put the digest of a safetensors file, written with `UNSEALED`, into its metadata."""
+    start, found, digest = sealed(path)
+    if found is not None:
+        with path.open("r+b") as file:
+            file.seek(start)
+            file.write(digest.encode())
+
+
+def sealed(path: Path) -> tuple[int, str | None, str]:
+    """Return where a safetensors file holds its digest, which it is, and which it should be.
+
+    The digest is of the file's bytes with zeros in its own place. It is None in a file without.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        match = _SEAL.search(file.read(min(size, path.stat().st_size)))
+        if match is None:
+            return 0, None, ""
+        start = 8 + match.start(1)
+        file.seek(0)
+        digest = hashlib.sha256(file.read(start) + UNSEALED["sha256"].encode())
+        file.seek(start + 64)
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return start, match[1].decode(errors="replace"), digest.hexdigest()

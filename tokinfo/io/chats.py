@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokinfo.io.damaged import reading
+from tokinfo.io.damaged import check, parse_json, reading
 from tokinfo.io.errors import InvalidError, first_line
 
 if TYPE_CHECKING:
@@ -108,15 +108,20 @@ class ChatTemplate:
 def read_template(directory: Path) -> ChatTemplate | None:
     """Return the chat template beside a tokenizer; None: there is none."""
     file, settings = directory / TEMPLATE, directory / "tokenizer_config.json"
+    check(directory, file.name, settings.name)
     config: dict[str, Any] = {}
+    source: str | None = None
     if settings.is_file():
         with reading(settings):
-            config = dict(json.loads(settings.read_text(encoding="utf-8")))
-    source = config.get("chat_template")
-    if isinstance(source, list):
-        source = {entry["name"]: entry["template"] for entry in source}.get("default")
+            config = parse_json(settings.read_bytes())
+            source = config.get("chat_template")
+            if isinstance(source, list):
+                source = {entry["name"]: entry["template"] for entry in source}.get("default")
+            if not isinstance(source, str | None):
+                raise TypeError("chat_template is no text")
     if file.is_file():
-        source = file.read_text(encoding="utf-8")
+        with reading(file):
+            source = file.read_text(encoding="utf-8")
     if not source:
         return None
     # A token is written as its text or as an object holding it.

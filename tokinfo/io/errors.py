@@ -1,8 +1,8 @@
 """Failures that were foreseen: one base class, one line of text each.
 
-Whoever starts a job or a command shows the line of a `TokinfoError` and nothing else; any other
-error is a defect and keeps its traceback. No result depends on this module, so no digest of code
-counts it (`tokinfo.io.provenance`).
+Whoever starts a job or a command shows the line of a foreseen error (`foreseen`) and nothing else;
+any other error is a defect and keeps its traceback. No result depends on this module, so no digest
+of code counts it (`tokinfo.io.provenance`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,29 @@ STAMP = ".snakemake_timestamp"
 """The file that Snakemake leaves in a directory that is one of its outputs."""
 
 
+def plain(text: str) -> str:
+    r"""Return a text as a terminal may show it: what cannot be printed is written as its escape.
+
+    Names of tensors and files, values of headers and titles come from elsewhere; control
+    characters in them would move the cursor, colour what follows, or hide a part of it. Line
+    breaks stay.
+
+    >>> print(plain("a\x1b[31m\u202eb\udcff"))
+    a\x1b[31m\u202eb\udcff
+    """
+    return "".join(
+        letter
+        if letter.isprintable() or letter == "\n"
+        else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 class TokinfoError(Exception):
     """A failure that was foreseen; its text is one line for the person who started the run."""
+
+    def __str__(self) -> str:
+        return plain(super().__str__())
 
 
 class InvalidError(TokinfoError, ValueError):
@@ -28,6 +49,31 @@ class FetchError(TokinfoError):
 
 class DamagedError(InvalidError):
     """A file that cannot be read; the message names it and, for an output, the cure."""
+
+
+# How torch, whose error for it is a RuntimeError, says that there is no more memory.
+_NO_MEMORY = ("DefaultCPUAllocator: ", "CUDA out of memory", "std::bad_alloc", "Cannot allocate")
+
+
+def is_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory is used up, in the words of Python or of torch."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
+
+
+def foreseen(error: BaseException) -> str | None:
+    """Return the text for the person who started a job or a command; None: the error is a defect.
+
+    The operating system's errors (no space, no such file) say what they are about by themselves.
+    """
+    text = plain(" ".join(str(error).split()))
+    if is_memory(error):
+        return (
+            f"out of memory ({text or type(error).__name__}): free some, or let fewer jobs run at "
+            "once (--cores), then the same command again"
+        )
+    return text if text and isinstance(error, TokinfoError | OSError) else None
 
 
 def first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tokinfo.io.chats import ChatTemplate, Message
-from tokinfo.io.damaged import reading
+from tokinfo.io.damaged import check, reading
 from tokinfo.io.errors import InvalidError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def _load(path: str, changed: int) -> Tokenizer:
     """Load a tokenizer once per process and version of its file (``changed``, in ns)."""
     from tokenizers import Tokenizer
 
+    check(Path(path).parent, Path(path).name)
     with reading(Path(path)):
         loaded = Tokenizer.from_file(path)
     loaded.no_truncation()

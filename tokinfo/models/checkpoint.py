@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokinfo.io.chats import ChatTemplate, read_template
-from tokinfo.io.damaged import reading
+from tokinfo.io.damaged import check, parse_json, parsing, reading
 from tokinfo.io.errors import InvalidError
 from tokinfo.io.tokenizers import Reading, read_prompt
 from tokinfo.models import placement, remote_code
@@ -119,25 +118,30 @@ class Checkpoint:
 def read_config(directory: Path) -> PretrainedConfig:
     """Read config.json of a full model.
 
-    Raises FileNotFoundError naming a missing file, and ValueError for fields that the family does
-    not allow and for a model of several parts (text and vision), whose decoder is not the whole.
+    Raises FileNotFoundError naming a missing file, FetchError for one that cannot be used (fields
+    that the family does not allow), and ValueError for a model of several parts (text and vision),
+    whose decoder is not the whole of it, or one with code in another repository.
     """
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     import tokinfo.models.modeling_mixer  # noqa: F401 (registers the mixers)
 
-    if not (directory / "config.json").is_file():
-        raise FileNotFoundError(f"{directory / 'config.json'}: not a model directory")
-    try:
+    path = directory / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not a model directory")
+    with parsing(f"{path}: cannot be used"):
+        values = parse_json(path.read_bytes())
+        known = values.get("model_type") in CONFIG_MAPPING
+        if not known and (outside := remote_code.foreign(values)):
+            raise InvalidError(f"{path}: names code in another repository ({outside[0]})")
+        if not known and "auto_map" in values and not remote_code.allowed():
+            raise InvalidError(f"{path}: its code is not run (trust_remote_code)")
         config: PretrainedConfig = AutoConfig.from_pretrained(
-            directory, trust_remote_code=remote_code.allowed()
+            directory, trust_remote_code=remote_code.allowed() and not known
         )
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # of many types: fields of the wrong type or out of bounds
-        reason = " ".join(str(error).split())
-        raise InvalidError(f"{directory / 'config.json'}: cannot be used: {reason}") from None
-    if config.get_text_config(decoder=True) is not config:
+        config = remote_code.without_code(config, known=known)
+        alone = config.get_text_config(decoder=True) is config
+    if not alone:
         raise InvalidError(
             f"{directory / 'config.json'}: a {config.model_type} holds its decoder beside other "
             "parts (text_config); save the decoder alone"
@@ -158,12 +162,16 @@ def shorter(config: PretrainedConfig, blocks: int) -> PretrainedConfig:
 
 
 def empty_decoder(config: PretrainedConfig) -> PreTrainedModel:
-    """Return a decoder on the meta device: its modules, without a byte of weights."""
+    """Return a decoder on the meta device: its modules, without a byte of weights.
+
+    Raises FetchError where transformers cannot build what the configuration says.
+    """
     from transformers import AutoModel
 
     import tokinfo.models.modeling_mixer  # noqa: F401 (registers the mixers)
 
-    with quiet(), torch.device("meta"):
+    what = f"{family(config)}: no model can be built of its configuration"
+    with parsing(what), quiet(), torch.device("meta"):
         decoder: PreTrainedModel = AutoModel.from_config(
             config, dtype=torch.float32, trust_remote_code=remote_code.allowed()
         )
@@ -189,9 +197,10 @@ def decoder_class(config: PretrainedConfig) -> Any:
 def read_decoder(directory: Path, config: PretrainedConfig) -> PreTrainedModel:
     """Read the decoder (no head) of a full model in float32, only the blocks that ``config`` holds.
 
-    Raises ValueError when the directory lacks weights that the configuration needs.
+    Raises ValueError when the directory lacks weights that the configuration needs, FetchError when
+    transformers cannot read them.
     """
-    with quiet():
+    with parsing(f"{directory}: its weights cannot be read"), quiet():
         decoder, info = decoder_class(config).from_pretrained(
             directory,
             config=config,
@@ -262,14 +271,17 @@ def load(directory: Path, device: str = "cpu") -> Checkpoint:
     Raises:
         FileNotFoundError: the directory is no checkpoint.
         ValueError: it is damaged, or does not fit on the GPUs.
+        FetchError: it is no model that can be loaded.
     """
     path = directory / FACTS
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not a checkpoint (the `prepare` rule writes it)")
+    check(directory)
     with reading(path):
         facts = Facts.model_validate_json(path.read_text(encoding="utf-8"))
     with reading(directory / "config.json"):
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        config = parse_json((directory / "config.json").read_bytes())
+        mixer = config["model_type"] == MODEL_TYPE and "quantization_config" not in config
     for file in weight_files(directory):
         # The header of a cut file does not match its size; no weights are read for this.
         with reading(file), safe_open(file, framework="pt"):
@@ -277,11 +289,12 @@ def load(directory: Path, device: str = "cpu") -> Checkpoint:
     gpus = _place(directory, facts, device)
     dtype = DTYPES[facts.dtype]
     decoder: nn.Module
-    if config["model_type"] == MODEL_TYPE and "quantization_config" not in config:
-        # Importing transformers takes about 3 s, as much as a warm mixer cell may cost in all.
-        decoder = _load_mixer(directory, config, device, dtype)
-    else:
-        decoder = _load_auto(directory, config, device, gpus, dtype)
+    with parsing(f"{directory}: cannot be loaded"):
+        if mixer:
+            # Importing transformers takes about 3 s, as much as a warm mixer cell may cost in all.
+            decoder = _load_mixer(directory, config, device, dtype)
+        else:
+            decoder = _load_auto(directory, config, device, gpus, dtype)
     decoder.eval().requires_grad_(False)
     tokenizer = load_tokenizer(directory)
     if not facts.special_tokens:

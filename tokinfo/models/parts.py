@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tokinfo.io.damaged import parsing
 from tokinfo.io.errors import FetchError
 from tokinfo.models import remote_code
 from tokinfo.models.structure import held_blocks, leave_out_blocks
@@ -101,7 +102,8 @@ def _state(config: PretrainedConfig) -> tuple[list[str], dict[str, str]]:
 
     import tokinfo.models.modeling_mixer  # noqa: F401 (registers the mixers)
 
-    with torch.device("meta"):
+    what = f"{config.model_type}: no model can be built of its configuration"
+    with parsing(what), torch.device("meta"):
         decoder = AutoModel.from_config(config, trust_remote_code=remote_code.allowed())
     leave_out_blocks(decoder)
     causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)

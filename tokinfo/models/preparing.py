@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import Field
 
 from tokinfo.io.atomic import new_directory
 from tokinfo.io.chats import TEMPLATE
+from tokinfo.io.damaged import check, parse_json, reading
 from tokinfo.io.errors import InvalidError
 from tokinfo.models import remote_code
 from tokinfo.models.agreement import check_cut
@@ -96,6 +96,9 @@ def prepare(
     words = tokenizer if tokenizer is not None else origin
     if not isinstance(words, Path):
         raise InvalidError(f"{out.name}: building from a source needs the tokenizer's directory")
+    check(words)
+    if isinstance(origin, Path) and origin != words:
+        check(origin)
     vocabulary = load_tokenizer(words)
     config = read_config(origin) if isinstance(origin, Path) else None
     if model.state == "untrained":
@@ -157,19 +160,22 @@ def prepare(
 def pad_id(directory: Path, tokenizer: tokenizers.Tokenizer, config: PretrainedConfig) -> int:
     """Return the pad token's id: the tokenizer's, else the model's, else that of end of text."""
     path = directory / "tokenizer_config.json"
-    names = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    names: dict[str, Any] = {}
+    if path.is_file():
+        with reading(path):
+            names = parse_json(path.read_bytes())
     eos = config.eos_token_id if hasattr(config, "eos_token_id") else None
     for candidate in (
         names.get("pad_token"),
         getattr(config, "pad_token_id", None),
         names.get("eos_token"),
-        eos[0] if isinstance(eos, list) else eos,
+        *(eos if isinstance(eos, list) else [eos]),
     ):
         # A token is written as its text or as an object holding it.
         text = candidate.get("content") if isinstance(candidate, dict) else candidate
         found = tokenizer.token_to_id(text) if isinstance(text, str) else text
-        if found is not None:
-            return int(found)
+        if type(found) is int:
+            return found
     return 0
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokinfo.io.atomic import new_directory
-from tokinfo.io.damaged import reading
+from tokinfo.io.damaged import check, reading
+from tokinfo.io.errors import DamagedError
 from tokinfo.models.checkpoint import save_model
 from tokinfo.study.sources import Training
 
@@ -76,9 +77,16 @@ class Snapshots:
             write_facts(directory, self.training, step, self.n_ctx, held_out_loss)
 
     def missing(self, step: int) -> list[int]:
-        """Return the steps of snapshots that a run of ``step`` steps lacks."""
+        """Return the steps of snapshots that a run of ``step`` steps lacks, or has damaged."""
         due = sorted(at for at in self.steps if at <= step)
-        return [at for at in due if not (self.waiting / directory_name(at) / TRAINING).is_file()]
+        return [at for at in due if not self._is_whole(self.waiting / directory_name(at))]
+
+    def _is_whole(self, directory: Path) -> bool:
+        try:
+            check(directory)
+        except DamagedError:
+            return False
+        return (directory / TRAINING).is_file()
 
     def clear(self) -> None:
         """Remove what another run left."""

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers.modeling_utils import PreTrainedModel
 
-from tokinfo.io.atomic import new_directory, new_file
-from tokinfo.io.damaged import reading
+from tokinfo.io.atomic import UNSEALED, new_directory, new_file, seal
+from tokinfo.io.damaged import check, check_seal, reading
 from tokinfo.io.errors import DamagedError, InvalidError
 from tokinfo.io.provenance import code_digest
 from tokinfo.models.build import new_model
@@ -74,7 +74,9 @@ def train(
     training = source.training
     if training is None:
         raise InvalidError("this source has no `training`: it exists untrained only")
+    check(tokenizer)
     with reading(tokens):
+        check_seal(tokens)
         data = {name: part.long() for name, part in load_file(tokens).items()}
     for name, part in data.items():
         if len(part) <= source.n_ctx:
@@ -256,8 +258,9 @@ def save_resume(
         save_file(
             {name: value.contiguous() for name, value in tensors.items()},
             partial,
-            metadata={"digest": digest, "progress": json.dumps(state)},
+            metadata={"digest": digest, "progress": json.dumps(state), **UNSEALED},
         )
+        seal(partial)
 
 
 def load_resume(
@@ -276,11 +279,13 @@ def load_resume(
         snapshots.clear()
         return Progress()
     try:
+        check_seal(path)
         with reading(path), safe_open(path, "pt") as file:
             metadata = file.metadata()
             other = metadata.get("digest") != digest
             if other or snapshots.missing(json.loads(metadata["progress"])["step"]):
-                why = "of other settings or other code" if other else "its snapshots are gone"
+                gone = "its snapshots are gone or damaged"
+                why = "of other settings or other code" if other else gone
                 print(f"{path}: {why}; training starts anew", file=sys.stderr)
                 snapshots.clear()
                 return Progress()

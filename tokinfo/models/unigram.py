@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tokinfo.io.atomic import new_file
-from tokinfo.io.damaged import reading
+from tokinfo.io.atomic import UNSEALED, new_file, seal
+from tokinfo.io.damaged import check, check_seal, reading
 from tokinfo.models.checkpoint import FACTS
 from tokinfo.text.documents import read_documents
 from tokinfo.text.tokenizer import ENCODE_AT_ONCE, load_tokenizer
@@ -26,14 +26,18 @@ def write_unigrams(checkpoint: Path, text: Path, out: Path) -> None:
         out: safetensors file with ``probability``, float64 [V], and in its metadata the number of
             ``tokens`` that were counted.
     """
+    check(checkpoint, FACTS)
     with reading(checkpoint / FACTS):
         facts = json.loads((checkpoint / FACTS).read_text(encoding="utf-8"))
         vocabulary = int(facts["vocabulary"])
     counts = count(checkpoint, text, vocabulary)
     with new_file(out) as partial:
         save_file(
-            {"probability": smoothed(counts)}, partial, metadata={"tokens": str(int(counts.sum()))}
+            {"probability": smoothed(counts)},
+            partial,
+            metadata={"tokens": str(int(counts.sum())), **UNSEALED},
         )
+        seal(partial)
 
 
 def count(tokenizer: Path, text: Path, vocabulary: int) -> Tensor:
@@ -65,8 +69,9 @@ def smoothed(counts: Tensor) -> Tensor:
 
 
 def read_unigrams(path: Path) -> Tensor:
-    """Read what `write_unigrams` wrote: float64 [V]."""
+    """Read what `write_unigrams` wrote: float64 [V]; raises DamagedError."""
     with reading(path):
+        check_seal(path)
         return load_file(str(path))["probability"]
 
 

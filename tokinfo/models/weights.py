@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tokinfo.io.atomic import new_file
+from tokinfo.io.atomic import UNSEALED, new_file, seal
+from tokinfo.io.damaged import parse_json, reading
 from tokinfo.io.errors import InvalidError, cure
 from tokinfo.models.checkpoint import empty_decoder, family, shorter
 from tokinfo.models.parts import EMBEDDING, block_file, sort_tensors
@@ -97,10 +97,8 @@ def _locate(directory: Path) -> dict[str, Path]:
     index = directory / INDEX
     if (directory / SINGLE).is_file() or not index.is_file():
         return {name: directory / SINGLE for name in _names(directory / SINGLE)}
-    try:
-        named: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError):
-        raise InvalidError(f"{index}: not an index of weights{cure(index)}") from None
+    with reading(index):
+        named: dict[str, str] = dict(parse_json(index.read_bytes())["weight_map"])
     for file in named.values():
         if not isinstance(file, str) or Path(file).name != file:
             raise InvalidError(f"{index}: names {file!r}, which is no file beside it")
@@ -158,10 +156,15 @@ def check_shapes(part: Part, shapes: Mapping[str, torch.Size], prefix: str) -> N
                 )
 
 
-def write_part(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write tensors as safetensors, as a whole or not at all; raises OSError on a full disk."""
+def write_part(tensors: dict[str, Tensor], file: Path, *, sealed: bool = False) -> None:
+    """Write tensors as safetensors, as a whole or not at all; raises OSError on a full disk.
+
+    ``sealed``: with a digest of the file in it, where no directory holds one.
+    """
+    more = UNSEALED if sealed else {}
     try:
         with new_file(file) as partial:
-            save_file(tensors, partial, metadata={"format": "pt"})
+            save_file(tensors, partial, metadata={"format": "pt", **more})
+            seal(partial)
     except SafetensorError as error:
         raise OSError(f"{file}: cannot be written: {error}") from None

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tokinfo.io.atomic import new_file
-from tokinfo.io.damaged import reading
+from tokinfo.io.atomic import UNSEALED, new_file, seal
+from tokinfo.io.damaged import check_seal, reading
 from tokinfo.models.checkpoint import load
 from tokinfo.models.remote_code import trusted
 
@@ -50,12 +50,14 @@ def write_inverse_gram(checkpoint: Path, out: Path, *, trust_remote_code: bool =
             *(100 * published, 100 * nearest),
         )
     with new_file(out) as partial:
-        save_file({"inverse_gram": gram.contiguous()}, str(partial))
+        save_file({"inverse_gram": gram.contiguous()}, str(partial), metadata=UNSEALED)
+        seal(partial)
 
 
 def read_inverse_gram(path: Path) -> Tensor:
-    """Read what `write_inverse_gram` wrote: float64 [d, d]."""
+    """Read what `write_inverse_gram` wrote: float64 [d, d]; raises DamagedError."""
     with reading(path):
+        check_seal(path)
         return load_file(str(path))["inverse_gram"]
 
 

@@ -16,6 +16,16 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _counted(value: int) -> int:
+    """Refuse what no float holds exactly: sizes and times are computed from these numbers."""
+    if abs(value) > LARGEST:
+        raise PydanticCustomError(
+            "number_size", "Input should be at most {most}", {"most": LARGEST}
+        )
+    return value
+
+
+LARGEST = 2**53
 FORM_ALONE = "form alone"
 """Context of a validation that lets pass what is right in form and fits nothing beside it."""
 
@@ -45,7 +55,7 @@ def misfit(message: str, allowed: str) -> PydanticCustomError:
     return PydanticCustomError(MISFIT, "{message}", {"message": message, "allowed": allowed})
 
 
-Integer = Annotated[int, BeforeValidator(_number)]
+Integer = Annotated[int, BeforeValidator(_number), AfterValidator(_counted)]
 Real = Annotated[float, BeforeValidator(_number)]
 Name = Annotated[
     str,

@@ -18,6 +18,10 @@ from tokinfo.io.errors import InvalidError
 from tokinfo.study.mistakes import MISSING, Keys, Mistake, StudyError
 
 COMMAND_LINE = "--config"
+MOST = 1_000_000
+"""Values of a configuration: some twenty times those of a study of thousands of prompts."""
+LONGEST_NUMBER = 3000
+"""Digits of a number; Python refuses to write one of more than 4,300 decimal ones."""
 
 
 _COLON = ("but found ':'", "mapping values are not allowed here")
@@ -151,6 +155,7 @@ def _yaml(name: str, text: str) -> Document:
         if node is None:
             return Document(name, {}, (), text)
         # Before anything is built from the nodes: building resolves `<<` in place.
+        _check(node, {})
         mistakes = tuple(_duplicates(node, name))
         return Document(name, loader.construct_document(node), mistakes, text, node)
     except yaml.MarkedYAMLError as error:
@@ -166,6 +171,37 @@ def _yaml(name: str, text: str) -> Document:
         line = text.count("\n", 0, error.position) + 1
         message = f"is not valid YAML: the character U+{error.character:04X} is not allowed"
         raise _unreadable(name, message, line) from None
+    except yaml.YAMLError as error:
+        raise _unreadable(name, f"is not valid YAML: {error}") from None
+
+
+def _check(node: yaml.Node | None, sizes: dict[int, int]) -> int:
+    """Return how many values a node stands for, where each alias is what it refers to.
+
+    Args:
+        node: what was read.
+        sizes: of the nodes before it.
+
+    Raises:
+        YAMLError: they are more than `MOST`, one contains itself, or a number is of no use.
+    """
+    if node is None:
+        return 0
+    if sizes.get(id(node)) == 0:
+        raise yaml.YAMLError("an alias refers to what it stands in")
+    if id(node) not in sizes:
+        sizes[id(node)] = 0
+        size = 1
+        if isinstance(node, yaml.MappingNode):
+            size += sum(_check(inner, sizes) for pair in node.value for inner in pair)
+        elif isinstance(node, yaml.SequenceNode):
+            size += sum(_check(inner, sizes) for inner in node.value)
+        elif node.tag.endswith(":int") and len(node.value) > LONGEST_NUMBER:
+            raise yaml.YAMLError(f"a number of {len(node.value)} digits")
+        if size > MOST:
+            raise yaml.YAMLError(f"its aliases stand for more than {MOST:,} values")
+        sizes[id(node)] = size
+    return sizes[id(node)]
 
 
 def _node_at(node: yaml.Node | None, path: Keys) -> yaml.Node | None:
@@ -258,9 +294,14 @@ def _value(entry: str, text: str) -> Any:
             return number(text)
     try:
         # Numbers inside stay text, as they do there; the study's fields read them.
-        return yaml.BaseLoader(text).get_single_data()
-    except yaml.YAMLError as error:
-        reason = getattr(error, "problem", None) or "cannot be read"
+        loader = yaml.BaseLoader(text)
+        node = loader.get_single_node()
+        _check(node, {})
+        return None if node is None else loader.construct_document(node)
+    except RecursionError:
+        raise InvalidError(f"--config {entry[:60]}...: is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        reason = getattr(error, "problem", None) or str(error) or "cannot be read"
         raise InvalidError(f"--config {entry}: not valid YAML: {reason}") from None
 
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from tokinfo.io.atomic import new_directory, new_file
-from tokinfo.io.damaged import reading
+from tokinfo.io.atomic import UNSEALED, new_directory, new_file, seal
+from tokinfo.io.damaged import check, reading
 from tokinfo.io.errors import InvalidError
 from tokinfo.text.documents import END_OF_TEXT, read_documents
 
@@ -66,11 +66,12 @@ def train_tokenizer(text: Path, vocabulary: int, out: Path) -> None:
 def load_tokenizer(directory: Path) -> tokenizers.Tokenizer:
     """Read tokenizer.json of a directory, without truncation or padding.
 
-    Raises FileNotFoundError naming the file when it is missing.
+    Raises FileNotFoundError naming the file when it is missing, DamagedError when it was changed.
     """
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no tokenizer here")
+    check(directory, path.name)
     with reading(path):
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
@@ -102,7 +103,8 @@ def encode_corpus(tokenizer: Path, train: Path, held_out: Path, out: Path) -> No
     loaded = load_tokenizer(tokenizer)
     tensors = {"train": _encode(loaded, train), "held_out": _encode(loaded, held_out)}
     with new_file(out) as partial:
-        save_file(tensors, partial)
+        save_file(tensors, partial, metadata=UNSEALED)
+        seal(partial)
 
 
 def _encode(tokenizer: tokenizers.Tokenizer, text: Path) -> torch.Tensor:

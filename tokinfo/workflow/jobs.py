@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from tokinfo.io.errors import STAMP, InvalidError, TokinfoError
+from tokinfo.io.errors import STAMP, InvalidError, foreseen, plain
 from tokinfo.workflow.devices import claim
 from tokinfo.workflow.running import at_work
 
@@ -28,9 +28,6 @@ _SKEW = 1.0
 """Seconds by which the clock of a file server may differ from this machine's."""
 _NAMED = 3
 """Files that a message names one by one."""
-
-# How torch, whose error for it is a RuntimeError, says that there is no more memory.
-_NO_MEMORY = ("DefaultCPUAllocator: ", "CUDA out of memory", "std::bad_alloc", "Cannot allocate")
 
 
 @contextlib.contextmanager
@@ -48,40 +45,20 @@ def job(log: str | Path, what: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            line = f"tokinfo: {what}: {_message(error)}"
-            foreseen = _foreseen(error)
-            if not foreseen:
+            text = foreseen(error)
+            if text is None:
                 traceback.print_exc()
-                line += f" (traceback in {log})"
+                words = " ".join(str(error).split())
+                text = (
+                    f"{type(error).__name__}: {plain(words)}".rstrip(": ")
+                    + f" (traceback in {log})"
+                )
+            line = f"tokinfo: {what}: {text}"
             # The message is the last line of the log: the end is what a reader looks at first.
             print(line, file=sys.stderr, flush=True)
             terminal.write(line + "\n")
             terminal.flush()
             raise SystemExit(1) from None
-
-
-def _message(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if _is_memory(error):
-        return (
-            f"out of memory ({text or type(error).__name__}): free some, or let fewer jobs run at "
-            "once (--cores), then the same command again"
-        )
-    return text if text and _foreseen(error) else f"{type(error).__name__}: {text}".rstrip(": ")
-
-
-def _is_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
-
-
-def _foreseen(error: BaseException) -> bool:
-    """Return whether an error is a message for the user, rather than a defect.
-
-    The operating system's errors (no space, no such file) say what they are about by themselves.
-    """
-    return isinstance(error, TokinfoError | OSError) or _is_memory(error)
 
 
 @contextlib.contextmanager

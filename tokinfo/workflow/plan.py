@@ -358,24 +358,29 @@ class Plan:
         for name in self.trained:
             source = self.study.sources[name]
             families[name] = f"mixer-{source.form}" if isinstance(source, MixerSource) else "llama"
-        return canonical({"families": families})
+        return {"families": families}
 
     def labels(self) -> Settings:
-        """Return what the report's pages say about the study as a whole, as JSON.
-
-        Snakemake's report holds these parameters inside a script element, as they are: a
-        ``</script>`` in a title would end it. So no markup character is written as itself.
-        """
-        labels = {"description": self.study.description, "name": self.study.name}
-        text = json.dumps(labels)
-        for mark in "<>&":
-            text = text.replace(mark, f"\\u{ord(mark):04x}")
-        return {"labels": text}
+        """Return what the report's pages say about the study as a whole."""
+        return {"description": self.study.description, "name": self.study.name}
 
 
 def _prompt_facts(source: Source) -> Settings:
     """Return how prompts are read, where that is not the tokenizer's default."""
     return {} if getattr(source, "special_tokens", True) else {"special_tokens": False}
+
+
+def embedded(settings: Mapping[str, Any]) -> Settings:
+    """Return settings of a rule whose outputs are in Snakemake's report, as one text of JSON.
+
+    The report holds the parameters of these rules inside a script element, as they are: a
+    ``</script>`` in any text of the study or of the command line would end it. So no markup
+    character is written as itself. `json.loads` gives the settings back.
+    """
+    text = json.dumps(settings, sort_keys=True)
+    for mark in "<>&":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return {"json": text}
 
 
 def canonical(settings: Mapping[str, Any]) -> Settings:

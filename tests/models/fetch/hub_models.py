@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.hub_server import Fault, Hub
+from tokinfo.io.atomic import SUMS
 from tokinfo.io.errors import FetchError
 from tokinfo.models.build import new_model
 from tokinfo.models.checkpoint import quiet, read_config, read_decoder
@@ -35,6 +36,7 @@ def write_model(directory: Path, shard_size: str = "300KB") -> dict[str, Tensor]
     text = directory.parent / "text.txt"
     text.write_text(TEXT * 99)
     train_tokenizer(text, 270, directory)
+    (directory / SUMS).unlink()  # as models from elsewhere are
     source = TransformerSource(d_model=64, blocks=BLOCKS, heads=4, n_ctx=32, tokenizer="t")
     model = new_model(source, 270, 0)
     with quiet():
@@ -86,7 +88,7 @@ def rewrite_header(path: Path, change: Any) -> None:
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
-    text = json.dumps(change(header)).encode().ljust(length)
+    text = json.dumps(change(header), separators=(",", ":")).encode().ljust(length)
     path.write_bytes(content[:8] + text[:length] + content[8 + length :])
 
 

@@ -27,6 +27,7 @@ from tests.models.fetch.hub_models import (
     rewrite_header,
 )
 from tokinfo.cli.app import app
+from tokinfo.io.atomic import files_of
 from tokinfo.io.errors import FetchError
 from tokinfo.models.checkpoint import load, read_config
 from tokinfo.models.fetch.fetch import check_config, fetch
@@ -47,7 +48,7 @@ def test_a_part_of_a_local_model_is_a_model_without_other_files(
     (copy / "modeling_evil.py").write_text("raise SystemExit")
     fetch(local(copy), 2, tmp_path / "out", tmp_path)
     assert_holds(tmp_path / "out", 2, model[1])
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+    assert files_of(tmp_path / "out").keys() == {
         "block-0001.safetensors",
         "block-0002.safetensors",
         "config.json",
@@ -189,7 +190,7 @@ def test_a_config_without_a_limit_takes_any_n_ctx() -> None:
     from transformers import PretrainedConfig
 
     source = WheelSource(requirement="a==1", member="m.gguf", sha256="0" * 64, blocks=1, n_ctx=4096)
-    check_config(PretrainedConfig(num_hidden_layers=1), source)
+    check_config(PretrainedConfig(num_hidden_layers=1, vocab_size=9), source)
 
 
 def test_directories_that_are_no_models_are_refused(copy: Path, tmp_path: Path) -> None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 import shutil
 import zipfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from gguf import GGUFWriter
+from safetensors.torch import load
 from torch import Tensor
 
+from tests.io.test_damaged import cut, flip
 from tests.models.fetch.hub_models import (
     BLOCKS,
     Made,
@@ -22,7 +27,6 @@ from tests.models.fetch.hub_models import (
 from tokinfo.models.checkpoint import read_config, read_decoder
 from tokinfo.models.fetch import gguf
 from tokinfo.models.fetch.fetch import fetch
-from tokinfo.models.fetch.partial import held_tensors
 from tokinfo.study.sources import GgufSource, WheelSource
 
 
@@ -64,16 +68,18 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, list[int]]]
     return found
 
 
-def test_a_part_of_a_gguf_file_that_was_cut_is_made_again(
-    model: Made, gguf_file: GgufSource, tmp_path: Path
+@pytest.mark.parametrize("damage", [cut, flip])
+def test_a_part_of_a_gguf_file_that_was_damaged_is_made_again(
+    model: Made, gguf_file: GgufSource, damage: Callable[[Path, int], None], tmp_path: Path
 ) -> None:
     fetch(gguf_file, 1, tmp_path / "out", tmp_path / "state")
     part = tmp_path / "out" / "block-0001.safetensors"
-    with part.open("r+b") as file:  # the same file as the one that is kept for other depths
-        file.truncate(part.stat().st_size - 100)
+    whole = load(part.read_bytes())
+    damage(part, -100)  # the same file as the one that is kept for other depths
     shutil.rmtree(tmp_path / "out")
     fetch(gguf_file, 1, tmp_path / "out", tmp_path / "state")
-    assert held_tensors(part) is not None
+    again = load(part.read_bytes())
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 def test_no_part_of_a_gguf_file_is_converted_twice(
@@ -131,11 +137,11 @@ def test_a_conversion_that_is_killed_is_taken_up_where_parts_are_complete(
 ) -> None:
     write = gguf.write_part
 
-    def killed(tensors: dict[str, Tensor], file: Path) -> None:
+    def killed(tensors: dict[str, Tensor], file: Path, **settings: Any) -> None:
         if file.name == "block-0002.safetensors":
             file.with_name(f".{file.name}.partial").write_bytes(b"half")
             raise KeyboardInterrupt
-        write(tensors, file)
+        write(tensors, file, **settings)
 
     monkeypatch.setattr(gguf, "write_part", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -240,3 +246,29 @@ def test_what_is_no_gguf_file_is_refused(tmp_path: Path) -> None:
     assert "m.gguf: damaged or cut short: " in refused(source, tmp_path)
     # Nothing is kept of them, but for the name of a lock.
     assert [path.name[0] for path in (tmp_path / "state").rglob("*") if path.is_file()] == ["."]
+
+
+@pytest.mark.parametrize("value", [None, 0.0, -1e-6, 0.5, float("nan"), float("inf")])
+def test_a_gguf_file_without_a_possible_epsilon_is_refused(
+    model: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float | None
+) -> None:
+    add = GGUFWriter.add_layer_norm_rms_eps
+
+    def changed(writer: GGUFWriter, _: float) -> None:
+        if value is not None:
+            add(writer, value)
+
+    monkeypatch.setattr(GGUFWriter, "add_layer_norm_rms_eps", changed)
+    write_gguf(tmp_path / "m.gguf", *model)
+    source = GgufSource(path=str(tmp_path / "m.gguf"), blocks=BLOCKS, n_ctx=32)
+    assert "llama.attention.layer_norm_rms_epsilon" in refused(source, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_gguf_file_without_its_number_of_key_heads_is_refused(
+    model: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    monkeypatch.setattr(GGUFWriter, "add_head_count_kv", lambda *_: None)
+    write_gguf(tmp_path / "m.gguf", *model, family=family)
+    source = GgufSource(path=str(tmp_path / "m.gguf"), blocks=BLOCKS, n_ctx=32)
+    assert f"has no {family}.attention.head_count_kv" in refused(source, tmp_path)

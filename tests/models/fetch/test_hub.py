@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, Event
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tests.hub_server import COMMIT, Fault, Hub
+from tests.io.test_damaged import cut, flip
 from tests.models.fetch.hub_models import (
     BLOCKS,
     ID,
@@ -28,6 +30,7 @@ from tests.models.fetch.hub_models import (
     shard_of,
     write_model,
 )
+from tokinfo.io.atomic import files_of
 from tokinfo.io.errors import FetchError
 from tokinfo.models.checkpoint import read_config
 from tokinfo.models.fetch import partial
@@ -44,13 +47,16 @@ def test_only_the_embedding_and_the_blocks_wanted_cross_the_wire(
     assert server.weights_sent() <= 1.05 * needed_bytes(model[1], blocks)
 
 
-def test_a_part_that_was_cut_afterwards_is_fetched_again(
-    server: Hub, model: tuple[Path, dict[str, Tensor]], tmp_path: Path
+@pytest.mark.parametrize("harm", [cut, flip])
+def test_a_part_that_was_damaged_afterwards_is_fetched_again(
+    server: Hub,
+    model: tuple[Path, dict[str, Tensor]],
+    harm: Callable[[Path, int], None],
+    tmp_path: Path,
 ) -> None:
     fetch(SOURCE, 2, tmp_path / "out", tmp_path / "state")
     part = tmp_path / "out" / "block-0002.safetensors"
-    with part.open("r+b") as file:  # the same file as the one that is kept for other depths
-        file.truncate(part.stat().st_size - 100)
+    harm(part, -100)  # the same file as the one that is kept for other depths
     shutil.rmtree(tmp_path / "out")
     server.forget()
     fetch(SOURCE, 2, tmp_path / "out", tmp_path / "state")
@@ -61,8 +67,11 @@ def test_a_part_that_was_cut_afterwards_is_fetched_again(
 
 def test_configuration_and_tokenizer_come_without_any_weights(server: Hub, tmp_path: Path) -> None:
     fetch(SOURCE, None, tmp_path / "out", tmp_path / "state")
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert files_of(tmp_path / "out").keys() == {
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     assert server.weights_sent() == 0
     assert read_config(tmp_path / "out").num_hidden_layers == BLOCKS
 

@@ -10,7 +10,6 @@ there as ``tokinfo_blocks``.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokinfo.io.atomic import new_directory
 from tokinfo.io.chats import TEMPLATE
+from tokinfo.io.damaged import parse_json, parsing
 from tokinfo.io.errors import FetchError, InvalidError, first_line
 from tokinfo.io.wheel import extract
 from tokinfo.models.checkpoint import quiet, read_config, shorter
@@ -101,6 +101,10 @@ def describe(source: Pretrained) -> str:
 
 def check_config(config: PretrainedConfig, source: Pretrained) -> None:
     """Compare a model's configuration with the study; raises ValueError or FetchError."""
+    for name in ("num_hidden_layers", "vocab_size"):
+        number = getattr(config, name, None)
+        if type(number) is not int or number < (name != "num_hidden_layers"):
+            raise FetchError(f"{describe(source)}: its config.json says {name}: {number!r}")
     depth = held_blocks(config)
     if depth != source.blocks:
         raise InvalidError(
@@ -132,14 +136,16 @@ def _read_config(origin: HubOrigin | LocalOrigin, directory: Path) -> Pretrained
     if "config.json" not in origin.files():
         raise FetchError(f"{origin.name}: no config.json there")
     shutil.copyfile(origin.whole("config.json"), directory / "config.json")
-    try:
-        values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    with parsing(f"{origin.name}: its config.json cannot be used"):
+        values = parse_json((directory / "config.json").read_bytes())
         if "auto_map" in values and values.get("model_type") not in CONFIG_MAPPING:
             _copy_code(origin, values, directory)
-        return read_config(directory)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        reason = first_line(error)
-        raise FetchError(f"{origin.name}: its config.json cannot be used: {reason}") from None
+        try:
+            return read_config(directory)
+        except (FetchError, InvalidError) as error:
+            # The file that it names will not be there.
+            reason = str(error).removeprefix(f"{directory / 'config.json'}: ")
+            raise ValueError(reason) from None
 
 
 def _copy_code(origin: HubOrigin | LocalOrigin, config: dict[str, Any], directory: Path) -> None:
@@ -196,10 +202,10 @@ def _configure_tokenizer(directory: Path) -> None:
     """
     path = directory / "tokenizer_config.json"
     try:
-        said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        said = parse_json(path.read_bytes()) if path.is_file() else {}
     except ValueError:
         return
-    if not isinstance(said, dict) or not _CHANGING.intersection(said):
+    if not _CHANGING.intersection(said):
         return
     from transformers import AutoTokenizer
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tokinfo.io.atomic import new_directory
+from tokinfo.io.damaged import parsing
 from tokinfo.io.errors import FetchError, first_line
 from tokinfo.io.locks import exclusive
 from tokinfo.io.provenance import code_digest
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 UNCOPIED = ("GGUF.", "general.architecture", "general.alignment", "tokenizer.")
 """Fields that a cut file does not take over: those that its writer sets, and the vocabulary."""
+KEY_HEADS = "attention.head_count_kv"
+LARGEST_EPSILON = 1e-2
+"""What a norm adds to a variance; models have 1e-12 to 1e-3."""
 
 
 class GgufModel:
@@ -134,7 +138,8 @@ class GgufModel:
         if lost := sorted(absent.intersection(itertools.chain(*parts.values()))):
             raise FetchError(f"{self.name}: no tensor for {lost[0]} ({len(lost)} missing)")
         for part, names in parts.items():
-            write_part(_as_stored(decoder, {name: state[name] for name in names}), self.kept / part)
+            stored = _as_stored(decoder, {name: state[name] for name in names})
+            write_part(stored, self.kept / part, sealed=True)
 
 
 @contextmanager
@@ -191,6 +196,8 @@ def read_gguf_config(file: Path, name: str) -> PretrainedConfig:
         line = first_line(error)
         reason = line if "not supported" in line else f"damaged or cut short: {line}"
         raise FetchError(f"{name}: {reason}") from None
+    with parsing(f"{name}: damaged or cut short"):
+        _check_needed(file, name)
     values = config.to_dict()
     # The weights are written dequantised, so the file's quantisation is not theirs.
     values.pop("quantization_config", None)
@@ -211,6 +218,31 @@ def write_gguf_tokenizer(file: Path, out: Path, name: str) -> None:
         raise FetchError(f"{name}: no tokenizer inside: {first_line(error)}") from None
 
 
+def _check_needed(file: Path, name: str) -> None:
+    """Raise FetchError for a missing number of key-value heads, or a missing or impossible epsilon.
+
+    transformers puts the family's defaults in place of missing ones, in silence.
+    """
+    from gguf import GGUFReader
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
+    fields = GGUFReader(file).fields
+    family = str(fields["general.architecture"].contents())
+    read: dict[str, Any] = {
+        known.replace("_", ""): keys for known, keys in GGUF_CONFIG_MAPPING.items()
+    }
+    heads = f"{family}.{KEY_HEADS}"
+    if KEY_HEADS in read.get(family.replace("-", "").replace("_", ""), {}) and heads not in fields:
+        raise FetchError(f"{name}: has no {heads}, the number of key-value heads")
+    epsilons = {key: field.contents() for key, field in fields.items() if "norm" in key}
+    epsilons = {key: value for key, value in epsilons.items() if key.endswith("epsilon")}
+    if not epsilons:
+        raise FetchError(f"{name}: has no {family}.attention.layer_norm_rms_epsilon or the like")
+    for key, value in epsilons.items():
+        if not (isinstance(value, float) and 0 < value <= LARGEST_EPSILON):
+            raise FetchError(f"{name}: {key} is {value}; allowed: above 0, to {LARGEST_EPSILON}")
+
+
 def _cut(file: Path, blocks: Collection[int], out: Path, *, embedding: bool) -> None:
     """Copy a GGUF file with the tensors of some blocks, and with ``embedding`` those outside."""
     from gguf import GGUFReader, GGUFValueType, GGUFWriter
@@ -227,7 +259,7 @@ def _cut(file: Path, blocks: Collection[int], out: Path, *, embedding: bool) -> 
     chosen = []
     for tensor in reader.tensors:
         where = tensor.name.split(".")
-        number = int(where[1]) if where[0] == "blk" else None
+        number = int(where[1]) if where[0] == "blk" and where[1].isdecimal() else None
         if number in blocks if number is not None else embedding and tensor.name not in HEAD:
             chosen.append(tensor)
             data = tensor.data

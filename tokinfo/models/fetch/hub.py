@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
@@ -34,7 +33,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported as
 )
 
 from tokinfo.io.atomic import new_file
-from tokinfo.io.damaged import reading
+from tokinfo.io.damaged import parse_json, parsing, reading
 from tokinfo.io.errors import FetchError, first_line
 from tokinfo.io.locks import exclusive
 from tokinfo.models.fetch import ranges
@@ -214,8 +213,8 @@ class HubOrigin:
                 base_wait_time=ranges.WAIT,
             )
             hf_raise_for_status(reply)
-        try:
-            body: dict[str, Any] = reply.json()
+        with parsing(f"{self.name}: {constants.ENDPOINT} does not answer as a hub does"):
+            body = parse_json(reply.content)
             files = {}
             for entry in body["siblings"]:
                 # Files in folders are other formats of the same weights.
@@ -225,10 +224,6 @@ class HubOrigin:
                     files[entry["rfilename"]] = Listed(size, entry.get("blobId"), sha256)
             # The commit names a directory here.
             return Listing(f"{int(body['sha'], 16):040x}", files)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise FetchError(
-                f"{self.name}: {constants.ENDPOINT} does not answer as a hub does"
-            ) from None
 
     def _snapshot(self) -> Listing:
         """Return what the hub library's cache holds of the revision."""

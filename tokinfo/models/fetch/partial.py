@@ -17,8 +17,9 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from tokinfo.io.atomic import new_file
-from tokinfo.io.errors import FetchError, first_line
+from tokinfo.io.atomic import UNSEALED, new_file, seal
+from tokinfo.io.damaged import check_seal, parse_json, parsing
+from tokinfo.io.errors import DamagedError, FetchError, first_line
 from tokinfo.io.locks import exclusive
 from tokinfo.models.fetch import ranges
 from tokinfo.models.fetch.headers import LENGTH, Tensor, header_length, make_file, read_header
@@ -118,11 +119,9 @@ def _where(origin: Origin) -> tuple[dict[str, str], bool]:
 
 
 def _index(origin: Origin, index: str, there: dict[str, int]) -> dict[str, str]:
-    try:
-        text = origin.whole(index).read_text(encoding="utf-8")
-        named: dict[str, str] = dict(json.loads(text)["weight_map"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise FetchError(f"{origin.name}: {index} is not an index of weights") from None
+    path = origin.whole(index)
+    with parsing(f"{origin.name}: {index} is not an index of weights"):
+        named: dict[str, str] = dict(parse_json(path.read_bytes())["weight_map"])
     wrong = (file for file in named.values() if not isinstance(file, str) or file not in there)
     missing = sorted({str(file) for file in wrong})
     if missing:
@@ -176,10 +175,10 @@ def _bytes(origin: Origin, file: str, start: int, end: int) -> bytes:
 
 
 def held_tensors(part: Path) -> set[str] | None:
-    """Return the names of the tensors in a part; None where it is not there, or not whole.
+    """Return the names of the tensors in a part; None where it is not there, or was changed.
 
-    Files get their names when they are complete and checked. One that was cut afterwards (anyone
-    can write to its other name, in a study's results) is to be made again.
+    Files get their names when they are complete and checked. One that was changed afterwards
+    (anyone can write to its other name, in a study's results) is to be made again.
     """
     if not part.is_file():
         return None
@@ -187,9 +186,11 @@ def held_tensors(part: Path) -> set[str] | None:
     try:
         with part.open("rb") as file:
             length = header_length(part.name, file.read(LENGTH), size)
-            return set(read_header(part.name, file.read(length), size))
-    except FetchError:
+            names = set(read_header(part.name, file.read(length), size))
+        check_seal(part)
+    except (FetchError, DamagedError):
         return None
+    return names
 
 
 def _copy(
@@ -208,7 +209,7 @@ def _copy(
             raise FetchError(f"{origin.name}: the index says that {file} holds {old}; it does not")
         chosen[name] = headers[file][old]
     head, pieces = make_file(chosen)
-    ranges.fill(target, origin, pieces, head=head)
+    ranges.fill(target, origin, pieces, head=head, verify=seal)
 
 
 def _verify(
@@ -359,7 +360,8 @@ def _unpickle(origin: Origin, names: dict[str, tuple[str, str]], target: Path) -
                 )
             chosen[name] = tensor.clone().contiguous()
     with new_file(target) as partial:
-        save_file(chosen, partial, metadata={"format": "pt"})
+        save_file(chosen, partial, metadata={"format": "pt", **UNSEALED})
+        seal(partial)
 
 
 def link(origin: Path, target: Path) -> None:
