@@ -163,7 +163,7 @@ def make_rows(
         found = found_ids[number, :length].tolist()
         visible = layout.visible[number, :length].tolist()
         unordered = found_unordered(found, true, visible)
-        first, last = float(result.first_loss[number]), float(result.loss[number])
+        first = float(result.first_loss[number])
         curve = None if result.curve is None else result.curve[number]
         roles: dict[int, str] = {}
         for role, held in prompt.spans.items():
@@ -173,7 +173,7 @@ def make_rows(
         of_prompt = {
             "prompt_id": number,
             "prompt": prompt.text,
-            "loss": None if math.isnan(last) else last,
+            "loss": float(result.loss[number]) if searched else None,
             "first_loss": None if math.isnan(first) else first,
             "found_loss": residual[number] if searched else None,
             "true_loss": true_loss[number],
