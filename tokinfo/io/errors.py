@@ -77,8 +77,16 @@ def foreseen(error: BaseException) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the error's name without one."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    r"""Return the first line of an error's message, or the error's name without one.
+
+    A first line that ends in a colon has its reason on the next one.
+
+    >>> first_line(ValueError("of field 'width':\n    it is a text"))
+    "of field 'width': it is a text"
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = lines[1].strip() if lines[0].endswith(":") and len(lines) > 1 else ""
+    return f"{lines[0]} {reason}".strip()
 
 
 def cure(path: Path) -> str:

@@ -173,9 +173,10 @@ def test_special_tokens_are_left_out_where_a_source_says_so(tmp_path: Path) -> N
     for text, count in zip(texts, bare, strict=True):
         assert len(read_prompt(read, None, text).ids) == count + 1
         assert len(read_prompt(read, None, text, special_tokens=False).ids) == count
-    # A mask that hides the only token of a prompt leaves none visible; with one in front, one.
+    # The one in front is what the mask would hide, and it is known; without it no token is left.
     study = {"n_ctx": 8, "prompts": {"p": ["b"]}, "uses": [["p", "1:", "none", "none"]]}
-    check_prompts(tmp_path, tmp_path / "counts.json", **study)
+    with pytest.raises(PromptError, match="special tokens alone"):
+        check_prompts(tmp_path, tmp_path / "counts.json", **study)
     with pytest.raises(PromptError, match="leaves no visible position"):
         check_prompts(tmp_path, tmp_path / "counts.json", **study, special_tokens=False)
 
