@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from tokinfo.io.atomic import new_directory, new_file
+from tokinfo.io.errors import InvalidError
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -36,3 +37,15 @@ def test_whatever_a_library_raises_for_a_full_disk_the_error_names_it(
     assert caught.value.errno == errno.ENOSPC
     assert str(tmp_path / "a") in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("free", [0, 900_000])
+def test_an_error_of_ours_stays_one_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    nearly_full = SimpleNamespace(f_bavail=free, f_frsize=1)
+    monkeypatch.setattr(os, "statvfs", lambda path: nearly_full)
+    with pytest.raises(InvalidError, match="no such model"), new_directory(tmp_path / "a"):
+        raise InvalidError("no such model")
+    with pytest.raises(OSError, match="No space left"), new_file(tmp_path / "b"):
+        raise RuntimeError("SafetensorError")

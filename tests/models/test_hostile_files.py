@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import itertools
 import json
 import os
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from transformers import LlamaConfig
@@ -145,20 +146,16 @@ def test_files_that_a_hub_lists_elsewhere_are_not_looked_at(
 ) -> None:
     names = ["../../x.safetensors", "/etc/passwd", "a/model.safetensors", "config.json"]
 
-    class Reply:
-        status_code = 200
-        listed: ClassVar[list[dict[str, Any]]] = [
-            {"rfilename": name, "size": 1, "blobId": "0" * 40} for name in names
-        ]
-        content = json.dumps({"sha": "../../" + "0" * 34, "siblings": listed}).encode()
-
-    monkeypatch.setattr("tokinfo.models.fetch.hub.http_backoff", lambda *a, **k: Reply())
-    monkeypatch.setattr("tokinfo.models.fetch.hub.hf_raise_for_status", lambda reply: None)
+    digest = hashlib.sha1(b"blob 2\x00{}").hexdigest()
+    listed = [{"rfilename": name, "size": 2, "blobId": digest} for name in names]
+    replies = [{"sha": "../../" + "0" * 34}, {"sha": "0" * 40}]
+    bodies = [json.dumps(reply | {"siblings": listed}).encode() for reply in replies]
+    monkeypatch.setattr(HubOrigin, "_read", lambda *_, **__: [*bodies, b"{}"][next(number)])
+    number = itertools.count()
     origin = HubOrigin("a/b", "refs/../../main", tmp_path)
     # A commit that is no number names no directory.
     with pytest.raises(FetchError, match="does not answer as a hub does"):
         origin.listing  # noqa: B018
-    Reply.content = json.dumps({"sha": "0" * 40, "siblings": Reply.listed}).encode()
     assert list(origin.files()) == ["config.json"]
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert all(path.is_relative_to(tmp_path / "hub" / "a" / "b") for path in kept)

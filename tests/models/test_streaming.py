@@ -312,7 +312,7 @@ def test_a_tensor_of_another_shape_is_named(precision: str, copy: Path, tmp_path
 
 def test_an_index_that_is_none_is_named(copy: Path, tmp_path: Path) -> None:
     (copy / INDEX).write_text("{")
-    assert refused(copy, tmp_path) == f"{copy / INDEX}: not an index of weights"
+    assert refused(copy, tmp_path).startswith(f"{copy / INDEX}: damaged or cut short (")
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(full: dict[str, Path], tmp_path: Path) -> None:

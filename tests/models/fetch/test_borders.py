@@ -158,16 +158,9 @@ def test_any_configuration_of_a_tokenizer(place: Any, model: Path, content: byte
 @example(content=DEEP)
 @fuzzed
 def test_any_listing_of_a_hub(tmp_path: Path, content: Any) -> None:
-    class Reply:
-        status_code = 200
-
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
-    Reply.content = body  # type: ignore[attr-defined]
     shutil.rmtree(tmp_path / "hub", ignore_errors=True)
-    with (
-        mock.patch("tokinfo.models.fetch.hub.http_backoff", return_value=Reply()),
-        mock.patch("tokinfo.models.fetch.hub.hf_raise_for_status"),
-    ):
+    with mock.patch.object(HubOrigin, "_read", return_value=body):
         read(lambda: HubOrigin("a/b", "main", tmp_path).listing)
 
 

@@ -1,19 +1,22 @@
 """A model repository on the Hugging Face hub: pinned to a commit, read by byte ranges.
 
 The hub library does what it is for: the token (HF_TOKEN or its login, sent and never written),
-the endpoint (HF_ENDPOINT), its cache (HF_HOME), offline mode (HF_HUB_OFFLINE), and waiting before
-it retries (429 with Retry-After, 5xx, unreachable).
+the endpoint (HF_ENDPOINT), its cache (HF_HOME), offline mode (HF_HUB_OFFLINE), and retrying where
+the hub is unreachable. What a server may cost is bounded here: the bytes of a listing, the time
+that it asks to wait, and how slowly a transfer may go on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
@@ -28,8 +31,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported as they are used
     build_hf_headers,
     hf_raise_for_status,
-    http_backoff,
     http_stream_backoff,
+    parse_ratelimit_headers,
 )
 
 from tokinfo.io.atomic import new_file
@@ -39,6 +42,16 @@ from tokinfo.io.locks import exclusive
 from tokinfo.models.fetch import ranges
 from tokinfo.models.fetch.local import read
 from tokinfo.models.fetch.ranges import CutError, Piece, VerifyError
+
+LARGEST = 64 << 20
+"""Bytes of a listing, and of a config.json, once they are decompressed; real ones have a few MB."""
+AGAIN = (408, 429, 500, 502, 503, 504)
+"""Replies that may be others a little later."""
+RETRIES = 5
+LONGEST_WAIT = 600
+"""Seconds that a server may ask to be left alone; a hub counts requests over five minutes."""
+PATIENCE = 60.0
+"""A stream that brings fewer than `ranges.LITTLE` bytes in so many seconds is cut off."""
 
 
 @dataclass(frozen=True)
@@ -78,19 +91,37 @@ class HubOrigin:
     @cached_property
     def listing(self) -> Listing:
         """The pinned commit and its files; looked up on the hub the first time."""
-        kept = self.root / "revisions" / f"{quote(self.revision, safe='')}.json"
+        kept = self._kept
         with exclusive(kept):
+            revision = self.revision
             if kept.is_file():
                 with reading(kept):
                     record = json.loads(kept.read_text(encoding="utf-8"))
-                    files = {name: Listed(**entry) for name, entry in record["files"].items()}
-                    return Listing(record["commit"], files)
+                    revision = record["commit"]
+                    if record["files"] is not None:
+                        files = {name: Listed(**entry) for name, entry in record["files"].items()}
+                        return Listing(revision, files)
             if constants.is_offline_mode():
                 return self._snapshot()
-            found = self._look_up()
-            with new_file(kept) as partial:
-                partial.write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
+            found = self._look_up(revision)
+            self._confirm(found)
+            self._keep(asdict(found))
             return found
+
+    @property
+    def _kept(self) -> Path:
+        return self.root / "revisions" / f"{quote(self.revision, safe='')}.json"
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        with new_file(self._kept) as partial:
+            partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    def doubt(self) -> None:
+        """Have the listing looked up again by the next run, at the same commit.
+
+        For what does not fit it: what arrived may be wrong, or the listing itself.
+        """
+        self._keep({"commit": self.commit, "files": None})
 
     @property
     def commit(self) -> str:
@@ -122,7 +153,7 @@ class HubOrigin:
                     self,
                     [Piece(file, 0, size, 0)] if size else [],
                     parallel=size > ranges.PIECE and self._has_ranges,
-                    verify=lambda path: self._verify(file, path),
+                    verify=lambda path: self._check(file, path),
                 )
         return target
 
@@ -150,29 +181,20 @@ class HubOrigin:
 
     def _request(self, file: str, start: int, end: int) -> Generator[bytes, None, None]:
         url = hf_hub_url(self.repository, file, revision=self.commit)
-        headers = build_hf_headers()
         # Compressed, a range would be one of the compressed file.
-        headers |= {"range": f"bytes={start}-{end - 1}", "accept-encoding": "identity"}
-        with (
-            self._explained(),
-            http_stream_backoff(
-                "GET",
-                url,
-                headers=headers,
-                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-                base_wait_time=ranges.WAIT,
-            ) as response,
-        ):
-            hf_raise_for_status(response)
+        headers = {"range": f"bytes={start}-{end - 1}", "accept-encoding": "identity"}
+        with self._open(url, headers) as response:
             # A server without ranges replies 200 and sends the file from its beginning.
             ranged = response.status_code == 206
             size = self.listing.files[file].size
             header = response.headers.get("content-range" if ranged else "content-length", "")
             right = f"bytes {start}-{end - 1}/{size}" if ranged else str(size)
             if header and header != right:
+                self.doubt()
                 raise FetchError(f"{self.name}: {file}: requested {right}, was sent {header}")
             skip = 0 if ranged else start
             chunks = response.iter_bytes()
+            since, brought = time.monotonic(), 0
             while True:
                 try:
                     chunk = next(chunks, b"")
@@ -180,6 +202,11 @@ class HubOrigin:
                     raise CutError(str(error) or type(error).__name__) from None
                 if not chunk:
                     return
+                brought += len(chunk)
+                if time.monotonic() > since + PATIENCE:
+                    if brought < ranges.LITTLE:
+                        raise CutError(f"{brought} bytes in {PATIENCE:.0f} s")
+                    since, brought = time.monotonic(), 0
                 if skip < len(chunk):
                     yield chunk[skip:]
                 skip = max(0, skip - len(chunk))
@@ -192,29 +219,64 @@ class HubOrigin:
         stored = [name for name in listed if listed[name].sha256] or list(listed)
         file = min(stored, key=lambda name: listed[name].size)
         url = hf_hub_url(self.repository, file, revision=self.commit)
-        headers = {**build_hf_headers(), "range": "bytes=0-0", "accept-encoding": "identity"}
-        with (
-            self._explained(),
-            http_stream_backoff("GET", url, headers=headers, base_wait_time=ranges.WAIT) as reply,
-        ):
-            hf_raise_for_status(reply)
+        headers = {"range": "bytes=0-0", "accept-encoding": "identity"}
+        with self._open(url, headers) as reply:
             return bool(reply.status_code == 206)
 
-    def _look_up(self) -> Listing:
-        revision = quote(self.revision, safe="")
-        url = f"{constants.ENDPOINT}/api/models/{self.repository}/revision/{revision}"
-        with self._explained():
-            reply = http_backoff(
-                "GET",
-                url,
-                params={"blobs": True},
-                headers=build_hf_headers(),
-                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-                base_wait_time=ranges.WAIT,
-            )
+    @contextmanager
+    def _open(
+        self, url: str, headers: dict[str, str] | None = None, **words: Any
+    ) -> Generator[Any, None, None]:
+        """Yield the reply to a request, whose body is still to come; raises FetchError."""
+        words |= {
+            "headers": {**build_hf_headers(), **(headers or {})},
+            "timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            "base_wait_time": ranges.WAIT,
+            "retry_on_status_codes": (),
+        }
+        with self._explained(), ExitStack() as opened:
+            for tried in range(RETRIES + 1):
+                reply = opened.enter_context(http_stream_backoff("GET", url, **words))
+                if reply.status_code not in AGAIN or tried == RETRIES:
+                    break
+                wait = _asked(reply.headers)
+                if wait is not None and wait > LONGEST_WAIT:
+                    raise FetchError(f"{self.name}: the hub asks to wait for {wait} s; try then")
+                opened.close()
+                time.sleep(min(ranges.WAIT * 2**tried, 8) if wait is None else wait + 1)
             hf_raise_for_status(reply)
+            yield reply
+
+    def _read(self, url: str, **words: Any) -> bytes:
+        """Return a reply's body, of at most `LARGEST` bytes; raises FetchError."""
+        found = bytearray()
+        with self._open(url, **words) as reply:
+            for chunk in reply.iter_bytes():
+                found += chunk
+                if len(found) > LARGEST:
+                    raise FetchError(f"{self.name}: {url} is larger than {LARGEST >> 20} MB")
+        return bytes(found)
+
+    def _confirm(self, found: Listing) -> None:
+        """Hold a listing to the repository before it is kept: its config.json is as listed.
+
+        Raises FetchError.
+        """
+        if "config.json" not in found.files:
+            raise FetchError(f"{self.name}: no config.json there")
+        target = self.root / found.commit / "files" / "config.json"
+        if target.is_file():
+            return
+        url = hf_hub_url(self.repository, "config.json", revision=found.commit)
+        with new_file(target) as partial:
+            partial.write_bytes(self._read(url))
+            self._verify("config.json", found.files["config.json"], partial)
+
+    def _look_up(self, revision: str) -> Listing:
+        url = f"{constants.ENDPOINT}/api/models/{self.repository}/revision/"
+        text = self._read(url + quote(revision, safe=""), params={"blobs": True})
         with parsing(f"{self.name}: {constants.ENDPOINT} does not answer as a hub does"):
-            body = parse_json(reply.content)
+            body = parse_json(text)
             files = {}
             for entry in body["siblings"]:
                 # Files in folders are other formats of the same weights.
@@ -257,9 +319,15 @@ class HubOrigin:
         path = Path(found)
         return path if path.stat().st_size == self.listing.files[file].size else None
 
-    def _verify(self, file: str, path: Path) -> None:
+    def _check(self, file: str, path: Path) -> None:
+        try:
+            self._verify(file, self.listing.files[file], path)
+        except VerifyError:
+            self.doubt()
+            raise
+
+    def _verify(self, file: str, listed: Listed, path: Path) -> None:
         """Raise VerifyError unless a file has the size and hash that the hub lists."""
-        listed = self.listing.files[file]
         if path.stat().st_size != listed.size:
             raise VerifyError(f"{self.name}: {file} has the wrong size")
         # Small files are listed with git's hash, which begins with their kind and size.
@@ -310,3 +378,12 @@ class HubOrigin:
                 f"private one set HF_TOKEN ({page})"
             )
         return f"the hub answers {status} again and again; try later"
+
+
+def _asked(headers: Mapping[str, str]) -> int | None:
+    """Return the seconds that a reply asks to wait; None: it does not say."""
+    limit = parse_ratelimit_headers(headers)
+    if limit is not None and limit.remaining == 0:
+        return limit.reset_in_seconds
+    after = headers.get("retry-after", "").strip()
+    return int(after[:9]) if after.isascii() and after.isdecimal() else None

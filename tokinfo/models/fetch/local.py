@@ -35,6 +35,9 @@ class LocalOrigin:
         """Return None: there is no published hash of its files."""
         return None
 
+    def doubt(self) -> None:
+        """Do nothing: what is known of the files is read from the disk."""
+
     def stream(self, file: str, start: int, end: int) -> Iterator[bytes]:
         """Yield the bytes ``start`` to ``end`` of a file."""
         return read(self.directory / file, start, end)

@@ -62,6 +62,9 @@ class Origin(Protocol):
     def sha256(self, file: str) -> str | None:
         """Return the hash that a file read in parts must have as a whole; None: there is none."""
 
+    def doubt(self) -> None:
+        """Have what is known of the files looked up again, since one does not fit it."""
+
 
 def write_blocks(origin: Origin, config: PretrainedConfig, blocks: int, out: Path) -> None:
     """Write the embedding and the first ``blocks`` blocks of a model's weights to ``out``.
@@ -161,14 +164,14 @@ def _read_header_text(origin: Origin, file: str, size: int) -> bytes:
 
 
 def _bytes(origin: Origin, file: str, start: int, end: int) -> bytes:
-    found = b""
+    found = bytearray()  # appended to in place: headers have up to 100 MB
     for _ in range(ranges.ATTEMPTS):
         try:
             for chunk in origin.stream(file, start + len(found), end):
                 found += chunk
                 if start + len(found) >= end:
                     break
-            return found[: end - start]
+            return bytes(found[: end - start])
         except ranges.CutError as error:
             cut = error
     raise cut
@@ -269,6 +272,7 @@ def _check_hash(
         # The job that was here before deleted the parts.
         raise _damaged_elsewhere(origin, file) from None
     if found != wanted:
+        origin.doubt()
         broken = sorted({part for part, _ in tensors.values()})
         for part in broken:
             _spoil(cache / part)

@@ -26,6 +26,7 @@ PIECE = 64 << 20  # bytes of one request: fast, and still several for the thread
 STEP = 4 << 20  # bytes between two lines of a journal: what a killed process may lose, per thread
 THREADS = 8
 ATTEMPTS = 5  # in a row that brought nothing
+LITTLE = 1 << 14  # bytes; a stream that broke off after fewer brought nothing
 WAIT = 1.0  # seconds before the second attempt; doubled for each further one
 
 
@@ -215,7 +216,7 @@ def _bring(
             brought = _stream(origin, rest, file, journal, stop)
         except _Broken as broken:
             brought = broken.brought
-            failures = 0 if brought else failures + 1
+            failures = 0 if brought >= LITTLE else failures + 1
             if failures == ATTEMPTS:
                 raise CutError(str(broken)) from None
             time.sleep(WAIT * 2**failures if failures else 0)
