@@ -54,7 +54,7 @@ def parity(
         tokens = min([tokens, *(limit for limit in limits if isinstance(limit, int))])
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(config.vocab_size, (prompts, tokens), generator=generator)
-        with _checkpoints(model, config, decoder) as cut:
+        with checkpoints(model, config, decoder) as cut:
             rows = compare(decoder, ids, cut)
     except (TokinfoError, OSError, ValueError) as error:
         typer.echo(f"{model}: {' '.join(str(error).split())}", err=True)
@@ -77,7 +77,7 @@ def parity(
 
 
 @contextmanager
-def _checkpoints(
+def checkpoints(
     model: Path, config: Any, decoder: nn.Module
 ) -> Iterator[Callable[[int], nn.Module] | None]:
     """Give what reads a model's first blocks as a study does, from checkpoints made for this.

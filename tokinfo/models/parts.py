@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tokinfo.io.errors import FetchError
+from tokinfo.io.errors import FetchError, InvalidError, first_line
 from tokinfo.models import remote_code
 from tokinfo.models.structure import held_blocks, leave_out_blocks
 
@@ -101,12 +101,16 @@ def _state(config: PretrainedConfig) -> tuple[list[str], dict[str, str]]:
 
     import tokinfo.models.modeling_mixer  # noqa: F401 (registers the mixers)
 
-    with torch.device("meta"):
-        decoder = AutoModel.from_config(config, trust_remote_code=remote_code.allowed())
+    try:
+        with torch.device("meta"):
+            decoder = AutoModel.from_config(config, trust_remote_code=remote_code.allowed())
+    except ValueError as error:  # transformers has the causal model alone
+        reason = first_line(error)
+        raise InvalidError(f"{config.model_type}: no decoder can be built: {reason}") from None
     leave_out_blocks(decoder)
     causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     ties = getattr(causal, "_tied_weights_keys", None)
-    tied = ties if isinstance(ties, dict) and config.tie_word_embeddings else {}
+    tied = ties if isinstance(ties, dict) and getattr(config, "tie_word_embeddings", False) else {}
     return list(decoder.state_dict()), {kept: other for other, kept in tied.items()}
 
 
