@@ -56,7 +56,7 @@ def parity(
         tokens = min([tokens, *(limit for limit in limits if isinstance(limit, int))])
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(config.vocab_size, (prompts, tokens), generator=generator)
-        with _checkpoints(model, config, decoder) as cut:
+        with checkpoints(model, config, decoder) as cut:
             rows = compare(decoder, ids, cut)
     except (TokinfoError, OSError, ValueError) as error:
         say(f"{model}: {' '.join(str(error).split())}", err=True)
@@ -79,7 +79,7 @@ def parity(
 
 
 @contextmanager
-def _checkpoints(
+def checkpoints(
     model: Path, config: Any, decoder: nn.Module
 ) -> Iterator[Callable[[int], nn.Module] | None]:
     """Give what reads a model's first blocks as a study does, from checkpoints made for this.

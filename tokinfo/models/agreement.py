@@ -102,6 +102,11 @@ def check_cut(directory: Path, origin: Path | None, blocks: int, name: str) -> N
         raise InvalidError(
             f"{name}: the first {blocks} blocks of a {kind} do not run alone: {first_line(error)}"
         ) from None
+    if found.shape[:-1] != ids.shape:
+        raise InvalidError(
+            f"{name}: blocks of a {kind} hand on activations of shape {list(found.shape)} for "
+            f"{list(ids.shape)} tokens, not one vector for each"
+        )
     away = float((found.float() - expected.float()).abs().max() / expected.float().abs().max())
     if away > max(TOLERANCE, 4 * torch.finfo(checkpoint.dtype).eps):
         raise InvalidError(

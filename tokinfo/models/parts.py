@@ -102,13 +102,13 @@ def _state(config: PretrainedConfig) -> tuple[list[str], dict[str, str]]:
 
     import tokinfo.models.modeling_mixer  # noqa: F401 (registers the mixers)
 
-    what = f"{config.model_type}: no model can be built of its configuration"
+    what = f"{config.model_type}: no decoder can be built"
     with parsing(what), torch.device("meta"):
         decoder = AutoModel.from_config(config, trust_remote_code=remote_code.allowed())
     leave_out_blocks(decoder)
     causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     ties = getattr(causal, "_tied_weights_keys", None)
-    tied = ties if isinstance(ties, dict) and config.tie_word_embeddings else {}
+    tied = ties if isinstance(ties, dict) and getattr(config, "tie_word_embeddings", False) else {}
     return list(decoder.state_dict()), {kept: other for other, kept in tied.items()}
 
 

@@ -115,7 +115,8 @@ def prepare(
     rows = int(config.vocab_size)
     check_ids(vocabulary, rows, out.name)
     limit = getattr(config, "max_position_embeddings", None)
-    limits = [n for n in (limit, (facts or {}).get("n_ctx")) if n is not None]
+    # XLNet states -1, where nothing limits it.
+    limits = [n for n in (limit, (facts or {}).get("n_ctx")) if n is not None and n > 0]
     kept = shorter(config, blocks)
     with new_directory(out) as directory:
         unquantised = write_decoder(weights, kept, model, directory)

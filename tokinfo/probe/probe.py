@@ -311,5 +311,13 @@ def _by_row(activations: Tensor, embeddings: Tensor) -> Tensor:
     """Return [batch, position, width] of what OPT's MLP returns as [batch * position, width].
 
     A block on another GPU leaves them there; they come to where the embeddings are.
+
+    Raises StructureError where they are not one vector for each position.
     """
-    return activations.reshape(*embeddings.shape[:2], -1).to(embeddings.device)
+    batch, positions = embeddings.shape[:2]
+    if tuple(activations.shape[:-1]) not in ((batch, positions), (batch * positions,)):
+        raise StructureError(
+            f"a block hands on activations of shape {list(activations.shape)} for {batch} rows of "
+            f"{positions} positions, not one vector for each"
+        )
+    return activations.reshape(batch, positions, -1).to(embeddings.device)

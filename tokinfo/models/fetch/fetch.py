@@ -111,7 +111,7 @@ def check_config(config: PretrainedConfig, source: Pretrained) -> None:
             f"{describe(source)}: has {depth} blocks, the study says blocks: {source.blocks}"
         )
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_ctx", None)
-    if limit is not None and source.n_ctx > limit:
+    if limit is not None and source.n_ctx > limit > 0:
         raise InvalidError(
             f"{describe(source)}: takes {limit} positions, the study says n_ctx: {source.n_ctx}"
         )
