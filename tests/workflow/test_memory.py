@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
 import tokenizers
 
 from tests.workflow.run import smoke
+from tests.workflow.test_runtime import cell as one_cell
+from tests.workflow.test_runtime import study as smollm2
+from tests.workflow.test_runtime import text
 from tokinfo.study.architecture import sizes_of
+from tokinfo.study.lengths import EXTRA_TOKENS
 from tokinfo.study.sources import Model, TransformerSource
 from tokinfo.study.study import Study
 from tokinfo.workflow.memory import (
@@ -106,6 +112,38 @@ def test_memory_grows_with_depth_and_attempts() -> None:
         assert cell_mb(made, cell, 2) >= 2 * cell_mb(made, cell) - 2
 
 
+def test_prompts_that_a_run_has_counted_are_planned_for_as_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = study()
+    cell = next(c for c in made.cells() if c.prompts == "sea" and c.model == "mixer-flat")
+    guessed = longest_prompt(made, cell)
+    counts = Path(made.results) / "prompts" / "mixer-flat.json"
+    counts.parent.mkdir(parents=True)
+    counts.write_text(json.dumps({"sea": [4, 6]}))
+    assert longest_prompt(made, cell) == 6 < guessed
+    # Counted once more, or of another number of prompts, or damaged.
+    counts.write_text(json.dumps({"sea": [4, 7]}))
+    os.utime(counts, (1, 1))
+    assert longest_prompt(made, cell) == 7
+    for time, damaged in enumerate(('{"sea": [4]}', "{"), 2):
+        counts.write_text(damaged)
+        os.utime(counts, (time, time))
+        assert longest_prompt(made, cell) == guessed
+
+
+def test_tokens_that_are_known_are_not_detected() -> None:
+    raw = smoke()
+    grid = {"models": ["mixer-flat"], "sites": ["block.1"], "masks": ["1:"], "solvers": ["joint"]}
+    made = study(grids=[{**raw["grids"][0], **grid, "known": ["none", "visible"]}])
+    none, visible = (cell_mb(made, cell) for cell in made.cells())
+    (tokenizer,) = made.tokenizers.values()
+    positions = longest_prompt(made, made.cells()[0])
+    kept = (positions - 1) * tokenizer.vocabulary * 640 * 4 / 1e6
+    assert none - visible == pytest.approx(kept, abs=1)
+
+
 def test_what_a_detection_keeps_of_every_token_is_asked_for() -> None:
     raw = smoke()
     solvers = {**raw["solvers"], "blind": {"kind": "joint", "detections": 0}}
@@ -151,3 +189,43 @@ def test_a_cell_that_explains_a_larger_models_activations_asks_for_that_one_too(
     more = larger - held_mb(made, cell.model, cell.block)
     assert more > 0
     assert cell_mb(made, crossed) == pytest.approx(cell_mb(made, cell) + more, abs=1)
+
+
+# Of SmolLM2-135M on the CPU: the largest resident memory of searches that did not end early.
+@pytest.mark.parametrize(
+    ("kind", "site", "mask", "known", "tokens", "measured"),
+    [
+        ("mixture", "block.1", "4:", "visible", 25, 1022),
+        ("mixture", "block.8", "8:", "visible", 16, 4645),
+        ("mixture", "block.8", "4:", "none", 5, 5337),
+    ],
+)
+def test_what_was_measured_fits_and_is_not_a_small_part_of_it(
+    kind: str, site: str, mask: str, known: str, tokens: int, measured: int
+) -> None:
+    made = smollm2({"kind": kind}, prompts={"sea": [text(tokens)]})
+    asked = cell_mb(made, one_cell(made, site=site, mask=mask, known=known))
+    assert measured < asked < 2 * measured
+
+
+def test_a_joint_search_holds_its_mixtures_or_its_detections() -> None:
+    def asked(**settings: object) -> int:
+        made = smollm2({"kind": "joint", **settings})
+        return cell_mb(made, one_cell(made, site="block.8", mask="4:"))
+
+    neither = asked(mixtures=False, detections=0)
+    mixtures, detections = asked(detections=0), asked(mixtures=False)
+    assert neither < min(mixtures, detections)
+    assert asked() == max(mixtures, detections)
+
+
+def test_the_text_of_a_prompt_in_a_large_vocabulary_is_planned_for_as_words() -> None:
+    def longest(sky: str) -> int:
+        made = smollm2({"kind": "adam"}, prompts={"sea": [sky]})
+        return longest_prompt(made, one_cell(made))
+
+    # A text of digits or in other letters has one for each byte at most.
+    sky = "The sky is blue, and so is the sea below it."
+    assert 11 < longest(sky) <= len(sky) // 2 + 1 + EXTRA_TOKENS
+    assert longest("0123456789") == 10 + EXTRA_TOKENS
+    assert longest("небо") == 8 + EXTRA_TOKENS

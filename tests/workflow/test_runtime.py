@@ -8,6 +8,7 @@ import pytest
 
 from tests.workflow.run import smoke
 from tokinfo.study.cell import Cell
+from tokinfo.study.lengths import EXTRA_TOKENS
 from tokinfo.study.study import Study
 from tokinfo.workflow.memory import mixed_by
 from tokinfo.workflow.runtime import (
@@ -25,6 +26,11 @@ LLAMA = {
 """The sizes of SmolLM2-135M."""
 
 
+def text(tokens: int) -> str:
+    """Return a text that is taken to have so many tokens: each sign may be one."""
+    return "1" * (tokens - EXTRA_TOKENS)
+
+
 def study(solver: dict[str, Any], **changes: Any) -> Study:
     """Return a study of SmolLM2, of one cell."""
     source = {"kind": "hub", "repository": "a/b", "blocks": 30, "config": LLAMA}
@@ -35,7 +41,7 @@ def study(solver: dict[str, Any], **changes: Any) -> Study:
             "smol": {"source": "smol"},
             "packed": {"source": "smol", "quantization": "int8"},
         },
-        "prompts": {"sea": ["x" * 20]},
+        "prompts": {"sea": [text(20)]},
         "solvers": {"timed": solver},
         "grids": [
             {
@@ -52,7 +58,7 @@ def cell(made: Study, **changes: Any) -> Cell:
 
 
 def minutes(solver: dict[str, Any], prompts: int = 1, tokens: int = 20, **changes: Any) -> int:
-    made = study(solver, prompts={"sea": ["x" * tokens] * prompts})
+    made = study(solver, prompts={"sea": [text(tokens)] * prompts})
     return cell_minutes(made, cell(made, **changes)) - FLOOR
 
 

@@ -39,6 +39,7 @@ class Architecture:
     embedding: int  # weights outside the blocks, the output head left out
     block: int  # weights of one block
     stored_bytes: int = 4  # of one weight in the repository
+    keys: int = 0  # width of a position's keys in one block; 0: as wide as an embedding
     mixing: int = 0  # weights of one block that each stand between two positions, as a mixer's do
     guessed: bool = False  # from the depth alone
 
@@ -138,6 +139,7 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
         embedding=embedding,
         block=attention + experts * mlp + router + norms,
         stored_bytes=STORED.get(dtype.removeprefix("torch."), 4),
+        keys=groups * head,
     )
 
 

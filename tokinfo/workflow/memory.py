@@ -8,9 +8,14 @@ again. Of a model from elsewhere, sizes come from its config.json (`study.archit
 
 from __future__ import annotations
 
+import json
+from functools import cache
+from pathlib import Path
+
 from tokinfo.study.architecture import sizes_of
 from tokinfo.study.cell import Cell
 from tokinfo.study.known import VISIBLE
+from tokinfo.study.lengths import EXTRA_TOKENS
 from tokinfo.study.prompts import contents
 from tokinfo.study.solvers import (
     COMPONENTS,
@@ -30,6 +35,8 @@ from tokinfo.workflow.devices import visible
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "nf4": 0.5}
 # A process that has imported torch and transformers holds this much before it does anything.
 PROCESS_MB = 800
+LARGE = 16_384
+"""Tokens of a vocabulary from which on words have few of them."""
 TEMPLATE_TOKENS = 200
 """About the most that a chat template writes beside the messages' contents."""
 # What bitsandbytes keeps beside each packed weight: a scale per row, or per block of 64.
@@ -44,31 +51,75 @@ def gpus(study: Study) -> int:
 
 
 def longest_prompt(study: Study, cell: Cell) -> int:
-    """Return the most positions that a prompt of a cell can have, no tokenizer being at hand."""
-    n_ctx = study.source_of(cell.model).n_ctx
+    """Return the most positions that a prompt of a cell has: counted, or as many as it can have."""
+    source = study.models[cell.model].source
+    n_ctx = study.sources[source].n_ctx
+    if cell.padding == "n_ctx":
+        return n_ctx
+    # The check of the prompts has counted them, where a run has come so far.
+    counted = _counted(Path(study.results) / "prompts" / f"{source}.json").get(cell.prompts, [])
+    if len(counted) == study.prompt_count(cell.prompts):
+        return min(max(counted), n_ctx)
     if cell.prompts in study.passages:
         # Counted with one tokenizer; another rarely needs twice as many tokens for real text.
-        longest = 2 * max(study.passages[cell.prompts].tokens)
-    else:
-        # A byte-level token is at least one byte, so bytes bound a prompt's tokens from above.
-        longest = max(
-            sum(len(text.encode()) for text in contents(prompt))
-            + (0 if isinstance(prompt, str) else TEMPLATE_TOKENS)
-            for prompt in study.prompts[cell.prompts]
-        )
-    return n_ctx if cell.padding == "n_ctx" else min(longest, n_ctx)
+        return min(2 * max(study.passages[cell.prompts].tokens), n_ctx)
+    vocabulary = sizes_of(study, source).vocabulary
+    longest = max(
+        sum(most_tokens(text, vocabulary) for text in contents(prompt))
+        + (EXTRA_TOKENS if isinstance(prompt, str) else TEMPLATE_TOKENS)
+        for prompt in study.prompts[cell.prompts]
+    )
+    return min(longest, n_ctx)
+
+
+def _counted(path: Path) -> dict[str, list[int]]:
+    """Return the tokens of each prompt, by set, as a run has counted them; nothing: none has."""
+    try:
+        return _read_counts(path, path.stat().st_mtime_ns)
+    except (OSError, ValueError):
+        return {}
+
+
+@cache
+def _read_counts(path: Path, changed: int) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def most_tokens(text: str, vocabulary: int) -> int:
+    """Return about the most tokens that a text has, no tokenizer being at hand.
+
+    A byte-level token is at least one byte. In large vocabularies words in Latin letters rarely
+    have more than one token for two of them; digits and other signs may stand alone.
+
+    >>> most_tokens("The sky is blue, 2", 49_152), most_tokens("The sky is blue, 2", 4096)
+    (10, 18)
+    """
+    size = len(text.encode())
+    if vocabulary < LARGE:
+        return size
+    letters = sum(sign == " " or (sign.isascii() and sign.isalpha()) for sign in text)
+    return size - letters // 2
 
 
 def most_hidden(study: Study, cell: Cell, length: int) -> int:
     """Return the most positions that a cell hides in a prompt of ``length`` tokens."""
     if not cell.mask.roles:
         return length - cell.mask.count(length)
+    vocabulary = sizes_of(study, study.models[cell.model].source).vocabulary
     hidden = (
-        sum(len(m.content.encode()) for m in prompt if m.role in cell.mask.roles)
+        sum(most_tokens(m.content, vocabulary) for m in prompt if m.role in cell.mask.roles)
         for prompt in study.prompts[cell.prompts]
         if not isinstance(prompt, str)
     )
     return min(max(hidden), length)
+
+
+def _most_sought(study: Study, cell: Cell, length: int) -> int:
+    """Return the most positions of a prompt of ``length`` tokens whose token is not known."""
+    if cell.known.text == VISIBLE:
+        return most_hidden(study, cell, length)
+    return length - cell.known.count(cell.mask, length)
 
 
 def most_entries(study: Study, cell: Cell, length: int) -> int:
@@ -80,10 +131,7 @@ def most_entries(study: Study, cell: Cell, length: int) -> int:
     if solver.decode.restricted_to is not None:
         # Real text rarely has more than one token for two bytes, and many repeat.
         candidates = min(candidates, len(solver.decode.restricted_to.encode()) // 2 + 1)
-    if cell.known.text == VISIBLE:
-        sought = most_hidden(study, cell, length)
-    else:
-        sought = length - cell.known.count(cell.mask, length)
+    sought = _most_sought(study, cell, length)
     mixer = isinstance(study.source_of(cell.model), MixerSource)
     # A cell with more than that is refused.
     return min(sought * candidates + length, MOST_MIXER_ENTRIES if mixer else MOST_ENTRIES)
@@ -183,7 +231,8 @@ def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:
     weights = max(held_mb(study, name, blocks) for name in cell.models)
     sizes = sizes_of(study, study.models[cell.model].source)
     solver = study.solvers[cell.solver]
-    restarts = solver.restarts if isinstance(solver, AdamSolver) else 1
+    descent = solver.descent if isinstance(solver, JointSolver | MixtureSolver) else solver
+    restarts = descent.restarts if isinstance(descent, AdamSolver) else 1
     rows = study.prompt_count(cell.prompts) * restarts
     positions = longest_prompt(study, cell)
     width = 24 * sizes.width * max(blocks, 1)
@@ -198,33 +247,61 @@ def cell_mb(study: Study, cell: Cell, attempt: int = 1) -> int:
         mixer = isinstance(study.source_of(cell.model), MixerSource)
         beside = 3 * positions * sizes.width if mixer else 4 * entries * sizes.width / 64
         activations += rows * entries * (width + max(blocks, 1) * beside) * 4 / 1e6
-    if isinstance(solver, JointSolver) and solver.detections:
-        # What every token at every position changes, and three times that of one position.
-        activations += (positions + 3) * sizes.vocabulary * COMPONENTS * 4 / 1e6
-    mixing, path = mixing_of(study, cell), mixed_by(study, cell)
-    if mixing is not None:
-        hidden = most_hidden(study, cell, positions)
-        # Random prompts' returns of attention, twice, and all tokens' keys and values.
-        activations += 2 * (1024 + sizes.width) * positions * sizes.width * 4 / 1e6 + 2 * table
-        if path == "convex":
-            # The exponentials of a head for each hidden position, visible one and token; heads are
-            # seldom narrower than 64.
-            each = (positions - hidden) * sizes.width / 64 * sizes.vocabulary * 4 / 1e6
-            activations += 4 * each + min(HELD / 1e6, hidden * each)
-        else:
-            if path == "annealing":
-                # All candidates' keys and values, twice while they are put together.
-                each = 2 * max(blocks, 1) * sizes.width * sizes.vocabulary * 4 / 1e6
-                activations += 2 * min(HELD / 1e6, hidden * each)
-            activations += (hidden + 3) * sizes.vocabulary * COMPONENTS * 4 / 1e6
-            entries = 512 + 2 * hidden * mixing.shortlist + positions
-            activations += 4 * blocks * sizes.width / 64 * entries**2 * 4 / 1e6
+    mixed = _mixing_mb(study, cell, positions)
+    if isinstance(solver, JointSolver):
+        # One after the other.
+        activations += max(mixed, _detecting_mb(study, cell, solver, positions))
+    else:
+        activations += mixed
     if isinstance(solver, SequentialSolver):
         # What a surrogate keeps of every token for each one tried, and a copy as it grows.
         activations += 2 * min(solver.guesses, sizes.vocabulary) * sizes.vocabulary * 4 / 1e6
         # What the model expects behind each prompt: scores, their order, and the tokens in it.
         activations += rows * sizes.vocabulary * (4 + 8 + 8) / 1e6
     return attempt * int(PROCESS_MB + weights + 2 * table + sizes.block_megabytes + activations)
+
+
+def _response_mb(study: Study, cell: Cell) -> float:
+    """Return the MB of what every token changes at one position, in the components compared."""
+    vocabulary = sizes_of(study, study.models[cell.model].source).vocabulary
+    return vocabulary * COMPONENTS * 4 / 1e6
+
+
+def _detecting_mb(study: Study, cell: Cell, solver: JointSolver, positions: int) -> float:
+    """Return the MB of a search's detections."""
+    if not solver.detections:
+        return 0
+    # Of every position whose token is sought, and three times that of one.
+    return (_most_sought(study, cell, positions) + 3) * _response_mb(study, cell)
+
+
+def _mixing_mb(study: Study, cell: Cell, positions: int) -> float:
+    """Return the MB of a search by mixtures; 0: the cell makes none."""
+    mixing, path = mixing_of(study, cell), mixed_by(study, cell)
+    if mixing is None:
+        return 0
+    sizes = sizes_of(study, study.models[cell.model].source)
+    blocks, hidden = max(cell.block, 1), most_hidden(study, cell, positions)
+    # Random prompts' returns of attention, twice, and all tokens' keys and values.
+    found = 2 * (1024 + sizes.width) * positions * sizes.width * 4 / 1e6
+    found += 2 * sizes.vocabulary * sizes.width * 4 / 1e6
+    # Heads are seldom narrower than 64.
+    heads = sizes.width / 64
+    if path == "convex":
+        # The exponentials of a head for each hidden position, visible one and token.
+        each = (positions - hidden) * heads * sizes.vocabulary * 4 / 1e6
+        return found + 4 * each + min(HELD / 1e6, hidden * each)
+    if path == "annealing":
+        # Candidates' keys and values, twice while they are put together; then beside those of the
+        # first position the scores of attention to all of them, of each block and four times one's.
+        entry = 2 * blocks * (sizes.keys or sizes.width) * 4
+        entries = min(hidden * sizes.vocabulary, HELD // entry)
+        held, first = entries * entry / 1e6, min(entries, sizes.vocabulary) * entry / 1e6
+        scores = (blocks + 4) * heads * (positions - hidden) * entries * 4 / 1e6
+        return found + held + max(held, first + scores)
+    entries = 512 + 2 * hidden * mixing.shortlist + positions
+    found += 4 * blocks * heads * entries**2 * 4 / 1e6
+    return found + (hidden + 3) * _response_mb(study, cell)
 
 
 def mixed_by(study: Study, cell: Cell) -> str:
