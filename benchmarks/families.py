@@ -217,7 +217,7 @@ def document(rows: Iterable[Mapping[str, str]]) -> str:
         if row["verdict"] != "not built":
             reason = row["reason"].replace("|", "/").replace("<", "&lt;")
             cells = (row["type"], row["verdict"], row["sites"], row["prefix"], reason)
-            lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
+            lines.append("|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|")
     return "\n".join(lines)
 
 

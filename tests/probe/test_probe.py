@@ -224,6 +224,12 @@ def test_a_block_that_needs_more_than_keys_and_values_sees_the_prefix_again(name
     assert relative(probe(embeddings[1:, 3:], prefix=rows), whole[1:, 3:]) <= 1e-5
 
 
+def test_a_block_that_hands_on_no_vector_for_each_position_is_refused() -> None:
+    model = other("XLNetModel", d_inner=48, d_head=8)
+    with pytest.raises(StructureError, match=r"shape \[5, 2, 32\] for 2 rows of 5 positions"):
+        Probe(model, Site("block", 1))(torch.randn(2, 5, 32))
+
+
 @pytest.mark.parametrize("kind", ["attention", "mixer"])
 def test_keys_and_values_are_computed_once_where_they_are_all_that_is_needed(kind: str) -> None:
     decoder = tiny_mixer() if kind == "mixer" else tiny_llama(scale=0.2).base_model
