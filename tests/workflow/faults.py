@@ -138,18 +138,13 @@ def every_file_is_whole(directory: Path) -> None:
             with safe_open(path, framework="numpy") as file:
                 assert [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118
     tables = sorted((directory / TABLE).parent.glob("[!.]*"))
-    assert [path.suffix for path in tables] in ([], [".csv"], [".parquet"], [".csv", ".parquet"])
+    assert [path.suffix for path in tables] in ([], [".parquet"])
 
 
 def same_table(one: Path, other: Path) -> None:
     """Assert that two runs' tables are the same to the last bit, times left out."""
     tables = [pl.read_parquet(directory / TABLE).drop(TIMES) for directory in (one, other)]
     assert_frame_equal(*tables, check_exact=True)
-    csv = [
-        pl.read_csv((directory / TABLE).with_suffix(".csv"), infer_schema=False).drop(TIMES)
-        for directory in (one, other)
-    ]
-    assert_frame_equal(*csv)
 
 
 @contextmanager
