@@ -69,7 +69,7 @@ def test_a_model_is_fetched_cut_and_probed_and_a_deeper_site_fetches_one_more_bl
     assert making(directory, study("block.1")) == cut | {"fetch real config"}
     output = run(directory, study("block.1"))
     assert re.search(r"real +1 of 5 +~0.\d\d GB ", output)
-    assert re.search(r"Fetching real, 1: \d+ MB", output)
+    assert re.search(r"Fetching real, 1 \(\d+ MB on the disk\)", output)
     assert server.weights_sent() <= 1.05 * needed_bytes(state, 1)
     checkpoint = directory / RESULTS / "checkpoints" / "real" / "1"
     assert '"depth": 5' in (checkpoint / "tokinfo.json").read_text()
@@ -114,7 +114,7 @@ def test_a_dry_run_of_the_llama_study_says_what_would_be_fetched_and_held(tmp_pa
     output = done.stdout + done.stderr
     assert re.search(r"llama-2-70b +1 of 80 +2.24 GB +1.91 GB +8.7 GB +\d.\d GB +0\n", output)
     assert "Pretrained Llama models: 15.69 GB to fetch in all" in output
-    assert "Fetching llama-30b, 8: 8996 MB" in output
+    assert "Fetching llama-30b, 8 (8996 MB on the disk)" in output
     assert not (tmp_path / "results").exists()
 
 
