@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tokinfo.io.atomic import SUMS
-from tokinfo.io.errors import FetchError
+from tokinfo.io.errors import FetchError, TokinfoError
 from tokinfo.models import agreement
 from tokinfo.models.agreement import check_cut
 from tokinfo.models.build import random_model
@@ -112,7 +112,7 @@ def test_a_family_that_cannot_be_probed_on_embeddings_is_refused(
 ) -> None:
     save(family, tmp_path / "full")
     model = Model(source="s", quantization=quantization)
-    with pytest.raises(ValueError, match=f"{family}.* {reason}") as caught:
+    with pytest.raises(TokinfoError, match=f"{family}.* {reason}") as caught:
         prepare(tmp_path / "full", model, 1, tmp_path / "cut")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "cut").exists()

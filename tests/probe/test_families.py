@@ -209,7 +209,8 @@ def said(run: Callable[[], object]) -> str:
 
 @each_family
 def test_the_document_lists_what_runs(family: str) -> None:
-    lines = [line.split(" | ") for line in DOCUMENT.read_text().splitlines() if line[:2] == "| "]
+    table, _, _ = DOCUMENT.read_text().partition("\n## ")
+    lines = [line.split(" | ") for line in table.splitlines() if line[:2] == "| "]
     rows = {line[0].removeprefix("| "): line[1:-1] for line in lines}
     assert list(rows)[1:] == list(FAMILIES)
     decoder = tiny(family).base_model

@@ -52,14 +52,14 @@ def posed(
 def checkpoint(tmp_path: Path) -> Checkpoint:
     """A Llama whose tokenizer puts a special token in front."""
     (tmp_path / "text.txt").write_text("\n".join(f"some {i} words and others" for i in range(99)))
-    train_tokenizer(tmp_path / "text.txt", 300, tmp_path / "full")
-    words = load_tokenizer(tmp_path / "full")
+    train_tokenizer(tmp_path / "text.txt", 300, tmp_path / "words")
+    words = load_tokenizer(tmp_path / "words")
     words.post_processor = tokenizers.processors.TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
     )
-    words.save(str(tmp_path / "full" / "tokenizer.json"))
     source = TransformerSource(d_model=32, blocks=2, heads=4, n_ctx=12, tokenizer="t")
     save_model(new_model(source, 300, 5), tmp_path / "full")
+    words.save(str(tmp_path / "full" / "tokenizer.json"))
     prepare(tmp_path / "full", Model(source="s"), 1, tmp_path / "out", facts={"source": "s"})
     return load(tmp_path / "out")
 
