@@ -65,12 +65,6 @@ def alone(probe: Probe, embedding: Tensor, ids: Tensor, seen: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    """Return the most that rounding changes activations, as a share of their norm at a position."""
-    share: float = torch.finfo(dtype).eps ** 0.5
-    return share
-
-
 def moved(
     target: Tensor,
     visible: Tensor,
@@ -117,16 +111,17 @@ def floor(
     positions = place * norms
     # Where next to nothing is left of what was added up, rounding is a larger share of it.
     typical = norms.masked_fill(~inside, torch.nan).nanmedian(dim=1, keepdim=True).values
-    allowed = tolerance(probe.dtype) * torch.maximum(norms, typical)
+    scale = torch.maximum(norms, typical)
+    allowed = probe.tolerance
     for wrong, rows, found in _again(probe, embedding, batch, seed):
         apart = position_distance(found, target[rows]).masked_fill(~inside[rows], 0)
+        share = float((apart / scale[rows]).nan_to_num(0.0).max())
         if wrong is None:
-            allowed[rows] = torch.maximum(allowed[rows], _ALLOWED * apart)
-        elif bool((apart > allowed[rows]).any()):
+            allowed = max(allowed, _ALLOWED * share)
+        elif share > allowed:
             raise StructureError(
-                f"{type(probe.decoder).__name__}, {probe.site}: {wrong} by "
-                f"{100 * float((apart / norms[rows]).nan_to_num(0.0).max()):.2g} % of their norm; "
-                f"rounding explains {100 * tolerance(probe.dtype):.2g} %"
+                f"{type(probe.decoder).__name__}, {probe.site}: {wrong} by {100 * share:.2g} % of "
+                f"their norm; rounding explains {100 * allowed:.2g} %"
             )
         away = distance(found, target[rows], visible[rows], metric, weights)
         worst[rows] = torch.maximum(worst[rows], away)

@@ -23,6 +23,8 @@ from tokinfo.study.sites import Site
 
 _TRIED = 2
 """Positions of the prefix that is tried once, and of what follows it."""
+_PACKED = 0.1
+"""Share by which a batch may change the activations of packed weights."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,18 @@ class Probe:
         with torch.no_grad():
             return Prefix(self(embeddings), (), embeddings.detach().to(self.dtype))
 
+    @property
+    def packed(self) -> bool:
+        """Whether weights are quantised: LLM.int8 rounds by what is in the batch."""
+        config = getattr(self.decoder, "config", None)
+        return bool(getattr(config, "quantization_config", None))
+
+    @property
+    def tolerance(self) -> float:
+        """The most that rounding changes activations, as a share of their norm at a position."""
+        share: float = torch.finfo(self.dtype).eps ** 0.5
+        return max(share, _PACKED) if self.packed else share
+
     @cached_property
     def _remembers(self) -> bool:
         """Whether keys and values are all that later positions need of earlier ones; tried once."""
@@ -224,10 +238,8 @@ class Probe:
             except Exception:  # of any type: a block finds something else in this cache
                 return False
         largest = whole.abs().max()
-        # A small share of what the prefix does at all, beside the rounding of the activations;
-        # packed weights round by what is in the batch.
-        packed = getattr(getattr(self.decoder, "config", None), "quantization_config", None)
-        rounding = 0.1 if packed else 8 * torch.finfo(self.dtype).eps
+        # A small share of what the prefix does at all, beside the rounding of the activations.
+        rounding = _PACKED if self.packed else 8 * torch.finfo(self.dtype).eps
         allowed = 0.01 * (whole - alone).abs().max() + rounding * largest
         return bool((after - whole).abs().max() <= allowed)
 

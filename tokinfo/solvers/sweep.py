@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tokinfo.probe.metrics import distance
-from tokinfo.probe.noise import alone, moved, tolerance
+from tokinfo.probe.noise import alone, moved
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.identification import Identification, identify
 from tokinfo.solvers.problem import Problem, Result
@@ -168,7 +168,7 @@ def _verified(problem: Problem, ids: Tensor, position: int, residuals: Tensor) -
     So was the target. In a batch a candidate may be off by more than the floor, which a few batches
     gave: in int8 the rows beside it decide which columns are multiplied in full.
     """
-    layout, share = problem.layout, tolerance(problem.probe.dtype)
+    layout, share = problem.layout, problem.probe.tolerance
     reach = moved(problem.target, layout.visible, problem.metric, problem.weights, share)
     within = residuals <= torch.maximum(reach, _NEAR * problem.floor)
     near = residuals.topk(min(_MOST, int(within.sum())), largest=False).indices
