@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.tiny import CELL
 from tokinfo.cell import CellError, run_cell
 from tokinfo.io.atomic import SUMS
 from tokinfo.models.checkpoint import FACTS, Checkpoint, load
@@ -62,19 +63,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(made: Path, out: Path, label: str = "flat-float32", **changed: Any) -> pl.DataFrame:
     name, quantization = label.split("-")
-    cell = {
-        "model": label,
-        "site": "block.1",
-        "residual": True,
-        "causal": True,
-        "padding": "none",
-        "mask": "1:",
-        "metric": "l1",
-        "parametrisation": "embedding",
-        "solver": "mine",
-        "prompts": "few",
-        "seed": 0,
-    }
     solver = changed.pop("with_solver", {"kind": "adam", "steps": 60})
     settings = {
         "solver": solver,
@@ -85,7 +73,7 @@ def run(made: Path, out: Path, label: str = "flat-float32", **changed: Any) -> p
     }
     files = {name: changed.pop(f"{name}_file", None) for name in ("target", "prior", "passages")}
     run_cell(
-        CellSettings.model_validate({"cell": cell | changed, **settings}),
+        CellSettings.model_validate({"cell": {**CELL, "model": label, **changed}, **settings}),
         made / label,
         made / f"{label}.safetensors",
         out,

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from tests.chat_templates import CHATML, GEMMA, LLAMA, write_chat_model
+from tests.tiny import CELL
 from tokinfo.cell import CellError, run_cell
 from tokinfo.models.build import new_model
 from tokinfo.models.checkpoint import load, save_model
@@ -64,18 +65,12 @@ def run(
         "quantization": "float32",
     }
     cell = {
+        **CELL,
         "model": "chat",
-        "site": "block.1",
-        "residual": True,
-        "causal": True,
-        "padding": "none",
-        "mask": "hide=system",
-        "metric": "l1",
-        "parametrisation": "embedding",
-        "solver": solver["kind"],
         "prompts": "chats",
+        "mask": "hide=system",
         "known": "visible",
-        "seed": 0,
+        "solver": solver["kind"],
     }
     files = (made / template, made / f"{template}.safetensors", out)
     settings["cell"] = cell | changed

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from tests.tiny import CELL
 from tokinfo.cell import run_cell
 from tokinfo.models.preparing import prepare
 from tokinfo.solvers.decoding import write_inverse_gram
@@ -34,11 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(made: Path, out: Path, mask: str, solver: dict[str, Any], **cell: Any) -> pl.DataFrame:
     """Write one cell of two prompts; return its rows."""
-    given = {
-        **{"model": "m", "site": "block.1", "residual": True, "causal": True, "padding": "none"},
-        **{"metric": "l1", "parametrisation": "embedding", "prompts": "p", "seed": 0},
-        **{"mask": mask, "solver": solver["kind"], **cell},
-    }
+    given = {**CELL, "mask": mask, "solver": solver["kind"], **cell}
     texts = ["some words and others", "others and some"]
     settings = {"cell": given, "solver": solver, "prompts": texts, "source": "llama"}
     settings |= {"state": "untrained", "quantization": "float32"}

@@ -23,6 +23,12 @@ from tokinfo.study.sites import Site
 from tokinfo.study.solvers import MetricWeights
 
 VOCABULARY = 256
+CELL: Mapping[str, Any] = {
+    **{"model": "m", "site": "block.1", "residual": True, "causal": True, "padding": "none"},
+    **{"mask": "1:", "metric": "l1", "parametrisation": "embedding", "solver": "mine"},
+    **{"prompts": "few", "seed": 0},
+}
+"""A cell, as a study writes it; tests change what they are about."""
 
 
 def true_ids(prompts: list[list[int]]) -> torch.Tensor:

@@ -118,9 +118,10 @@ def make_rows(
     noise = problem.floor.tolist()
     found_ids = layout.padded(result.top_ids[..., 0].to(truth))
     searched = result.around != "true"  # a sweep around the true prompt finds no prompt
-    away, within, apart = problem.judged(found_ids if searched else truth)
+    of_truth = problem.judged(truth)
+    away, within, apart = problem.judged(found_ids) if searched else of_truth
     residual, at_positions = away.tolist(), apart.tolist()
-    true_loss = problem.judged(truth)[0].tolist()
+    true_loss = of_truth[0].tolist()
     position_floor = problem.noise.positions.tolist()
     independent = problem.independent.tolist()
     reference = None
@@ -233,12 +234,12 @@ def make_rows(
                     if reference_id is not None and top and sought
                     else None,
                 }
-                | _identification(swept.get(position))
+                | _identification(swept.get(position), problem.decoder.ids)
             )
     return rows
 
 
-def _identification(found: Identification | None) -> dict[str, Any]:
+def _identification(found: Identification | None, candidates: Tensor) -> dict[str, Any]:
     """Return the columns of one position's sweep; none where nothing was swept."""
     if found is None:
         return {}
@@ -247,7 +248,7 @@ def _identification(found: Identification | None) -> dict[str, Any]:
         "rank": found.rank,
         "margin": found.margin,
         "candidates": found.candidates,
-        "claimed_id": found.claimed,
+        "claimed_id": None if found.claimed is None else int(candidates[found.claimed]),
         "bits": found.bits_low,
         "bits_high": found.bits_high,
         "prior_bits": found.prior_bits_low,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tokinfo.io.errors import InvalidError, plain
+
 if TYPE_CHECKING:
     from tokinfo.study.prompts import Message
     from tokinfo.study.study import Study
@@ -34,14 +36,11 @@ Config = Annotated[
 
 def say(text: str, *, err: bool = False) -> None:
     """Print a text, whatever it holds: every line of a command that is no table goes this way."""
-    from tokinfo.io.errors import plain
-
     typer.echo(plain(text), err=err)
 
 
 def read_study(configfile: list[Path] | None, config: list[str] | None = None) -> Study:
     """Return the study of the given files and values, or print all mistakes and exit with 1."""
-    from tokinfo.io.errors import InvalidError
     from tokinfo.study.files import parse
     from tokinfo.study.load import load_study
     from tokinfo.study.mistakes import StudyError
@@ -65,7 +64,6 @@ def read_messages(file: Path) -> list[Message]:
     """Return the messages of a chat from a YAML or JSON file; raises TokinfoError, one line."""
     from pydantic import TypeAdapter, ValidationError
 
-    from tokinfo.io.errors import InvalidError
     from tokinfo.study.files import load
     from tokinfo.study.mistakes import Mistake
     from tokinfo.study.prompts import Chat

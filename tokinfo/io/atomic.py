@@ -10,9 +10,10 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tokinfo.io.errors import TokinfoError
 
@@ -128,6 +129,17 @@ def seal(path: Path) -> None:
         with path.open("r+b") as file:
             file.seek(start)
             file.write(digest.encode())
+
+
+def save_sealed(
+    tensors: Mapping[str, Any], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors as a safetensors file that holds its own digest, whole or not at all."""
+    from safetensors.torch import save_file
+
+    with new_file(path) as partial:
+        save_file(dict(tensors), str(partial), metadata={**(metadata or {}), **UNSEALED})
+        seal(partial)
 
 
 def sealed(path: Path) -> tuple[int, str | None, str]:

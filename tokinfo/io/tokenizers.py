@@ -51,6 +51,12 @@ def _load(path: str, changed: int) -> Tokenizer:
     return loaded
 
 
+def special_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids of a tokenizer's special tokens, in order."""
+    added = tokenizer.get_added_tokens_decoder()
+    return sorted(token for token, what in added.items() if what.special)
+
+
 def vocabulary(tokenizer: Path) -> int | None:
     """Return the number of tokens of a ``tokenizer.json``; None if there is no readable one."""
     if not tokenizer.is_file():

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tokinfo.io.chats import ChatTemplate, read_template
 from tokinfo.io.damaged import check, parse_json, parsing, reading
 from tokinfo.io.errors import InvalidError
-from tokinfo.io.tokenizers import Reading, read_prompt
+from tokinfo.io.tokenizers import Reading, read_prompt, special_ids
 from tokinfo.models import placement, remote_code
 from tokinfo.models.bitsandbytes import import_bitsandbytes, mend_bitsandbytes
 from tokinfo.models.mixer import MODEL_TYPE, MixerSpec, MixerStack
@@ -94,8 +94,7 @@ class Checkpoint:
     @property
     def special(self) -> list[int]:
         """Ids of the tokenizer's special tokens, in order."""
-        added = self.tokenizer.get_added_tokens_decoder()
-        return sorted(token for token, what in added.items() if what.special)
+        return special_ids(self.tokenizer)
 
     def text(self, token: int) -> str:
         """Return the text of a token; of a special one, its name."""
@@ -170,7 +169,7 @@ def empty_decoder(config: PretrainedConfig) -> PreTrainedModel:
 
     import tokinfo.models.modeling_mixer  # noqa: F401 (registers the mixers)
 
-    what = f"{family(config)}: no model can be built of its configuration"
+    what = f"{family(config)}: no decoder can be built"
     with parsing(what), quiet(), torch.device("meta"):
         decoder: PreTrainedModel = AutoModel.from_config(
             config, dtype=torch.float32, trust_remote_code=remote_code.allowed()

@@ -26,12 +26,12 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers.modeling_utils import PreTrainedModel
 
-from tokinfo.io.atomic import UNSEALED, new_directory, new_file, seal
+from tokinfo.io.atomic import new_directory, new_file, save_sealed
 from tokinfo.io.damaged import check, check_seal, reading
 from tokinfo.io.errors import DamagedError, InvalidError
 from tokinfo.io.provenance import code_digest
@@ -254,13 +254,11 @@ def save_resume(
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
     state = {"step": progress.step, "seconds": progress.seconds, "rows": progress.rows}
-    with new_file(resume / RESUME_FILE) as partial:
-        save_file(
-            {name: value.contiguous() for name, value in tensors.items()},
-            partial,
-            metadata={"digest": digest, "progress": json.dumps(state), **UNSEALED},
-        )
-        seal(partial)
+    save_sealed(
+        {name: value.contiguous() for name, value in tensors.items()},
+        resume / RESUME_FILE,
+        {"digest": digest, "progress": json.dumps(state)},
+    )
 
 
 def load_resume(

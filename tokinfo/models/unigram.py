@@ -7,10 +7,10 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from tokinfo.io.atomic import UNSEALED, new_file, seal
+from tokinfo.io.atomic import save_sealed
 from tokinfo.io.damaged import check, check_seal, reading
 from tokinfo.models.checkpoint import FACTS
 from tokinfo.text.documents import read_documents
@@ -31,13 +31,7 @@ def write_unigrams(checkpoint: Path, text: Path, out: Path) -> None:
         facts = json.loads((checkpoint / FACTS).read_text(encoding="utf-8"))
         vocabulary = int(facts["vocabulary"])
     counts = count(checkpoint, text, vocabulary)
-    with new_file(out) as partial:
-        save_file(
-            {"probability": smoothed(counts)},
-            partial,
-            metadata={"tokens": str(int(counts.sum())), **UNSEALED},
-        )
-        seal(partial)
+    save_sealed({"probability": smoothed(counts)}, out, {"tokens": str(int(counts.sum()))})
 
 
 def count(tokenizer: Path, text: Path, vocabulary: int) -> Tensor:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tokinfo.io.atomic import UNSEALED, new_file, seal
+from tokinfo.io.atomic import new_file, save_sealed
 from tokinfo.io.damaged import parse_json, reading
 from tokinfo.io.errors import InvalidError, cure
 from tokinfo.models.checkpoint import empty_decoder, family, shorter
@@ -161,10 +161,12 @@ def write_part(tensors: dict[str, Tensor], file: Path, *, sealed: bool = False) 
 
     ``sealed``: with a digest of the file in it, where no directory holds one.
     """
-    more = UNSEALED if sealed else {}
+    metadata = {"format": "pt"}
     try:
+        if sealed:
+            save_sealed(tensors, file, metadata)
+            return
         with new_file(file) as partial:
-            save_file(tensors, partial, metadata={"format": "pt", **more})
-            seal(partial)
+            save_file(tensors, partial, metadata=metadata)
     except SafetensorError as error:
         raise OSError(f"{file}: cannot be written: {error}") from None

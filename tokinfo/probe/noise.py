@@ -153,7 +153,8 @@ def _again(
             among = probe(embedding[torch.cat([tokens, strangers(_STRANGERS, length)])])[:1]
             yield None, one, _padded(among, width)
             if probe.causal and length > 1:
-                early = probe(embedding[torch.cat([tokens[:, :-1], strangers(1, 1)], dim=1)])
+                other = (tokens[:, -1:] + 1) % len(embedding)
+                early = probe(embedding[torch.cat([tokens[:, :-1], other], dim=1)])
                 early[:, -1] = among[:, -1]
                 yield _ACAUSAL, one, _padded(early, width)
                 for split, copies in _splits(length):

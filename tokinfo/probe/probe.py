@@ -207,6 +207,14 @@ class Probe:
         with torch.no_grad():
             return Prefix(self(embeddings), (), embeddings.detach().to(self.dtype))
 
+    def overflows(self, what: str) -> str:
+        """Return the words for activations ``what`` names that are no finite numbers."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"{what} at {self.site} are not finite in {dtype}; a compute_dtype of a larger range "
+            "is the usual cure"
+        )
+
     @property
     def packed(self) -> bool:
         """Whether weights are quantised: LLM.int8 rounds by what is in the batch."""

@@ -10,14 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tokinfo.io.errors import is_memory
 from tokinfo.solvers.watch import Watch
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception is torch's or Python's way to say that memory ran out."""
-    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
 
 
 def free_memory() -> None:
@@ -62,7 +56,7 @@ class Batcher:
             try:
                 done.append(function(part))
             except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error):
+                if not is_memory(error):
                     raise
                 if len(part) == 1:
                     raise MemoryError("out of memory with a batch of a single row") from error

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from tokinfo.io.atomic import UNSEALED, new_file, seal
+from tokinfo.io.atomic import save_sealed
 from tokinfo.io.damaged import check_seal, reading
 from tokinfo.models.checkpoint import load
 from tokinfo.models.remote_code import trusted
@@ -49,9 +49,7 @@ def write_inverse_gram(checkpoint: Path, out: Path, *, trust_remote_code: bool =
             "and the nearest neighbour %.0f %%: descend with `decode: {method: nearest}`",
             *(100 * published, 100 * nearest),
         )
-    with new_file(out) as partial:
-        save_file({"inverse_gram": gram.contiguous()}, str(partial), metadata=UNSEALED)
-        seal(partial)
+    save_sealed({"inverse_gram": gram.contiguous()}, out)
 
 
 def read_inverse_gram(path: Path) -> Tensor:

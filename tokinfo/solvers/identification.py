@@ -24,8 +24,7 @@ class Identification:
         candidates: how many candidates explain the activations.
         verdict: ``identifiable`` (only the true one does), ``ambiguous`` (it and others do)
             or ``excluded`` (it does not).
-        claimed: the only candidate that does, right or wrong: its index, from a sweep its token;
-            None: several do, or none.
+        claimed: index of the only candidate that does, right or wrong; None: several do, or none.
         bits_low, bits_high: bounds of the information, see `bits`; None: no candidate explains the
             activations, so nothing says what they leave open.
         noise_threshold: noise-to-signal ratio at which the true token stops being the best;

@@ -75,7 +75,7 @@ def make_problem(
     probe = make_probe(checkpoint, cell)
     batch, true_activations = activations(checkpoint, cell, prompts)
     visible = batch.layout.visible
-    _check_finite(embedding, true_activations, visible, cell, checkpoint.dtype)
+    _check_finite(cell.model, probe, embedding, true_activations, visible)
     noise = floor(probe, embedding, batch, true_activations, cell.metric, weights)
     target = _target(cell, batch, true_activations, other)
     if cell.target != targets.OWN:
@@ -151,22 +151,19 @@ def known_tokens(cell: Cell, batch: Batch, special: Sequence[int]) -> Tensor:
 
 
 def _check_finite(
-    embedding: Tensor, activations: Tensor, visible: Tensor, cell: Cell, dtype: torch.dtype
+    model: str, probe: Probe, embedding: Tensor, activations: Tensor, visible: Tensor
 ) -> None:
     """Raise InvalidError where a distance could come out as no number."""
     rows = (~embedding.isfinite().all(1)).nonzero()[:, 0].tolist()
     if rows:
         raise InvalidError(
-            f"model {cell.model}: the embedding of token {rows[0]} is not finite "
+            f"model {model}: the embedding of token {rows[0]} is not finite "
             f"({len(rows)} of {len(embedding)} tokens)"
         )
     prompts, positions = (visible & ~activations.isfinite().all(-1)).nonzero().unbind(1)
     if len(prompts):
-        raise InvalidError(
-            f"model {cell.model}, site {cell.site}, {str(dtype).removeprefix('torch.')}: the "
-            f"activations of prompt {int(prompts[0])} at position {int(positions[0])} are not "
-            "finite; a compute_dtype of a larger range is the usual cure"
-        )
+        what = f"prompt {int(prompts[0])}, position {int(positions[0])}: activations"
+        raise InvalidError(f"model {model}, {probe.overflows(what)}")
 
 
 def shuffled(target: Tensor, layout: Layout) -> Tensor:

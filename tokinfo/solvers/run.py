@@ -10,7 +10,8 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from tokinfo.solvers.batches import free_memory, out_of_memory
+from tokinfo.io.errors import is_memory
+from tokinfo.solvers.batches import free_memory
 from tokinfo.solvers.problem import Problem, Result, SolverError
 from tokinfo.solvers.watch import Watch
 from tokinfo.study.solvers import Solver
@@ -74,7 +75,7 @@ def run(
             first = last
             continue
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+            if not is_memory(error):
                 raise
             count = last - first
         # Outside the except block: the exception holds the frames that hold the tensors.

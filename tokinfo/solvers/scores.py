@@ -69,6 +69,5 @@ def verdict(
         return "certified"
     if not explained:
         return "unexplained"
-    if residual <= floor or residual > true_loss + floor:
-        return "search failure"
-    return "undecided"
+    # In this order a residual that is no number is a failure.
+    return "undecided" if floor < residual <= true_loss + floor else "search failure"

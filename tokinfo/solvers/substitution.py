@@ -72,13 +72,9 @@ class Substitution:
         with torch.no_grad():
             away = self.batcher.map(score, candidates)
         if not bool(away.isfinite().all()):
-            problem = self.problem
-            raise SolverError(
-                f"token {int(candidates[~away.isfinite()][0])} at position {self.position} makes "
-                f"activations at {problem.probe.site} that are not finite in "
-                f"{str(problem.probe.dtype).removeprefix('torch.')}; a compute_dtype of a larger "
-                "range is the usual cure"
-            )
+            token = int(candidates[~away.isfinite()][0])
+            what = f"with token {token} at position {self.position}, activations"
+            raise SolverError(self.problem.probe.overflows(what))
         return away
 
     def activations(self, candidates: Tensor) -> Tensor:

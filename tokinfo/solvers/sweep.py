@@ -148,8 +148,6 @@ def sweep(
             true = (candidates == truth[position]).nonzero()
             if len(true):
                 judged = identify(residuals, int(true), float(problem.slack[0]), problem.prior)
-                if judged.claimed is not None:
-                    judged = replace(judged, claimed=int(candidates[judged.claimed]))
                 if noise is not None:
                     level = noise_threshold(swept, residuals, int(true), noise)
                     judged = replace(judged, noise_threshold=level)

@@ -47,7 +47,7 @@ def check(problem: Problem, lists: Tensor, batcher: Batcher) -> Checked:
     plain = layout.padded(lists[..., 0])
     every = torch.arange(rows, device=lists.device)
     before = _losses(problem, plain, every, batcher)
-    unexplained = before > problem.floor
+    unexplained = ~(before <= problem.floor)  # so that what is no number is not explained
     ids = plain.clone()
     evaluations = torch.ones(rows, dtype=torch.int64, device=lists.device)
     for position in range(positions):

@@ -8,7 +8,6 @@ sums to the models that are built.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +16,7 @@ from typing import Any
 
 from tokinfo.io.errors import InvalidError
 from tokinfo.study.mistakes import MISSING, Mistake
-from tokinfo.study.sources import Built, Gguf, GgufSource, MixerSource, Pretrained, Saved
+from tokinfo.study.sources import Built, Gguf, GgufSource, MixerSource, Pretrained, Saved, located
 from tokinfo.study.study import Study
 
 PLAIN_MLP = {
@@ -164,7 +163,7 @@ def architecture_of(source: Pretrained, fetched: Path | None = None) -> Architec
         return read_architecture(source.config)  # checked with the study
     directory = source.path if isinstance(source, Saved) else None
     places = [Path(source.config)] if source.config is not None else []
-    places += [Path(os.path.expanduser(directory)) / "config.json"] if directory else []
+    places += [located(directory) / "config.json"] if directory else []
     places += [fetched / "config.json"] if fetched is not None else []
     for place in places:
         if place.is_file():
@@ -180,7 +179,7 @@ def estimate(source: Pretrained) -> Architecture:
     Llama 7B to 65B), with their largest vocabularies, stored in two bytes.
     """
     if isinstance(source, Gguf):
-        path = Path(os.path.expanduser(source.path)) if isinstance(source, GgufSource) else None
+        path = located(source.path) if isinstance(source, GgufSource) else None
         size = path.stat().st_size if path is not None and path.is_file() else 100_000_000
         total = 2 * size
         embedding, width = total // 4, 1024
@@ -193,7 +192,7 @@ def estimate(source: Pretrained) -> Architecture:
 
 def mistakes(path: tuple[str, str], source: Pretrained) -> Iterator[Mistake]:
     """Yield the mistakes in a source's stated sizes, and in its GGUF file."""
-    if isinstance(source, GgufSource) and not Path(os.path.expanduser(source.path)).is_file():
+    if isinstance(source, GgufSource) and not located(source.path).is_file():
         yield Mistake((*path, "path"), source.path, "there is no such file", "a GGUF file")
     where, config = (*path, "config"), source.config
     if config is None:

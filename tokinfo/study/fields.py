@@ -16,6 +16,10 @@ def _number(value: Any) -> Any:
     return value
 
 
+LARGEST = 2**53
+"""The largest whole number below which a float holds every one."""
+
+
 def _counted(value: int) -> int:
     """Refuse what no float holds exactly: sizes and times are computed from these numbers."""
     if abs(value) > LARGEST:
@@ -25,7 +29,6 @@ def _counted(value: int) -> int:
     return value
 
 
-LARGEST = 2**53
 FORM_ALONE = "form alone"
 """Context of a validation that lets pass what is right in form and fits nothing beside it."""
 

@@ -20,7 +20,7 @@ from tokinfo.study.prompts import Prompt, contents
 EXTRA_TOKENS = 3
 
 Bounds = tuple[int, int]
-Fault = Literal["empty", "long", "blind", "open", "idle", "solved"]
+Fault = Literal["empty", "long", "blind", "open", "idle", "solved", "special"]
 Use = tuple[str, str, str, str]
 """A combination that is probed: prompt set, mask, padding and known positions."""
 
@@ -57,12 +57,14 @@ class Finding:
     Attributes:
         fault: `empty`: it has no token; `long`: it has more than n_ctx; `blind`: the mask
             leaves no position visible; `open`: the mask hides none although it should; `idle`:
-            no token is known although some should be; `solved`: all that is to be found is known.
+            no token is known although some should be; `solved`: all that is to be found is known;
+            `special`: nothing is left of it but special tokens, which are always known.
         prompts: name of the prompt's set.
         index: its place in the set.
         mask: the mask; empty for `empty` and `long`.
         tokens: bounds on its number of tokens.
-        known: the known positions, for `idle` and `solved`; otherwise empty.
+        known: the known positions, for `idle`, `solved` and `special`; otherwise, or where they are
+            none, empty.
     """
 
     fault: Fault
@@ -163,4 +165,7 @@ def sentence(finding: Finding, n_ctx: int) -> str:
         "open": "hides no position",
         "idle": "gives no token",
         "solved": "leaves nothing to find",
+        "special": "leaves special tokens alone to find"
+        if finding.known
+        else "hides special tokens alone, which are known,",
     }[finding.fault]

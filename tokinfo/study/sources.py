@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
@@ -315,6 +317,11 @@ def _rounded_once(computed: str | None, held: str) -> None:
             f"weights in {held} would be rounded once more to compute in {computed}",
             f"null, float32, or quantization {computed}",
         )
+
+
+def located(path: str) -> Path:
+    """Return a stated path with ``~`` resolved; a home directory that nobody has stays as it is."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises RuntimeError of such a home
 
 
 COMPARED_MB = 1000

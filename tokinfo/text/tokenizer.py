@@ -10,10 +10,9 @@ from pathlib import Path
 
 import tokenizers
 import torch
-from safetensors.torch import save_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from tokinfo.io.atomic import UNSEALED, new_directory, new_file, seal
+from tokinfo.io.atomic import new_directory, save_sealed
 from tokinfo.io.damaged import check, reading
 from tokinfo.io.errors import InvalidError
 from tokinfo.text.documents import END_OF_TEXT, read_documents
@@ -102,9 +101,7 @@ def encode_corpus(tokenizer: Path, train: Path, held_out: Path, out: Path) -> No
     """
     loaded = load_tokenizer(tokenizer)
     tensors = {"train": _encode(loaded, train), "held_out": _encode(loaded, held_out)}
-    with new_file(out) as partial:
-        save_file(tensors, partial, metadata=UNSEALED)
-        seal(partial)
+    save_sealed(tensors, out)
 
 
 def _encode(tokenizer: tokenizers.Tokenizer, text: Path) -> torch.Tensor:

@@ -15,16 +15,14 @@ cluster job.
 from __future__ import annotations
 
 import json
-import os
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokinfo.study.cell import CELL_PATH, Cell
 from tokinfo.study.lengths import Use
 from tokinfo.study.prompts import written
 from tokinfo.study.solvers import SWEEPING
-from tokinfo.study.sources import Built, GgufSource, MixerSource, Saved, Source
+from tokinfo.study.sources import Built, GgufSource, MixerSource, Saved, Source, located
 from tokinfo.study.study import Study
 from tokinfo.workflow.rules import FEWEST, FIGURES, SCALING, code, pattern
 
@@ -233,7 +231,7 @@ class Plan:
         entry = self.study.sources[source]
         if not isinstance(entry, Saved | GgufSource) or entry.path is None:
             return []
-        path = Path(os.path.expanduser(entry.path))
+        path = located(entry.path)
         if isinstance(entry, GgufSource):
             return [str(path)]
         kept = {".json", ".jinja", ".model", ".txt"} | (

@@ -192,10 +192,14 @@ def test_a_scale_of_attention_that_files_do_not_state_is_not_guessed(tmp_path: P
     """llama.cpp knows it by the size of the model; transformers takes that of Gemma 2 2B and 9B."""
     writer = GGUFWriter(tmp_path / "m.gguf", "gemma2")
     writer.add_head_count(HEADS)
+    writer.add_head_count_kv(HEADS)
+    writer.add_layer_norm_rms_eps(1e-6)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    config = Gemma2Config(num_attention_heads=HEADS, head_dim=HEAD)
+    config = Gemma2Config(
+        num_attention_heads=HEADS, num_key_value_heads=HEADS, head_dim=HEAD, rms_norm_eps=1e-6
+    )
     with pytest.raises(FetchError, match=r"query_pre_attn_scalar is 256 .* heads are of width 16"):
         check_gguf(tmp_path / "m.gguf", config, "m")
 

@@ -29,7 +29,14 @@ from tokinfo.models.fetch.local import LocalOrigin
 from tokinfo.models.fetch.partial import write_blocks
 from tokinfo.models.remote_code import allowed, foreign, trusted
 from tokinfo.models.structure import held_blocks
-from tokinfo.study.sources import GgufSource, HubSource, LocalSource, Pretrained, WheelSource
+from tokinfo.study.sources import (
+    GgufSource,
+    HubSource,
+    LocalSource,
+    Pretrained,
+    WheelSource,
+    located,
+)
 from tokinfo.text.tokenizer import check_ids, load_tokenizer
 
 if TYPE_CHECKING:
@@ -125,7 +132,7 @@ def check_config(config: PretrainedConfig, source: Pretrained) -> None:
 
 def _origin(source: HubSource | LocalSource, state: Path) -> HubOrigin | LocalOrigin:
     if source.path is not None:
-        return LocalOrigin(Path(source.path).expanduser())
+        return LocalOrigin(located(source.path))
     assert isinstance(source, HubSource)
     return HubOrigin(source.repository, source.revision, state)
 
@@ -235,7 +242,7 @@ def _write_config(config: PretrainedConfig, blocks: int | None, directory: Path)
 def _open_gguf(source: WheelSource | GgufSource, state: Path) -> Iterator[GgufModel]:
     name = describe(source)
     if isinstance(source, GgufSource):
-        file = Path(source.path).expanduser()
+        file = located(source.path)
         with open_gguf(name, gguf_digest(file, name), state, lambda _: file) as model:
             yield model
         return

@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 
 UNCOPIED = ("GGUF.", "general.architecture", "general.alignment", "tokenizer.")
 """Fields that a cut file does not take over: those that its writer sets, and the vocabulary."""
-KEY_HEADS = "attention.head_count_kv"
-LARGEST_EPSILON = 1e-2
-"""What a norm adds to a variance; models have 1e-12 to 1e-3."""
 
 
 class GgufModel:
@@ -196,13 +193,12 @@ def read_gguf_config(file: Path, name: str) -> PretrainedConfig:
         line = first_line(error)
         reason = line if "not supported" in line else f"damaged or cut short: {line}"
         raise FetchError(f"{name}: {reason}") from None
-    with parsing(f"{name}: damaged or cut short"):
-        _check_needed(file, name)
     values = config.to_dict()
     # The weights are written dequantised, so the file's quantisation is not theirs.
     values.pop("quantization_config", None)
     found: PretrainedConfig = type(config).from_dict(values)
-    check_gguf(file, found, name)
+    with parsing(f"{name}: damaged or cut short"):
+        check_gguf(file, found, name)
     return found
 
 
@@ -216,31 +212,6 @@ def write_gguf_tokenizer(file: Path, out: Path, name: str) -> None:
             AutoTokenizer.from_pretrained(file.parent, **where).save_pretrained(out)
     except Exception as error:
         raise FetchError(f"{name}: no tokenizer inside: {first_line(error)}") from None
-
-
-def _check_needed(file: Path, name: str) -> None:
-    """Raise FetchError for a missing number of key-value heads, or a missing or impossible epsilon.
-
-    transformers puts the family's defaults in place of missing ones, in silence.
-    """
-    from gguf import GGUFReader
-    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
-
-    fields = GGUFReader(file).fields
-    family = str(fields["general.architecture"].contents())
-    read: dict[str, Any] = {
-        known.replace("_", ""): keys for known, keys in GGUF_CONFIG_MAPPING.items()
-    }
-    heads = f"{family}.{KEY_HEADS}"
-    if KEY_HEADS in read.get(family.replace("-", "").replace("_", ""), {}) and heads not in fields:
-        raise FetchError(f"{name}: has no {heads}, the number of key-value heads")
-    epsilons = {key: field.contents() for key, field in fields.items() if "norm" in key}
-    epsilons = {key: value for key, value in epsilons.items() if key.endswith("epsilon")}
-    if not epsilons:
-        raise FetchError(f"{name}: has no {family}.attention.layer_norm_rms_epsilon or the like")
-    for key, value in epsilons.items():
-        if not (isinstance(value, float) and 0 < value <= LARGEST_EPSILON):
-            raise FetchError(f"{name}: {key} is {value}; allowed: above 0, to {LARGEST_EPSILON}")
 
 
 def _cut(file: Path, blocks: Collection[int], out: Path, *, embedding: bool) -> None:

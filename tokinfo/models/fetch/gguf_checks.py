@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 HEAD = ("output.weight", "output.bias")
 """The output head, which no site lies behind, by its names in GGUF files."""
 
+KEY_HEADS = "attention.head_count_kv"
+LARGEST_EPSILON = 1e-2
+"""What a norm adds to a variance; models have 1e-12 to 1e-3."""
 _NUMBERS_APART = {
     *("context_length", "rope.scaling.original_context_length", "rope.scaling.finetuned"),
     *("final_logit_softcapping", "logit_scale"),
@@ -82,7 +85,7 @@ def check_gguf(file: Path, config: PretrainedConfig, name: str) -> None:
     from gguf import GGUFReader
 
     reader = GGUFReader(file)
-    architecture = reader.fields["general.architecture"].contents()
+    architecture = str(reader.fields["general.architecture"].contents())
     prefix = f"{architecture}."
     fields = {
         key: field.contents()
@@ -95,6 +98,7 @@ def check_gguf(file: Path, config: PretrainedConfig, name: str) -> None:
             f"{name}: is file {part} of {parts} of a split model (split.count); join them first "
             "(llama-gguf-split --merge)"
         )
+    _check_needed(architecture, fields, name)
     for key, value in fields.items():
         said = key.removeprefix(prefix)
         if key.startswith(prefix) and not _read(said, value, config):
@@ -109,7 +113,7 @@ def check_gguf(file: Path, config: PretrainedConfig, name: str) -> None:
             "repository of the original weights"
         )
     _check_rotations(reader, name)
-    known = set(_places(str(architecture), config))
+    known = set(_places(architecture, config))
     for tensor in reader.tensors:
         where = {tensor.name, tensor.name.removesuffix(".weight")}
         if tensor.name not in HEAD and tensor.name != _ROTATIONS and not where & known:
@@ -117,6 +121,29 @@ def check_gguf(file: Path, config: PretrainedConfig, name: str) -> None:
                 f"{name}: holds {tensor.name}, for which a {config.model_type} made of it has no "
                 "place: use the repository of the original weights"
             )
+
+
+def _check_needed(architecture: str, fields: Mapping[str, Any], name: str) -> None:
+    """Raise FetchError for a missing number of key-value heads, or a missing or impossible epsilon.
+
+    transformers puts the family's defaults in place of missing ones, in silence.
+    """
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
+    read: dict[str, Any] = {
+        known.replace("_", ""): keys for known, keys in GGUF_CONFIG_MAPPING.items()
+    }
+    heads, plain = f"{architecture}.{KEY_HEADS}", architecture.replace("-", "").replace("_", "")
+    if KEY_HEADS in read.get(plain, {}) and heads not in fields:
+        raise FetchError(f"{name}: has no {heads}, the number of key-value heads")
+    epsilons = {key: fields[key] for key in fields if "norm" in key and key.endswith("epsilon")}
+    if not epsilons:
+        raise FetchError(
+            f"{name}: has no {architecture}.attention.layer_norm_rms_epsilon or the like"
+        )
+    for key, value in epsilons.items():
+        if not (isinstance(value, float) and 0 < value <= LARGEST_EPSILON):
+            raise FetchError(f"{name}: {key} is {value}; allowed: above 0, to {LARGEST_EPSILON}")
 
 
 def _read(key: str, value: Any, config: PretrainedConfig) -> bool:

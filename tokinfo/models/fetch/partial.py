@@ -17,7 +17,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from tokinfo.io.atomic import UNSEALED, new_file, seal
+from tokinfo.io.atomic import new_file, save_sealed, seal
 from tokinfo.io.damaged import check_seal, parse_json, parsing
 from tokinfo.io.errors import DamagedError, FetchError, first_line
 from tokinfo.io.locks import exclusive
@@ -347,7 +347,6 @@ def _load_pickled(origin: Origin, file: str) -> dict[str, object]:
 def _unpickle(origin: Origin, names: dict[str, tuple[str, str]], target: Path) -> None:
     """Write tensors of `torch.save` files as safetensors; only whole files can be had of those."""
     import torch
-    from safetensors.torch import save_file
 
     files = sorted({file for file, _ in names.values()})
     log.warning("%s: no safetensors; reading whole files: %s", origin.name, ", ".join(files))
@@ -363,9 +362,7 @@ def _unpickle(origin: Origin, names: dict[str, tuple[str, str]], target: Path) -
                     f"{origin.name}: the index says that {file} holds {old}; it does not"
                 )
             chosen[name] = tensor.clone().contiguous()
-    with new_file(target) as partial:
-        save_file(chosen, partial, metadata={"format": "pt", **UNSEALED})
-        seal(partial)
+    save_sealed(chosen, target, {"format": "pt"})
 
 
 def link(origin: Path, target: Path) -> None:

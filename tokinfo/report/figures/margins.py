@@ -146,10 +146,10 @@ def noise_threshold(recovery: Path, svg: Path, png: Path) -> None:
         data.places_of(rows),
         masks,
         title=title,
-        subtitle="Gaussian noise on the visible activations, as a share of their root mean square, "
-        "at which some other token explains them better than the true one (the other tokens "
-        f"known); ratios grow by {steps}. Large marks: median over hidden positions; faint ones: "
-        "single positions. Further right, more of the token is there. "
+        subtitle="Gaussian noise on the visible activations, as a share of their root mean square "
+        "at each position, at which some other token explains them better than the true one (the "
+        f"other tokens known); ratios grow by {steps}. Large marks: median over hidden positions; "
+        "faint ones: single positions. Further right, more of the token is there. "
         + unshown
         + panels.note_weights(rows),
         column_title=style.mask_title,

@@ -5,9 +5,7 @@ The template of a model that is not here yet is first read when it has been fetc
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from tokinfo.io.errors import InvalidError
 from tokinfo.io.tokenizers import vocabulary
@@ -17,7 +15,7 @@ from tokinfo.study.grid import Grid
 from tokinfo.study.masks import Mask
 from tokinfo.study.mistakes import Keys, Mistake
 from tokinfo.study.prompts import Prompt, contents, roles, written
-from tokinfo.study.sources import Built, Saved
+from tokinfo.study.sources import Built, Saved, located
 from tokinfo.study.study import Study
 
 
@@ -76,7 +74,7 @@ def _refused(draft: Draft) -> Iterator[Mistake]:
         source, chats = draft.source(model), _chats(draft.study, name)
         if not chats or not isinstance(source, Saved) or source.path is None:
             continue
-        file = Path(os.path.expanduser(source.path)) / "tokenizer.json"
+        file = located(source.path) / "tokenizer.json"
         if vocabulary(file) is None:
             continue  # a job says so, or makes one from an older form
         for number, prompt in chats:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from tokinfo.study import architecture, targets
 from tokinfo.study.checks.draft import Draft
@@ -22,6 +20,7 @@ from tokinfo.study.sources import (
     Saved,
     Source,
     Training,
+    located,
 )
 from tokinfo.study.study import Study
 
@@ -143,7 +142,7 @@ def files(draft: Draft) -> Iterator[Mistake]:
             continue
         if wrong := _pattern(("corpora", name, "path"), path):
             yield wrong
-        elif not Path(os.path.expanduser(path)).is_file():
+        elif not located(path).is_file():
             allowed = "a file, by its path from where the command is given"
             yield Mistake(("corpora", name, "path"), path, "there is no such file", allowed)
     for name in sources:
@@ -160,7 +159,7 @@ def files(draft: Draft) -> Iterator[Mistake]:
 
 def _pattern(where: Keys, path: str) -> Mistake | None:
     """Return the mistake of a path in which Snakemake finds a pattern: `{name}` or `<name>`."""
-    whole = Path(os.path.expanduser(path))
+    whole = located(path)
     # Of a model's directory, the files are inputs of a job.
     for file in (whole, *(whole.glob("*") if whole.is_dir() else ())):
         if not set("{}<>").isdisjoint(str(file)):
@@ -179,7 +178,7 @@ def _local_model(path: tuple[str, str], source: Saved) -> Iterator[Mistake]:
     if source.path is None:
         return
     try:
-        file = Path(os.path.expanduser(source.path)) / "config.json"
+        file = located(source.path) / "config.json"
         config = json.loads(file.read_text(encoding="utf-8"))
         depth, limit = config.get("num_hidden_layers"), config.get("max_position_embeddings")
     except (OSError, ValueError, AttributeError) as error:
