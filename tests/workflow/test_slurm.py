@@ -196,10 +196,12 @@ def test_a_cancelled_job_and_a_drained_node_are_made_good_by_one_plain_rerun(
             stderr=output,
         )
         try:
-            until(lambda: "RUNNING" in states(slurm, since).values(), "a running cell")
+            # Snakemake submits nothing after a failure, so what shall wait has to wait before it.
+            both = {"RUNNING", "PENDING"}
+            until(lambda: both <= set(states(slurm, since).values()), "a running and a waiting job")
+            slurm.ask("scontrol", "update", "NodeName=localhost", "State=DRAIN", "Reason=test")
             victim = next(j for j, s in states(slurm, since).items() if s == "RUNNING")
             slurm.ask("scancel", victim)
-            slurm.ask("scontrol", "update", "NodeName=localhost", "State=DRAIN", "Reason=test")
             until(lambda: states(slurm, since)[victim] == "CANCELLED", "the cancelled job")
             until(lambda: "RUNNING" not in states(slurm, since).values(), "the drained node")
             waiting = [j for j, s in states(slurm, since).items() if s == "PENDING"]
