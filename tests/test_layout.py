@@ -19,7 +19,12 @@ CORRIDOR = (
     *("api", "cell", "cli"),
 )
 """Each may import what stands before it."""
-BESIDE = {"workflow": {"io", "study"}, "cell": set(CORRIDOR[:8]), "api": set(CORRIDOR[:8])}
+BESIDE = {
+    "workflow": {"io", "study"},
+    "cell": set(CORRIDOR[:8]),
+    "api": {*CORRIDOR[:8], "cell"},
+    "examples": {"io", "study", "models"},
+}
 """What may be imported by those that are no step of the corridor; `cli` may import all of them."""
 LONGEST = 400
 """Lines of a module, tests included."""

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
-from tokinfo.cli.output import print_rows
 from tokinfo.io.errors import InvalidError, TokinfoError
 from tokinfo.study.cell import Cell, CellSettings
 from tokinfo.study.known import NONE, Known
@@ -92,11 +91,13 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
     from tokinfo.cell import make_rows, pick_device
     from tokinfo.models.checkpoint import load
     from tokinfo.models.remote_code import trusted
+    from tokinfo.report.answer import Result
     from tokinfo.solvers.decoding import inverse_gram
     from tokinfo.solvers.pose import make_problem
     from tokinfo.solvers.run import run
     from tokinfo.solvers.sweep import around
     from tokinfo.solvers.watch import Watch
+    from tokinfo.tables.schema import RECOVERY_SCHEMA
 
     # A warning between the lines of the bar would break it.
     logging.getLogger("tokinfo").setLevel(logging.ERROR)
@@ -127,7 +128,11 @@ def answer(request: Request, study: Study | None, named: list[str]) -> None:
         raise InvalidError(
             f"{request.model} at {request.site}, mask {request.mask}: {words}"
         ) from None
-    print_rows(rows, sweep=solver.kind == "sweep", heading=_heading(request, site, name, model))
+    Result(
+        [dict.fromkeys(RECOVERY_SCHEMA) | row for row in rows],
+        _heading(request, site, name, model),
+        None,
+    ).show()
     if rows[0]["stopped"]:
         print(_stopped(rows[0], solver))
 

@@ -61,7 +61,8 @@ def _digest(package: Path, modules: tuple[str, ...]) -> str:
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        if name in reached or name == f"{package.name}.{MESSAGES}":
+        # What a person imports of the package itself is looked up by name, and made of nothing.
+        if name in reached or name in (package.name, f"{package.name}.{MESSAGES}"):
             continue
         reached.add(name)
         waiting.extend(_read(package, name)[1])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tokinfo.io.errors import InvalidError, TokinfoError, first_line
 from tokinfo.models.checkpoint import (
+    Checkpoint,
     empty_decoder,
     family,
     load,
@@ -68,13 +69,43 @@ def check_cut(directory: Path, origin: Path | None, blocks: int, name: str) -> N
         log.info("%s: %.1f GB, not compared with the whole model", name, size / 1e9)
         return
     checkpoint, config = load(directory), read_config(directory)
+    whole: nn.Module = checkpoint.decoder
+    if origin is not None:
+        whole = read_decoder(origin, shorter(read_config(origin), blocks)).eval()
+    ids = _ids(checkpoint)
+    found = _of_embeddings(checkpoint, ids, blocks, family(config), name)
+    every = find_blocks(whole)
+    # The blocks that are left out, without weights.
+    every.extend(find_blocks(empty_decoder(shorter(config, config.num_hidden_layers)))[blocks:])
+    _compare(found, whole, every, ids, blocks, family(config), name)
+
+
+def check_embeddings(checkpoint: Checkpoint, blocks: int, name: str) -> None:
+    """Compare what a model in memory makes of embeddings and of their tokens, behind a block.
+
+    Raises InvalidError where they differ, or one of them does not run.
+    """
+    if blocks:
+        ids, kind = _ids(checkpoint), checkpoint.facts.family
+        found = _of_embeddings(checkpoint, ids, blocks, kind, name)
+        held = find_blocks(checkpoint.decoder)
+        _compare(found, checkpoint.decoder, held, ids, blocks, kind, name)
+
+
+def _ids(checkpoint: Checkpoint) -> Tensor:
     rows, limit = len(checkpoint.embedding), checkpoint.facts.n_ctx or POSITIONS
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(rows, (PROMPTS, min(POSITIONS, limit)), generator=generator)
     # Some families count positions from the tokens that are no padding.
     ids[ids == checkpoint.pad_id] = (checkpoint.pad_id + 1) % rows
+    return ids.to(checkpoint.embedding.device)
+
+
+def _of_embeddings(
+    checkpoint: Checkpoint, ids: Tensor, blocks: int, kind: str, name: str
+) -> Tensor:
+    """Return what a checkpoint makes of the embeddings of tokens behind a block."""
     embedded = checkpoint.embedding[ids].to(checkpoint.dtype)
-    kind = family(config)
     try:
         held = find_blocks(checkpoint.decoder)
         own = embedded.clone()
@@ -88,27 +119,34 @@ def check_cut(directory: Path, origin: Path | None, blocks: int, name: str) -> N
         raise InvalidError(
             f"{name}: a {kind} does not run on embeddings alone: {first_line(error)}"
         ) from None
-    whole: nn.Module = checkpoint.decoder
-    if origin is not None:
-        whole = read_decoder(origin, shorter(read_config(origin), blocks)).eval()
     if not torch.equal(own, embedded):
         raise InvalidError(f"{name}: a {kind} writes into the embeddings that it is given")
-    every = find_blocks(whole)
-    # The blocks that are left out, without weights.
-    every.extend(find_blocks(empty_decoder(shorter(config, config.num_hidden_layers)))[blocks:])
+    if found.shape[:-1] != ids.shape:
+        raise InvalidError(
+            f"{name}: blocks of a {kind} hand on activations of shape {list(found.shape)} for "
+            f"{list(ids.shape)} tokens, not one vector for each"
+        )
+    return found
+
+
+def _compare(
+    found: Tensor,
+    whole: nn.Module,
+    every: nn.ModuleList,
+    ids: Tensor,
+    blocks: int,
+    kind: str,
+    name: str,
+) -> None:
+    """Raise InvalidError where the whole model makes something else of the tokens themselves."""
     try:
         expected = _behind(whole, every, blocks, input_ids=ids)
     except Exception as error:
         raise InvalidError(
             f"{name}: the first {blocks} blocks of a {kind} do not run alone: {first_line(error)}"
         ) from None
-    if found.shape[:-1] != ids.shape:
-        raise InvalidError(
-            f"{name}: blocks of a {kind} hand on activations of shape {list(found.shape)} for "
-            f"{list(ids.shape)} tokens, not one vector for each"
-        )
     away = float((found.float() - expected.float()).abs().max() / expected.float().abs().max())
-    if away > max(TOLERANCE, 4 * torch.finfo(checkpoint.dtype).eps):
+    if away > max(TOLERANCE, 4 * torch.finfo(found.dtype).eps):
         raise InvalidError(
             f"{name}: behind block {blocks}, a {kind} cut there and given embeddings differs from "
             f"the whole model given their tokens by {away:.1e} of the largest activation; "

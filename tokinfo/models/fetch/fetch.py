@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tokinfo.io.atomic import new_directory
@@ -93,6 +94,21 @@ def fetch(source: Pretrained, blocks: int | None, out: Path, state: Path) -> Non
                 if blocks is not None:
                     write_blocks(origin, config, blocks, directory)
         _write_config(config, blocks, directory)
+
+
+def configuration(source: Pretrained, state: Path) -> PretrainedConfig:
+    """Return the configuration of a pretrained model, which no study has stated anything of.
+
+    Arguments and errors are those of `fetch`.
+    """
+    trust = getattr(source, "trust_remote_code", False)
+    with trusted(trust), TemporaryDirectory() as scratch:
+        match source:
+            case WheelSource() | GgufSource():
+                with _open_gguf(source, state) as model:
+                    return model.write_config(Path(scratch))
+            case HubSource() | LocalSource():
+                return _read_config(_origin(source, state), Path(scratch))
 
 
 def describe(source: Pretrained) -> str:

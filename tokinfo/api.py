@@ -1,0 +1,400 @@
+"""For a person: one call for any model, in a notebook or a script.
+
+>>> import tokinfo as ti
+>>> ti.load  # doctest: +ELLIPSIS
+<function load at ...>
+
+`load` opens a model; its methods hide tokens of a prompt and look for them. The same rooms are used
+as by a study's cells, so the numbers are the same. `invert` also takes activations that another
+program captured, of a prompt that nobody here knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+
+from tokinfo.cell import make_rows
+from tokinfo.io.errors import InvalidError
+from tokinfo.models.borrowed import Borrowed
+from tokinfo.models.checkpoint import Checkpoint
+from tokinfo.models.opening import Named
+from tokinfo.probe.captured import captured
+from tokinfo.report.answer import Result
+from tokinfo.report.progress import watched
+from tokinfo.solvers.capture import captured_problem
+from tokinfo.solvers.decoding import Decoder, inverse_gram
+from tokinfo.solvers.pose import make_probe, make_problem
+from tokinfo.solvers.question import (
+    SOLVER,
+    check_question,
+    known_tokens,
+    one_cell,
+    read_mask,
+    read_prompt,
+    read_solver,
+    validated,
+)
+from tokinfo.solvers.run import run
+from tokinfo.solvers.sweep import around
+from tokinfo.study import sources
+from tokinfo.study.known import NONE
+from tokinfo.study.sites import Site
+from tokinfo.study.solvers import MetricWeights, Solver
+from tokinfo.tables.schema import RECOVERY_SCHEMA
+
+__all__ = ["Model", "Result", "invert", "load"]
+
+_MODEL: TypeAdapter[sources.Model] = TypeAdapter(sources.Model)
+
+
+def load(
+    model: Any,
+    tokenizer: Any = None,
+    *,
+    device: str = "auto",
+    quantization: str = "float32",
+    dtype: str | None = None,
+    special_tokens: bool = True,
+    trust_remote_code: bool = False,
+) -> Model:
+    """Open a model. Of one that is named, the blocks are read when a site needs them, no others.
+
+    Args:
+        model: a directory written by ``save_pretrained``, a checkpoint of a study, a .gguf file, a
+            repository on the hub (``OWNER/NAME``, ``OWNER/NAME@REVISION``), or a model of
+            transformers in memory. One in memory is used as it is: device, precision,
+            quantisation and hooks are kept, and after a call it is what it was before.
+        tokenizer: of a model in memory: its fast tokenizer.
+        device: of a named model: ``auto``, ``cpu`` or ``cuda``.
+        quantization: of a named model: ``float32``, ``bfloat16``, ``float16``, ``int8`` or ``nf4``.
+        dtype: of a named model: what activations are computed in; None: the weights' precision,
+            and float32 for int8 and nf4.
+        special_tokens: whether prompts get the special tokens that the tokenizer adds.
+        trust_remote_code: run the code that a named model brings with it.
+
+    Raises:
+        TokinfoError: there is no such model, or it is of a kind that cannot be probed.
+
+    A model in memory, here one of a block with random weights:
+
+    >>> from tokinfo.examples import tiny_model
+    >>> model = load(*tiny_model())
+    >>> model
+    <model LlamaForCausalLM: 2 blocks>
+    """
+    if not isinstance(model, str | Path):
+        if tokenizer is None:
+            raise InvalidError("load: a model in memory needs its tokenizer beside it")
+        return Model(Borrowed(model, tokenizer, special_tokens=special_tokens))
+    precision = {"source": "it", "quantization": quantization, "compute_dtype": dtype}
+    return Model(
+        Named(
+            str(model),
+            validated(_MODEL, precision),
+            device=device,
+            special_tokens=special_tokens,
+            trust_remote_code=trust_remote_code,
+        )
+    )
+
+
+def invert(model: Model, prompt: Any = None, **keywords: Any) -> Result:
+    """Look for hidden tokens; see `Model.invert` for what it takes.
+
+    Without a prompt it takes ``activations`` (see `Model.invert_activations`).
+    """
+    if "activations" in keywords:
+        if prompt is not None:
+            raise InvalidError("invert: takes a prompt or activations, not both")
+        return model.invert_activations(**keywords)
+    return model.invert(prompt, **keywords)
+
+
+class Model:
+    """A model whose activations are read; `load` makes it."""
+
+    def __init__(self, opened: Named | Borrowed) -> None:
+        self._opened = opened
+        self._inverse: torch.Tensor | None = None
+
+    @property
+    def name(self) -> str:
+        """What it was opened by; of a model in memory, its class."""
+        return self._opened.name
+
+    @property
+    def depth(self) -> int:
+        """How many blocks the whole model has."""
+        return self._opened.depth
+
+    def __repr__(self) -> str:
+        return f"<model {self.name}: {self.depth} blocks>"
+
+    def tokens(self, prompt: Any) -> list[str]:
+        """Return the tokens of a prompt as text, in the order that masks count them from 0.
+
+        >>> from tokinfo.examples import tiny_model
+        >>> load(*tiny_model()).tokens("The sky is blue.")
+        ['The', ' sky', ' is', ' blue', '.']
+        """
+        with self._checkpoint(0) as checkpoint:
+            (reading,) = checkpoint.read([read_prompt(prompt)])
+            return [checkpoint.text(token) for token in reading.ids]
+
+    def invert(
+        self,
+        prompt: Any,
+        *,
+        site: str,
+        visible: str | None = None,
+        hide: str | Sequence[str] | None = None,
+        known: str = NONE,
+        solver: str | Mapping[str, Any] | Solver = "mixture",
+        judge: bool = False,
+        metric: str = "l1",
+        seed: int = 0,
+        minutes: float | None = None,
+        show_progress: bool = True,
+    ) -> Result:
+        """Hide tokens of a prompt, and look for them in the activations that stay visible.
+
+        The search has the activations alone; the prompt only says afterwards what is right.
+
+        Args:
+            prompt: a text, or a chat: a list of messages with ``role`` and ``content``.
+            site: where activations are read, such as ``block.8`` (docs/method.md).
+            visible: the positions that stay visible, as a Python slice. None: ``1:``, or all but
+                what ``hide`` says.
+            hide: in its place, text in the prompt whose tokens are hidden, or several.
+            known: positions whose token is given: ``none``, ``visible`` or a slice.
+            solver: ``mixture``, ``joint``, ``adam``, ``chapter`` or ``sequential``; or settings, as
+                a study writes them: ``{"kind": "joint", "restarts": 4}``.
+            judge: sweep the hidden positions around the found prompt: which of its tokens are the
+                only ones that fit. May take longer than the search.
+            metric: ``l1``, ``l2``, ``cosine`` or ``l1+cosine``.
+            seed: of the starts.
+            minutes: time after which the best so far is returned; Ctrl-C ends it early too.
+            show_progress: a bar on a terminal or in a notebook, a line every ten seconds elsewhere.
+
+        Raises:
+            TokinfoError: the request does not suit the model or the prompt; one line.
+
+        >>> from tokinfo.examples import tiny_model
+        >>> found = load(*tiny_model()).invert("The sky is blue.", site="block.1", visible="1:")
+        >>> found.text, found.certified, found.correct
+        ('The sky is blue.', True, 1)
+        """
+        settings = read_solver(solver, minutes)
+        if settings.kind == "sweep":
+            raise InvalidError("solver sweep: searches nothing; allowed: Model.sweep")
+        fields = {"mask": read_mask(visible, hide), "known": known, "metric": metric, "seed": seed}
+        return self._answer(prompt, settings, site, judge, show_progress, **fields)
+
+    def sweep(
+        self,
+        prompt: Any,
+        *,
+        site: str,
+        visible: str | None = None,
+        hide: str | Sequence[str] | None = None,
+        known: str = NONE,
+        everywhere: bool = False,
+        noise: bool | Mapping[str, Any] = False,
+        metric: str = "l1",
+        minutes: float | None = None,
+        show_progress: bool = True,
+    ) -> Result:
+        """Test every token at each hidden position, the other tokens of the prompt known.
+
+        This is no attack: it says what the activations identify, and so what any search could claim
+        at best. Arguments are those of `invert`, and:
+
+        Args:
+            prompt: as for `invert`.
+            site: as for `invert`.
+            visible: as for `invert`.
+            hide: as for `invert`.
+            known: as for `invert`; known positions are not swept.
+            everywhere: sweep visible positions too.
+            noise: also find the noise at which each token is lost; or its settings
+                (``{"draws": 16}``).
+            metric: as for `invert`.
+            minutes: as for `invert`; positions that were not reached have no rank.
+            show_progress: as for `invert`.
+
+        >>> from tokinfo.examples import tiny_model
+        >>> swept = load(*tiny_model()).sweep("The sky is blue.", site="block.1", visible="2:")
+        >>> [row["rank"] for row in swept.rows]
+        [1, 1, None, None, None]
+        """
+        form: dict[str, Any] = {"kind": "sweep", "minutes": minutes}
+        form["positions"] = "all" if everywhere else "hidden"
+        if noise:
+            form["noise"] = dict(noise) if isinstance(noise, Mapping) else {}
+        fields = {"mask": read_mask(visible, hide), "known": known, "metric": metric}
+        solver = validated(SOLVER, form)
+        return self._answer(prompt, solver, site, False, show_progress, **fields)
+
+    def invert_activations(
+        self,
+        activations: Any,
+        *,
+        site: str,
+        positions: Sequence[int] | None = None,
+        length: int | None = None,
+        known: Mapping[int, str | int] | None = None,
+        tolerance: float | None = None,
+        solver: str | Mapping[str, Any] | Solver = "mixture",
+        judge: bool = True,
+        metric: str = "l1",
+        seed: int = 0,
+        minutes: float | None = None,
+        show_progress: bool = True,
+    ) -> Result:
+        """Look for the prompt behind activations that another program captured.
+
+        Nobody knows the prompt, so the result says nothing of what is right: it has the found
+        prompt, whether it is certified, and which of its tokens are the only ones that fit.
+
+        Args:
+            activations: [position, width] or [1, position, width] of one prompt, a tensor or an
+                array, or a file of them: .safetensors, .npz, .npy or .pt. A file with several
+                arrays calls them ``activations`` and ``positions``.
+            site: where they were read; ``block.K`` is what transformers calls
+                ``hidden_states[K]``, counted from 1 (before the final norm).
+            positions: the position in the prompt of each row; None: the file's, or 0, 1, ...
+            length: tokens of the prompt; None: up to the last position.
+            known: tokens that are known, by position: ids, or their text. None: the special tokens
+                that the tokenizer puts around a text.
+            tolerance: share of their norm by which activations of the true prompt may differ from
+                those computed here, where another precision or library made them. None: rounding.
+            solver: as for `invert`.
+            judge: as for `invert`.
+            metric: as for `invert`.
+            seed: as for `invert`.
+            minutes: as for `invert`.
+            show_progress: as for `invert`.
+
+        Raises:
+            TokinfoError: shape, dtype, site or model do not fit; one line.
+
+        >>> import torch
+        >>> from tokinfo.examples import tiny_model
+        >>> llama, tokenizer = tiny_model()
+        >>> ids = torch.tensor([tokenizer("The sky is blue.")["input_ids"]])
+        >>> seen = llama.model(ids, output_hidden_states=True).hidden_states[1][0, 1:]
+        >>> found = load(llama, tokenizer).invert_activations(
+        ...     seen, site="block.1", positions=[1, 2, 3, 4]
+        ... )
+        >>> found.text, found.certified, found.claims
+        ('The sky is blue.', True, {0: 'The'})
+        """
+        chosen = read_solver(solver, minutes)
+        given = captured(activations, positions, length)
+        where = Site.parse(site).resolve(self.depth)
+        with self._checkpoint(where.block) as checkpoint:
+            fields = {"site": str(where), "mask": ":", "metric": metric, "seed": seed}
+            settings = one_cell(self.name, checkpoint, chosen, "?", **fields)
+            table, cell = checkpoint.embedding, settings.cell
+            gram = self._gram(checkpoint).to(table.device)
+            problem = captured_problem(
+                checkpoint,
+                make_probe(checkpoint, cell),
+                Decoder(table, gram, chosen.decode.method),
+                cell,
+                given,
+                known_tokens(checkpoint, known, given.length),
+                tolerance,
+            )
+            if not bool((problem.known < 0).any()):
+                raise InvalidError("known: every token is known; there is nothing to find")
+            nobody = torch.full_like(problem.known, -1)
+            with watched(f"{chosen.kind}, {self.name}", shown=show_progress) as watch:
+                result = run(problem, chosen, nobody, watch=watch)
+                found = problem.layout.padded(result.top_ids[..., 0].to(nobody))
+                if judge:
+                    result = around(replace(problem, watch=watch), result, found)
+            rows = _rows(settings, checkpoint, problem, found, result)
+            for row in rows:
+                row |= dict.fromkeys(_OF_TRUTH)
+                row["verdict"] = "certified" if row["verdict"] == "certified" else "not certified"
+            text = checkpoint.tokenizer.decode(found[0].tolist(), skip_special_tokens=True)
+            count = len(given.positions)
+            heading = (
+                f"{self.name} at {where}, captured at {count} of {given.length} "
+                f"positions, {metric}, {chosen.kind}"
+            )
+            return Result(rows, heading, text)
+
+    # --- inside -----------------------------------------------------------------------------
+
+    def _answer(
+        self, prompt: Any, solver: Solver, site: str, judge: bool, shown: bool, **fields: Any
+    ) -> Result:
+        text = read_prompt(prompt)
+        where = Site.parse(site).resolve(self.depth)
+        with self._checkpoint(where.block) as checkpoint:
+            settings = one_cell(self.name, checkpoint, solver, text, site=str(where), **fields)
+            cell = settings.cell
+            (reading,) = checkpoint.read([text])
+            length, limit = len(reading.ids), checkpoint.facts.n_ctx
+            if limit is not None and length > limit:
+                # Before anything asks for memory, which grows with the square of the length.
+                raise InvalidError(f"the prompt has {length} tokens, the model holds {limit}")
+            if isinstance(self._opened, Borrowed) and isinstance(text, str):
+                self._opened.check_reading(text, reading.ids)
+            problem, truth = make_problem(
+                checkpoint, self._gram(checkpoint), cell, solver, MetricWeights(), [text]
+            )
+            check_question(problem, solver, cell.known)
+            with watched(f"{solver.kind}, {self.name}", shown=shown) as watch:
+                result = run(problem, solver, truth, watch=watch)
+                if judge and result.identified is None:
+                    result = around(replace(problem, watch=watch), result, truth)
+            rows = _rows(settings, checkpoint, problem, truth, result)
+            found = None
+            if solver.kind != "sweep":
+                ids = [row["found_id"] for row in rows]
+                found = checkpoint.tokenizer.decode(ids, skip_special_tokens=True)
+        facts = checkpoint.facts
+        heading = (
+            f"{self.name} ({facts.family}, {facts.state}, {facts.quantization}) at {where}, mask "
+            f"{cell.mask}, {cell.metric}, {solver.kind}"
+            + ("" if cell.known.text == NONE else f", known {cell.known}")
+        )
+        return Result(rows, heading, found)
+
+    @contextmanager
+    def _checkpoint(self, blocks: int) -> Iterator[Checkpoint]:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            self._opened.checkpoint(blocks) as found,
+        ):
+            yield found
+
+    def _gram(self, checkpoint: Checkpoint) -> torch.Tensor:
+        """Return the inverse Gram matrix of the embedding, which is the same at any depth."""
+        if self._inverse is None:
+            self._inverse = inverse_gram(checkpoint.embedding)
+        return self._inverse
+
+
+_OF_TRUTH = (
+    *("prompt", "true_id", "true_token", "true_loss", "correct", "in_top5", "in_prompt", "role"),
+    *("reference_id", "published_correct"),
+)
+"""Columns that say something of the true prompt."""
+
+
+def _rows(*arguments: Any) -> list[dict[str, Any]]:
+    """Return the rows of `tokinfo.cell.make_rows`, with every column of the table."""
+    nothing = dict.fromkeys(RECOVERY_SCHEMA)
+    return [nothing | row for row in make_rows(*arguments)]
