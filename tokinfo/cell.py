@@ -18,6 +18,7 @@ from tokinfo.io.atomic import new_file
 from tokinfo.io.errors import TokinfoError
 from tokinfo.io.provenance import versions
 from tokinfo.models.checkpoint import Checkpoint, load
+from tokinfo.models.placement import pick_device
 from tokinfo.models.remote_code import trusted
 from tokinfo.models.unigram import entropy, read_unigrams
 from tokinfo.solvers.decoding import read_inverse_gram
@@ -37,13 +38,6 @@ log = logging.getLogger(__name__)
 
 class CellError(TokinfoError):
     """A cell failed in an expected way; the message names the cell."""
-
-
-def pick_device(wanted: str) -> str:
-    """Return the torch device that ``auto``, ``cpu`` or ``cuda`` stands for on this machine."""
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
 
 
 def run_cell(

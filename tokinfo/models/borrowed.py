@@ -70,6 +70,8 @@ class Borrowed:
         Raises InvalidError where it does not compute from embeddings what it does from tokens.
         """
         model = self._model
+        if blocks > self.depth:
+            raise InvalidError(f"{self.name}: has {self.depth} blocks, block {blocks} requested")
         with as_a_probe(model):
             decoder = model.base_model
             table = _table(decoder)
@@ -130,7 +132,13 @@ def as_a_probe(model: PreTrainedModel) -> Iterator[None]:
     Inside, gradients with respect to inputs are computed, whatever mode the caller is in.
     """
     modes = [(module, module.training) for module in model.modules()]
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    # By name: hooks of accelerate put new parameters in the place of these.
+    wanted = [
+        (module, name, parameter.requires_grad)
+        for module in model.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+    ]
     kept: list[tuple[nn.Module, str, Tensor]] = []
     device = next(model.parameters()).device.type
     with ExitStack() as stack:
@@ -145,14 +153,14 @@ def as_a_probe(model: PreTrainedModel) -> Iterator[None]:
                     if buffer is not None and buffer.is_inference():
                         kept.append((module, name, buffer))
                         module._buffers[name] = buffer.clone()
-            for parameter, _ in wanted:
+            for parameter in model.parameters():
                 parameter.requires_grad_(False)
             yield
         finally:
             for module, training in modes:
                 module.training = training
-            for parameter, needed in wanted:
-                parameter.requires_grad_(needed)
+            for module, name, needed in wanted:
+                module.get_parameter(name).requires_grad_(needed)
             for module, name, buffer in kept:
                 module._buffers[name] = buffer
 

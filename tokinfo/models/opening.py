@@ -19,12 +19,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
 from tokinfo.io.damaged import reading
 from tokinfo.io.errors import InvalidError
 from tokinfo.models.checkpoint import FACTS, Checkpoint, Facts, load
 from tokinfo.models.fetch.fetch import configuration, fetch
+from tokinfo.models.placement import pick_device
 from tokinfo.models.preparing import prepare
 from tokinfo.models.remote_code import trusted
 from tokinfo.models.structure import held_blocks
@@ -34,6 +33,7 @@ ALLOWED = (
     "a directory written by save_pretrained, a checkpoint of a study, a .gguf file, or a "
     "repository on the hub, as OWNER/NAME or OWNER/NAME@REVISION"
 )
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?\Z")
 
 
@@ -45,13 +45,6 @@ def cache() -> Path:
     if stated := os.environ.get("TOKINFO_CACHE"):
         return located(stated)
     return located(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tokinfo"
-
-
-def pick_device(wanted: str) -> str:
-    """Return the torch device that ``auto``, ``cpu`` or ``cuda`` stands for on this machine."""
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
 
 
 class Named:
@@ -79,11 +72,14 @@ class Named:
         trust_remote_code: bool = False,
     ) -> None:
         self.name, self.model = name, model
+        self._trust = trust_remote_code
         self.device = pick_device(device)
         self._held: Checkpoint | None = None
         self._directory: Path | None = None
         self._source: Pretrained | None = None
         path = located(name)
+        if path.exists():
+            self.name = path.resolve().name
         common: dict[str, Any] = {"blocks": 1, "special_tokens": special_tokens}
         saved = common | {"trust_remote_code": trust_remote_code}
         if (path / FACTS).is_file():
@@ -95,6 +91,8 @@ class Named:
         elif path.is_file():
             self._source = GgufSource(path=name, **common)
         elif match := _HUB.match(name):
+            if trust_remote_code and not _COMMIT.fullmatch(match[2] or ""):
+                raise InvalidError(f"{name}: trust_remote_code needs a commit: OWNER/NAME@COMMIT")
             self._source = HubSource(repository=match[1], revision=match[2] or "main", **saved)
         else:
             raise InvalidError(f"model {name!r}: there is none; allowed: {ALLOWED}")
@@ -118,7 +116,8 @@ class Named:
         """
         if blocks > self.depth:
             raise InvalidError(f"{self.name}: has {self.depth} blocks, block {blocks} requested")
-        if self._held is None or self._held.facts.blocks_kept < blocks:
+        deeper = self._held is not None and self._held.facts.blocks_kept < blocks
+        if self._held is None or (deeper and self._directory is None):
             self._held = None  # memory need not hold both
             self._held = self._load(blocks)
         if blocks > self._held.facts.blocks_kept:
@@ -128,16 +127,19 @@ class Named:
 
     def _load(self, blocks: int) -> Checkpoint:
         if self._directory is not None:
-            return load(self._directory, self.device)
+            with trusted(self._trust):
+                return load(self._directory, self.device)
         source = self._source
         assert source is not None
-        trust = getattr(source, "trust_remote_code", False)
         limit = getattr(self._config, "max_position_embeddings", None)
         known = {"blocks": self.depth}
         if isinstance(limit, int) and limit > 1:
             known["n_ctx"] = limit
         source = source.model_copy(update=known)
-        with TemporaryDirectory(dir=self._state, prefix="checkpoint-") as scratch, trusted(trust):
+        with (
+            trusted(self._trust),
+            TemporaryDirectory(dir=self._state, prefix="checkpoint-") as scratch,
+        ):
             origin, out = Path(scratch) / "model", Path(scratch) / "checkpoint"
             fetch(source, blocks, origin, self._state)
             facts = {"special_tokens": source.special_tokens, "model": self.name}

@@ -30,6 +30,13 @@ Device = str | int
 log = logging.getLogger(__name__)
 
 
+def pick_device(wanted: str) -> str:
+    """Return the torch device that ``auto``, ``cpu`` or ``cuda`` stands for on this machine."""
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
 def place(outside: int, blocks: Sequence[int], room: Sequence[float]) -> list[int]:
     """Return the GPU that each block goes to: the first until it is full, then the next.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from tokinfo.io.errors import TokinfoError
@@ -101,6 +102,14 @@ class Block:
 
 def _called(name: str, words: tuple[str, ...]) -> bool:
     return any(word in name for word in words)
+
+
+def place_of(table: nn.Embedding) -> torch.device:
+    """Return the device that ids are to be on for an embedding.
+
+    Where accelerate holds its weights elsewhere until they are needed, it moves the ids too.
+    """
+    return torch.device("cpu") if table.weight.is_meta else table.weight.device
 
 
 def held_blocks(config: object) -> int | None:

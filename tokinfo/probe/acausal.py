@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tokinfo.io.errors import first_line
-from tokinfo.models.structure import StructureError
+from tokinfo.models.structure import StructureError, place_of
 from tokinfo.probe import masking
 
 
@@ -54,7 +54,7 @@ def check(decoder: nn.Module, probe: Callable[[Tensor], Tensor]) -> None:
     name = f"{type(decoder).__name__}: cannot be probed without a causal mask"
     table: nn.Embedding = decoder.get_input_embeddings()  # type: ignore[operator]
     generator = torch.Generator().manual_seed(0)
-    pair = torch.randn(2, 2, table.embedding_dim, generator=generator).to(table.weight.device)
+    pair = torch.randn(2, 2, table.embedding_dim, generator=generator).to(place_of(table))
     pair[1, 0] = pair[0, 0]
     try:
         with torch.no_grad():

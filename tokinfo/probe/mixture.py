@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tokinfo.io.errors import InvalidError, first_line
 from tokinfo.models.mixer import MixerStack
-from tokinfo.models.structure import StructureError, find_block
+from tokinfo.models.structure import StructureError, find_block, place_of
 from tokinfo.probe import masking
 from tokinfo.probe.hooks import add, given
 from tokinfo.probe.probe import Probe
@@ -81,7 +81,7 @@ def check(probe: Probe) -> None:
         return
     name = f"{type(decoder).__name__}: cannot be given mixtures of tokens"
     table: nn.Embedding = decoder.get_input_embeddings()  # type: ignore[operator]
-    n, place = CHECKED_POSITIONS, table.weight.device
+    n, place = CHECKED_POSITIONS, place_of(table)
     generator = torch.Generator().manual_seed(0)
     tokens, rivals = torch.randint(table.num_embeddings, (2, n), generator=generator).to(place)
     p = torch.zeros(COPIES + 1, n, device=place)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tokinfo.io.errors import InvalidError
-from tokinfo.models.structure import Block, StructureError, find_block
+from tokinfo.models.structure import Block, StructureError, find_block, place_of
 from tokinfo.probe import acausal
 from tokinfo.probe.hooks import Reached, drop_residual, stop_after_attention, stop_at, stop_at_mlp
 from tokinfo.study.sites import Site
@@ -236,7 +236,7 @@ class Probe:
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(table.num_embeddings, (1, 2 * _TRIED), generator=generator)
         with torch.no_grad():
-            tokens = table(ids.to(table.weight.device))
+            tokens = table(ids.to(place_of(table)))
             before, later = tokens[:, :_TRIED], tokens[:, _TRIED:]
             try:
                 whole, alone = self(tokens)[:, _TRIED:], self(later)
