@@ -26,28 +26,19 @@ from tokinfo.models.borrowed import Borrowed
 from tokinfo.models.checkpoint import Checkpoint
 from tokinfo.models.opening import Named
 from tokinfo.probe.captured import captured
-from tokinfo.report.answer import Result
+from tokinfo.report.answer import Result, without_truth
 from tokinfo.report.progress import watched
 from tokinfo.solvers.capture import captured_problem
 from tokinfo.solvers.decoding import Decoder, inverse_gram
 from tokinfo.solvers.pose import make_probe, make_problem
-from tokinfo.solvers.question import (
-    SOLVER,
-    check_question,
-    known_tokens,
-    one_cell,
-    read_mask,
-    read_prompt,
-    read_solver,
-    validated,
-)
+from tokinfo.solvers.question import check_question, known_tokens, one_cell
 from tokinfo.solvers.run import run
 from tokinfo.solvers.sweep import around
 from tokinfo.study import sources
+from tokinfo.study.asked import SOLVER, read_mask, read_prompt, read_solver, validated
 from tokinfo.study.known import NONE
 from tokinfo.study.sites import Site
 from tokinfo.study.solvers import MetricWeights, Solver
-from tokinfo.tables.schema import RECOVERY_SCHEMA
 
 __all__ = ["Model", "Result", "invert", "load"]
 
@@ -140,9 +131,10 @@ class Model:
     def tokens(self, prompt: Any) -> list[str]:
         """Return the tokens of a prompt as text, in the order that masks count them from 0.
 
-        >>> from tokinfo.examples import tiny_model
-        >>> load(*tiny_model()).tokens("The sky is blue.")
-        ['The', ' sky', ' is', ' blue', '.']
+        Examples:
+            >>> from tokinfo.examples import tiny_model
+            >>> load(*tiny_model()).tokens("The sky is blue.")
+            ['The', ' sky', ' is', ' blue', '.']
         """
         with self._checkpoint(0) as checkpoint:
             (reading,) = checkpoint.read([read_prompt(prompt)])
@@ -186,16 +178,18 @@ class Model:
         Raises:
             TokinfoError: the request does not suit the model or the prompt; one line.
 
-        >>> from tokinfo.examples import tiny_model
-        >>> found = load(*tiny_model()).invert("The sky is blue.", site="block.1", visible="1:")
-        >>> found.text, found.certified, found.correct
-        ('The sky is blue.', True, 1)
+        Examples:
+            >>> from tokinfo.examples import tiny_model
+            >>> found = load(*tiny_model()).invert("The sky is blue.", site="block.1", visible="1:")
+            >>> found.text, found.certified, found.correct
+            ('The sky is blue.', True, 1)
         """
         settings = read_solver(solver, minutes)
         if settings.kind == "sweep":
             raise InvalidError("solver sweep: searches nothing; allowed: Model.sweep")
-        fields = {"mask": read_mask(visible, hide), "known": known, "metric": metric, "seed": seed}
-        return self._answer(prompt, settings, site, judge, show_progress, **fields)
+        fields: dict[str, Any] = {"known": known, "metric": metric, "seed": seed}
+        fields["mask"] = read_mask(visible, hide)
+        return self.ask(prompt, settings, site, judge=judge, shown=show_progress, **fields)
 
     def sweep(
         self,
@@ -214,33 +208,35 @@ class Model:
         """Test every token at each hidden position, the other tokens of the prompt known.
 
         This is no attack: it says what the activations identify, and so what any search could claim
-        at best. Arguments are those of `invert`, and:
+        at best.
 
         Args:
-            prompt: as for `invert`.
-            site: as for `invert`.
-            visible: as for `invert`.
-            hide: as for `invert`.
-            known: as for `invert`; known positions are not swept.
+            prompt: as for `invert`, and so below.
+            site: where activations are read.
+            visible: the positions that stay visible.
+            hide: text whose tokens are hidden.
+            known: positions whose token is given; they are not swept.
             everywhere: sweep visible positions too.
             noise: also find the noise at which each token is lost; or its settings
                 (``{"draws": 16}``).
-            metric: as for `invert`.
-            minutes: as for `invert`; positions that were not reached have no rank.
-            show_progress: as for `invert`.
+            metric: how activations are compared.
+            minutes: positions that were not reached after this time have no rank.
+            show_progress: whether progress is.
 
-        >>> from tokinfo.examples import tiny_model
-        >>> swept = load(*tiny_model()).sweep("The sky is blue.", site="block.1", visible="2:")
-        >>> [row["rank"] for row in swept.rows]
-        [1, 1, None, None, None]
+        Examples:
+            >>> from tokinfo.examples import tiny_model
+            >>> swept = load(*tiny_model()).sweep("The sky is blue.", site="block.1", visible="2:")
+            >>> [row["rank"] for row in swept.rows]
+            [1, 1, None, None, None]
         """
         form: dict[str, Any] = {"kind": "sweep", "minutes": minutes}
         form["positions"] = "all" if everywhere else "hidden"
         if noise:
             form["noise"] = dict(noise) if isinstance(noise, Mapping) else {}
-        fields = {"mask": read_mask(visible, hide), "known": known, "metric": metric}
+        fields: dict[str, Any] = {"known": known, "metric": metric}
+        fields["mask"] = read_mask(visible, hide)
         solver = validated(SOLVER, form)
-        return self._answer(prompt, solver, site, False, show_progress, **fields)
+        return self.ask(prompt, solver, site, shown=show_progress, **fields)
 
     def invert_activations(
         self,
@@ -275,26 +271,27 @@ class Model:
                 that the tokenizer puts around a text.
             tolerance: share of their norm by which activations of the true prompt may differ from
                 those computed here, where another precision or library made them. None: rounding.
-            solver: as for `invert`.
-            judge: as for `invert`.
-            metric: as for `invert`.
-            seed: as for `invert`.
-            minutes: as for `invert`.
-            show_progress: as for `invert`.
+            solver: as for `invert`, and so below.
+            judge: whether to sweep around the found prompt.
+            metric: how activations are compared.
+            seed: of the starts.
+            minutes: time after which the best so far is returned.
+            show_progress: whether progress is.
 
         Raises:
             TokinfoError: shape, dtype, site or model do not fit; one line.
 
-        >>> import torch
-        >>> from tokinfo.examples import tiny_model
-        >>> llama, tokenizer = tiny_model()
-        >>> ids = torch.tensor([tokenizer("The sky is blue.")["input_ids"]])
-        >>> seen = llama.model(ids, output_hidden_states=True).hidden_states[1][0, 1:]
-        >>> found = load(llama, tokenizer).invert_activations(
-        ...     seen, site="block.1", positions=[1, 2, 3, 4]
-        ... )
-        >>> found.text, found.certified, found.claims
-        ('The sky is blue.', True, {0: 'The'})
+        Examples:
+            >>> import torch
+            >>> from tokinfo.examples import tiny_model
+            >>> llama, tokenizer = tiny_model()
+            >>> ids = torch.tensor([tokenizer("The sky is blue.")["input_ids"]])
+            >>> seen = llama.model(ids, output_hidden_states=True).hidden_states[1][0, 1:]
+            >>> found = load(llama, tokenizer).invert_activations(
+            ...     seen, site="block.1", positions=[1, 2, 3, 4]
+            ... )
+            >>> found.text, found.certified, found.claims
+            ('The sky is blue.', True, {0: 'The'})
         """
         chosen = read_solver(solver, minutes)
         given = captured(activations, positions, length)
@@ -321,23 +318,39 @@ class Model:
                 found = problem.layout.padded(result.top_ids[..., 0].to(nobody))
                 if judge:
                     result = around(replace(problem, watch=watch), result, found)
-            rows = _rows(settings, checkpoint, problem, found, result)
-            for row in rows:
-                row |= dict.fromkeys(_OF_TRUTH)
-                row["verdict"] = "certified" if row["verdict"] == "certified" else "not certified"
+            rows = make_rows(settings, checkpoint, problem, found, result)
             text = checkpoint.tokenizer.decode(found[0].tolist(), skip_special_tokens=True)
             count = len(given.positions)
             heading = (
                 f"{self.name} at {where}, captured at {count} of {given.length} "
                 f"positions, {metric}, {chosen.kind}"
             )
-            return Result(rows, heading, text)
+            return Result(without_truth(rows), heading, text)
 
-    # --- inside -----------------------------------------------------------------------------
-
-    def _answer(
-        self, prompt: Any, solver: Solver, site: str, judge: bool, shown: bool, **fields: Any
+    def ask(
+        self,
+        prompt: Any,
+        solver: Solver,
+        site: str,
+        *,
+        judge: bool = False,
+        shown: bool = True,
+        weights: MetricWeights | None = None,
+        named: str | None = None,
+        **fields: Any,
     ) -> Result:
+        """Solve one prompt by any solver; `invert` and `sweep` do this.
+
+        Args:
+            prompt: as for `invert`.
+            solver: its settings.
+            site: as for `invert`.
+            judge: as for `invert`.
+            shown: whether progress is.
+            weights: of the metric ``l1+cosine``.
+            named: the solver's name; None: its kind.
+            **fields: of the cell: ``mask``, ``known``, ``metric``, ``seed``.
+        """
         text = read_prompt(prompt)
         where = Site.parse(site).resolve(self.depth)
         with self._checkpoint(where.block) as checkpoint:
@@ -351,14 +364,14 @@ class Model:
             if isinstance(self._opened, Borrowed) and isinstance(text, str):
                 self._opened.check_reading(text, reading.ids)
             problem, truth = make_problem(
-                checkpoint, self._gram(checkpoint), cell, solver, MetricWeights(), [text]
+                checkpoint, self._gram(checkpoint), cell, solver, weights or MetricWeights(), [text]
             )
             check_question(problem, solver, cell.known)
             with watched(f"{solver.kind}, {self.name}", shown=shown) as watch:
                 result = run(problem, solver, truth, watch=watch)
                 if judge and result.identified is None:
                     result = around(replace(problem, watch=watch), result, truth)
-            rows = _rows(settings, checkpoint, problem, truth, result)
+            rows = make_rows(settings, checkpoint, problem, truth, result)
             found = None
             if solver.kind != "sweep":
                 ids = [row["found_id"] for row in rows]
@@ -366,7 +379,7 @@ class Model:
         facts = checkpoint.facts
         heading = (
             f"{self.name} ({facts.family}, {facts.state}, {facts.quantization}) at {where}, mask "
-            f"{cell.mask}, {cell.metric}, {solver.kind}"
+            f"{cell.mask}, {cell.metric}, {named or solver.kind}"
             + ("" if cell.known.text == NONE else f", known {cell.known}")
         )
         return Result(rows, heading, found)
@@ -385,16 +398,3 @@ class Model:
         if self._inverse is None:
             self._inverse = inverse_gram(checkpoint.embedding)
         return self._inverse
-
-
-_OF_TRUTH = (
-    *("prompt", "true_id", "true_token", "true_loss", "correct", "in_top5", "in_prompt", "role"),
-    *("reference_id", "published_correct"),
-)
-"""Columns that say something of the true prompt."""
-
-
-def _rows(*arguments: Any) -> list[dict[str, Any]]:
-    """Return the rows of `tokinfo.cell.make_rows`, with every column of the table."""
-    nothing = dict.fromkeys(RECOVERY_SCHEMA)
-    return [nothing | row for row in make_rows(*arguments)]

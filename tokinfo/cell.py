@@ -106,7 +106,9 @@ def run_cell(
 def make_rows(
     settings: CellSettings, model: Checkpoint, problem: Problem, truth: Tensor, result: Result
 ) -> list[dict[str, Any]]:
-    """Return one row per prompt and scored position, as in `tokinfo.tables.schema`."""
+    """Return one row per prompt and scored position: the columns of `tokinfo.tables.schema`."""
+    from tokinfo.tables.schema import RECOVERY_SCHEMA
+
     cell, solver = settings.cell, settings.solver
     layout, embedding = problem.layout, problem.decoder.embedding
     noise = problem.floor.tolist()
@@ -125,6 +127,7 @@ def make_rows(
         ).tolist()
     facts = model.facts
     constants = {
+        **dict.fromkeys(RECOVERY_SCHEMA),
         **cell.model_dump(),
         "source": settings.source,
         "family": facts.family,
@@ -263,8 +266,7 @@ def write(
 
     from tokinfo.tables.schema import RECOVERY_SCHEMA
 
-    nothing = dict.fromkeys(RECOVERY_SCHEMA)
-    frame = pl.DataFrame([nothing | row for row in rows], schema=RECOVERY_SCHEMA)
+    frame = pl.DataFrame(rows, schema=RECOVERY_SCHEMA)
     given = settings.model_dump(mode="json", exclude_unset=True)
     cell = given.pop("cell")
     about = json.dumps({"cell": cell, "settings": {**given, **more}, "versions": versions()})

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests import REPOSITORY
-from tests.cli.test_prompt import PROMPT, cells, checkpoint, directory, run
+from tests.cli.test_prompt import PROMPT, cells, checkpoint, directory, of, prepared, run
 from tests.example_study import example
 from tokinfo.cli.app import app
 from tokinfo.solvers import watch
@@ -73,8 +73,8 @@ def slow(module: str, function: str, look: str) -> str:
 
 def test_ctrl_c_prints_the_best_prompt_so_far(checkpoint: Path) -> None:
     code = slow("joint", "_Search.run", "arguments[0].problem.watch.check()")
-    arguments = ["invert", "--checkpoint", str(checkpoint), "--solver", "joint"]
-    status, out, err = interrupted(code, [*arguments, "tiny", "block.2", "1:", PROMPT])
+    arguments = ["invert", *of(checkpoint, "block.2"), "--solver", "joint", PROMPT]
+    status, out, err = interrupted(code, arguments)
     assert status == 0, err
     rows = cells(out)
     assert len(rows) > 2
@@ -86,7 +86,7 @@ def test_ctrl_c_prints_the_best_prompt_so_far(checkpoint: Path) -> None:
 
 def test_a_sweep_that_ctrl_c_stops_prints_no_rank_it_does_not_know(checkpoint: Path) -> None:
     code = slow("sweep", "_verified", "arguments[0].watch.check()")
-    arguments = ["sweep", "--checkpoint", str(checkpoint), "tiny", "block.1", "1:", PROMPT]
+    arguments = ["sweep", *of(checkpoint), PROMPT]
     status, out, err = interrupted(code, arguments)
     assert status == 0, err
     assert "stopped by Ctrl-C" in out
@@ -96,8 +96,8 @@ def test_a_sweep_that_ctrl_c_stops_prints_no_rank_it_does_not_know(checkpoint: P
 
 def test_a_second_ctrl_c_ends_at_once(checkpoint: Path) -> None:
     code = slow("joint", "_Search.run", "pass")
-    arguments = ["invert", "--checkpoint", str(checkpoint), "--solver", "joint"]
-    status, out, _ = interrupted(code, [*arguments, "tiny", "block.2", "1:", PROMPT], times=2)
+    arguments = ["invert", *of(checkpoint, "block.2"), "--solver", "joint", PROMPT]
+    status, out, _ = interrupted(code, arguments, times=2)
     assert status != 0
     assert out == ""
 
@@ -105,15 +105,16 @@ def test_a_second_ctrl_c_ends_at_once(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "solver", "says"),
     [
-        ("invert", "timed", "The search was stopped after 1e-09 minutes"),
-        ("sweep", "timed-sweep", "Sweeps were stopped after 1e-09 minutes"),
+        ("invert", "timed", "The search was stopped when the time was up"),
+        ("sweep", "timed-sweep", "Sweeps were stopped when the time was up"),
     ],
 )
 def test_the_minutes_of_a_solver_end_its_command(
     command: str, solver: str, says: str, checkpoint: Path, study: Path
 ) -> None:
-    arguments = ["--checkpoint", str(checkpoint), "--configfile", str(study), "--solver", solver]
-    done = run(app, [command, *arguments, "tiny", "block.1", "1:", PROMPT])
+    prepared(checkpoint)
+    arguments = ["--study", str(study), "--model", "llama", "--site", "block.1", "--solver", solver]
+    done = run(app, [command, *arguments, PROMPT])
     assert done.exit_code == 0, done.output
     assert says in done.stdout
 
@@ -122,9 +123,9 @@ def test_without_a_terminal_lines_say_how_far_a_command_is(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "EVERY", 0)
-    arguments = ["--checkpoint", str(checkpoint), "tiny", "block.1", "1:", PROMPT]
+    arguments = [*of(checkpoint), PROMPT]
     last = run(app, ["invert", "--solver", "adam", *arguments]).stderr.splitlines()[-1]
-    assert last.startswith("adam, tiny: 0:0")
+    assert last.startswith("adam, checkpoint: 0:0")
     assert "prompts tried, residual " in last
     last = run(app, ["sweep", *arguments]).stderr.splitlines()[-1]
     assert last.endswith("300 prompts tried, 0:00 left")
@@ -135,9 +136,9 @@ def test_on_a_terminal_a_bar_says_the_same(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    arguments = ["--checkpoint", str(checkpoint), "tiny", "block.1", "1:", PROMPT]
+    arguments = [*of(checkpoint), PROMPT]
     done = run(app, ["invert", "--solver", "adam", *arguments])
     assert done.exit_code == 0
-    assert "adam, tiny" in done.stderr
+    assert "adam, checkpoint" in done.stderr
     assert "residual" in done.stderr
     assert "residual" not in done.stdout

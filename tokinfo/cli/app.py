@@ -13,10 +13,11 @@ import typer
 from typer.core import TyperGroup
 
 from tokinfo.cli.clean import clean
-from tokinfo.cli.options import Config, ConfigFiles, read_messages, read_study, say
+from tokinfo.cli.options import Config, ConfigFiles, read_study, say
 from tokinfo.cli.parity import parity
 from tokinfo.cli.plan import plan
-from tokinfo.io.errors import InvalidError, foreseen
+from tokinfo.cli.prompt import invert, sweep
+from tokinfo.io.errors import foreseen
 
 if TYPE_CHECKING:
     from tokinfo.study.cell import Cell
@@ -47,6 +48,7 @@ app = typer.Typer(
     cls=Commands,
     help="Measure how much information passes between the tokens of a language model.",
     no_args_is_help=True,
+    rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -135,114 +137,8 @@ def schema(
     say(f"{out}: written")
 
 
-# A mask such as `-1` or `-3:` begins like an option.
-_ONE_PROMPT = {"ignore_unknown_options": True}
-
-ModelName = Annotated[
-    str, typer.Argument(help="A model of the study; with --checkpoint, a name for the output.")
-]
-SiteName = Annotated[
-    str, typer.Argument(help="embedding, attention.K, mlp.K, block.K or block.last.")
-]
-MaskText = Annotated[
-    str,
-    typer.Argument(
-        help="Python slice over the positions that stay visible, such as 1:, or with --messages "
-        "what is hidden, such as hide=system."
-    ),
-]
-Prompt = Annotated[
-    str | None,
-    typer.Argument(help="The prompt, in quotes; left out with --messages.", show_default=False),
-]
-Messages = Annotated[
-    Path | None,
-    typer.Option(
-        "--messages",
-        help="YAML or JSON file with a list of messages, each with a role and a content, in place "
-        "of the prompt; the model's chat template makes a text of them.",
-    ),
-]
-Known = Annotated[
-    str,
-    typer.Option(
-        help="Positions whose token is given: none, visible, or a Python slice such as 8:."
-    ),
-]
-Metric = Annotated[str, typer.Option(help="l1, l2, cosine or l1+cosine.")]
-SolverName = Annotated[
-    str | None,
-    typer.Option(
-        "--solver",
-        help="A solver of the study, or a kind (chapter, adam, sequential, sweep, joint, mixture) "
-        "with its default settings.  [default: the study's first of the command's kind]",
-        show_default=False,
-    ),
-]
-CheckpointPath = Annotated[
-    Path | None,
-    typer.Option("--checkpoint", help="Use this checkpoint directory; no study is needed."),
-]
-Judge = Annotated[
-    bool,
-    typer.Option(
-        "--judge",
-        help="Sweep the hidden positions around the found prompt: which of its tokens are "
-        "identifiable. May take longer than the search.  [default: where the study's solver says "
-        "`sweep_found: true`]",
-        show_default=False,
-    ),
-]
-
-
-def _one_prompt(name: str, kind: str, about: str) -> None:
-    """Add the command of this name, which solves one prompt by a solver of a kind."""
-
-    @app.command(name, help=about, context_settings=_ONE_PROMPT)
-    def command(
-        model: ModelName,
-        site: SiteName,
-        mask: MaskText,
-        prompt: Prompt = None,
-        messages: Messages = None,
-        known: Known = "none",
-        configfile: ConfigFiles = None,
-        config: Config = None,
-        metric: Metric = "l1",
-        solver: SolverName = None,
-        checkpoint: CheckpointPath = None,
-        judge: Judge = False,
-    ) -> None:
-        from tokinfo.cli.prompt import Request, answer
-
-        # A checkpoint directory needs no study, unless one is named for its solvers.
-        study = read_study(configfile, config) if checkpoint is None or configfile else None
-        named = ["--configfile", *map(str, configfile)] if configfile else []
-        named += ["--config", *config] if config else []
-        if (prompt is None) == (messages is None):
-            raise InvalidError("give a prompt, or --messages FILE in its place")
-        given = read_messages(messages) if messages is not None else prompt or ""
-        if messages is None and not _is_text(given):
-            raise InvalidError("the prompt is not UTF-8")
-        request = Request(kind, model, site, mask, given, metric, solver, checkpoint, known, judge)
-        answer(request, study, named)
-
-
-def _is_text(given: object) -> bool:
-    """Return whether an argument of the command line was UTF-8; other bytes come as surrogates."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in str(given))
-
-
-_one_prompt(
-    "invert",
-    "joint",
-    "Find one prompt from its visible activations alone, and say what is certain of it.",
-)
-_one_prompt(
-    "sweep",
-    "sweep",
-    "Test every candidate for each hidden position of one prompt, given its other tokens.",
-)
+app.command()(invert)
+app.command()(sweep)
 app.command()(clean)
 app.command()(parity)
 app.command()(plan)

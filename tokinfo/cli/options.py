@@ -23,6 +23,17 @@ ConfigFiles = Annotated[
     ),
 ]
 
+StudyFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--study",
+        "--configfile",
+        help="Study whose model, solvers and metric weights are used; may be given more than once, "
+        "as in Snakemake.  [default: config.yaml for a model that is no path and no repository]",
+        show_default=False,
+    ),
+]
+
 Config = Annotated[
     list[str] | None,
     typer.Option(

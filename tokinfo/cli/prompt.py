@@ -1,166 +1,304 @@
-"""One prompt on the command line: what `tokinfo invert` and `tokinfo sweep` do.
+"""`tokinfo invert` and `tokinfo sweep`: one prompt, or activations of one, in any model.
 
-The same problem, solvers and rows as a cell of the study (`tokinfo.cell`), for one prompt, on
-a checkpoint that the study has prepared or on any other.
+They are `tokinfo.api` with words in place of arguments, so their rows are those of a notebook and
+of a cell.
 """
 
 from __future__ import annotations
 
-import logging
+import json
+import math
 import shlex
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
-from rich.console import Console
+import typer
 
+from tokinfo.cli import asking
+from tokinfo.cli.options import Config, StudyFiles, read_messages, read_study
 from tokinfo.io.errors import InvalidError, TokinfoError
-from tokinfo.study.cell import Cell, CellSettings
-from tokinfo.study.known import NONE, Known
-from tokinfo.study.masks import Mask
-from tokinfo.study.prompts import Prompt
+from tokinfo.study.known import NONE
 from tokinfo.study.sites import Site
-from tokinfo.study.solvers import MetricWeights, Solver
-from tokinfo.study.study import Study
 
 if TYPE_CHECKING:
-    from tokinfo.models.checkpoint import Checkpoint
-    from tokinfo.solvers.problem import Problem
-    from tokinfo.solvers.watch import Watch
-
-_SOLVER: TypeAdapter[Solver] = TypeAdapter(Solver)
-_KINDS = ("chapter", "adam", "sequential", "sweep", "joint", "mixture")
+    from tokinfo.api import Model
+    from tokinfo.report.answer import Result
+    from tokinfo.study.prompts import Prompt
+    from tokinfo.study.solvers import Solver
+    from tokinfo.study.study import Study
 
 
 @dataclass(frozen=True)
-class Request:
-    """The arguments of one command.
+class _Request:
+    """Which model, and what to do with the answer."""
 
-    Attributes:
-        kind: ``sweep``, or ``joint`` for any search.
-        model: name in the study; with ``checkpoint``, a name for the output.
-        site: where activations are read.
-        mask: what stays visible.
-        prompt: a text, or the messages of a chat.
-        metric: how activations are compared.
-        solver: name in the study or a kind; None: the study's first of this kind.
-        checkpoint: directory to use in place of the study's.
-        known: positions whose token the solver is given.
-        judge: sweep the hidden positions around the found prompt.
-    """
-
-    kind: str
     model: str
     site: str
-    mask: str
-    prompt: Prompt
-    metric: str = "l1"
-    solver: str | None = None
-    checkpoint: Path | None = None
-    known: str = NONE
-    judge: bool = False
+    study: Study | None
+    named: list[str]
+    device: str | None
+    quantization: str
+    dtype: str | None
+    special_tokens: bool
+    trust: bool
+    as_json: bool
+    out: Path | None
 
 
-def answer(request: Request, study: Study | None, named: list[str]) -> None:
-    """Solve one prompt and print what was found.
+def invert(
+    model: asking.ModelName,
+    site: asking.SiteName,
+    prompt: asking.PromptText = None,
+    visible: asking.Visible = None,
+    hide: asking.Hide = None,
+    messages: asking.Messages = None,
+    activations: asking.Activations = None,
+    positions: asking.Positions = None,
+    length: asking.Length = None,
+    token: asking.Tokens = None,
+    tolerance: asking.Tolerance = None,
+    known: asking.Known = NONE,
+    solver: asking.SolverName = None,
+    judge: asking.Judge = False,
+    minutes: asking.Minutes = None,
+    metric: asking.Metric = "l1",
+    seed: asking.SeedNumber = 0,
+    study: StudyFiles = None,
+    config: Config = None,
+    device: asking.Device = None,
+    quantization: asking.QuantizationName = "float32",
+    dtype: asking.Dtype = None,
+    no_special_tokens: asking.NoSpecialTokens = False,
+    trust_remote_code: asking.Trust = False,
+    as_json: asking.AsJson = False,
+    out: asking.Out = None,
+) -> None:
+    """Search one prompt by its visible activations, and say what is certain of what was found.
 
-    Args:
-        request: the command's arguments.
-        study: where models and solvers are looked up; needed without ``request.checkpoint``.
-        named: arguments of Snakemake that name the study, for the command that prepares a
-            missing checkpoint.
-
-    Raises:
-        InvalidError: something requested does not exist or does not suit; one line.
+    \b
+    Examples:
+      tokinfo invert "The sky is blue." --model HuggingFaceTB/SmolLM2-135M --site block.8
+      tokinfo invert "I am Anna Bell." --model models/mine --site block.1 --hide "Anna Bell"
+      tokinfo invert --activations kept.npz --model models/mine --site block.4 --length 12
     """
-    name, solver = _solver(request, study)
-    if request.kind == "sweep" and solver.kind != "sweep":
-        raise InvalidError(f"solver {name!r} is of kind {solver.kind}; `tokinfo invert` runs it")
-    if request.judge and solver.kind == "sweep":
-        raise InvalidError("--judge: a sweep finds no prompt to sweep around; allowed: a search")
-    if request.checkpoint is None:
-        assert study is not None, "no checkpoint and no study"
-        directory, site = _prepared(request, study, named)
+    request = _request(
+        *(model, site, study, config, device, quantization, dtype, not no_special_tokens),
+        *(trust_remote_code, as_json, out),
+    )
+    name, settings = _solver(request, solver, "joint", minutes)
+    if settings.kind == "sweep":
+        raise InvalidError(f"solver {name!r}: is a sweep; `tokinfo sweep` runs it")
+    common: dict[str, Any] = {"site": site, "metric": metric, "seed": seed}
+    if activations is not None:
+        if prompt is not None or messages is not None:
+            raise InvalidError("give a prompt, or --messages FILE, or --activations FILE")
+        if visible is not None or hide or known != NONE:
+            raise InvalidError("--activations: allowed: --positions and --token in place of masks")
+        common |= {"positions": _positions(positions, length), "length": length}
+        common |= {"known": _tokens(token), "tolerance": tolerance, "judge": judge}
+        found = _opened(request).invert_activations(activations, solver=settings, **common)
     else:
-        directory, site = request.checkpoint, Site.parse(request.site)
-    # Imported late: what can be refused without torch is refused at once.
-    from tokinfo.cell import make_rows, pick_device
-    from tokinfo.models.checkpoint import load
-    from tokinfo.models.remote_code import trusted
-    from tokinfo.report.answer import Result
-    from tokinfo.solvers.decoding import inverse_gram
-    from tokinfo.solvers.pose import make_problem
-    from tokinfo.solvers.run import run
-    from tokinfo.solvers.sweep import around
-    from tokinfo.solvers.watch import Watch
-    from tokinfo.tables.schema import RECOVERY_SCHEMA
+        if positions or length or token or tolerance is not None:
+            raise InvalidError("--positions, --length, --token and --tolerance: of --activations")
+        text = _prompt(prompt, messages)
+        fields = {"known": known, **_mask(visible, hide)}
+        found = _ask(request, text, name, settings, judge, **common, **fields)
+    _print(found, request)
 
-    # A warning between the lines of the bar would break it.
-    logging.getLogger("tokinfo").setLevel(logging.ERROR)
-    try:
-        # To name a checkpoint on the command line is not to trust its code.
-        source = study.source_of(request.model) if study and request.checkpoint is None else None
-        with trusted(getattr(source, "trust_remote_code", False)):
-            model = load(directory, pick_device(study.device if study else "auto"))
-        length, n_ctx = len(model.read([request.prompt])[0].ids), model.facts.n_ctx
-        if n_ctx is not None and length > n_ctx:
-            # Before anything asks for memory, which grows with the square of the length.
-            raise InvalidError(f"the prompt has {length} tokens, the model holds {n_ctx}")
-        cell = _cell(request, name, site, model)
-        settings = _settings(request, cell, solver, model)
-        weights = study.metric_weights if study else MetricWeights()
-        problem, truth = make_problem(
-            model, inverse_gram(model.embedding), cell, solver, weights, [request.prompt]
-        )
-        _check(request, solver, problem)
-        title = f"{solver.kind}, {request.model}"
-        with _progress(title) as report, _interruptible(Watch(report)) as watch:
-            result = run(problem, solver, truth, watch=watch)
-            if request.judge and result.identified is None:
-                result = around(replace(problem, watch=watch), result, truth)
-        rows = make_rows(settings, model, problem, truth, result)
-    except (TokinfoError, ValueError, OSError) as error:
-        words = " ".join(str(error).split())
-        raise InvalidError(
-            f"{request.model} at {request.site}, mask {request.mask}: {words}"
-        ) from None
-    Result(
-        [dict.fromkeys(RECOVERY_SCHEMA) | row for row in rows],
-        _heading(request, site, name, model),
-        None,
-    ).show()
-    if rows[0]["stopped"]:
-        print(_stopped(rows[0], solver))
+
+def sweep(
+    model: asking.ModelName,
+    site: asking.SiteName,
+    prompt: asking.PromptText = None,
+    visible: asking.Visible = None,
+    hide: asking.Hide = None,
+    messages: asking.Messages = None,
+    known: asking.Known = NONE,
+    everywhere: asking.Everywhere = False,
+    threshold: asking.Threshold = False,
+    solver: asking.SweepName = None,
+    minutes: asking.Minutes = None,
+    metric: asking.Metric = "l1",
+    study: StudyFiles = None,
+    config: Config = None,
+    device: asking.Device = None,
+    quantization: asking.QuantizationName = "float32",
+    dtype: asking.Dtype = None,
+    no_special_tokens: asking.NoSpecialTokens = False,
+    trust_remote_code: asking.Trust = False,
+    as_json: asking.AsJson = False,
+    out: asking.Out = None,
+) -> None:
+    """Test every token at each hidden position of one prompt, its other tokens known.
+
+    \b
+    Examples:
+      tokinfo sweep "The sky is blue." --model HuggingFaceTB/SmolLM2-135M --site block.8
+      tokinfo sweep "I am Anna Bell." --model models/mine --site block.1 --threshold
+    """
+    request = _request(
+        *(model, site, study, config, device, quantization, dtype, not no_special_tokens),
+        *(trust_remote_code, as_json, out),
+    )
+    name, settings = _solver(request, solver, "sweep", minutes)
+    if settings.kind != "sweep":
+        raise InvalidError(f"solver {name!r} is of kind {settings.kind}; `tokinfo invert` runs it")
+    more: dict[str, Any] = {"positions": "all", "first": None} if everywhere else {}
+    if threshold and settings.noise is None:
+        more["noise"] = {}
+    if more:
+        settings = type(settings).model_validate(settings.model_dump(exclude_unset=True) | more)
+    text = _prompt(prompt, messages)
+    fields = {"site": site, "metric": metric, "known": known, **_mask(visible, hide)}
+    _print(_ask(request, text, name, settings, False, **fields), request)
 
 
 # --- what is used -------------------------------------------------------------------------
 
 
-def _solver(request: Request, study: Study | None) -> tuple[str, Solver]:
-    """Return the requested solver, or the study's first of the command's kind, with its name.
-
-    Its sweeps around what it finds are left out, unless the study itself asks for them: they may
-    take longer than the search.
-    """
-    solvers: dict[str, Solver] = dict(study.solvers) if study else {}
-    name = request.solver or next(
-        (name for name in solvers if solvers[name].kind == request.kind), request.kind
+def _request(
+    model: str,
+    site: str,
+    files: list[Path] | None,
+    config: list[str] | None,
+    device: str | None,
+    quantization: str,
+    dtype: str | None,
+    special_tokens: bool,
+    trust: bool,
+    as_json: bool,
+    out: Path | None,
+) -> _Request:
+    if out is not None and out.suffix != ".parquet":
+        raise InvalidError(f"--out {out}: allowed: a file that ends in .parquet")
+    Site.parse(site)
+    # What is no path and no repository is a model of the study in this directory.
+    plain = "/" not in model and not Path(model).exists()
+    if files is None and plain and Path("config.yaml").is_file():
+        files = [Path("config.yaml")]
+    study = read_study(files, config) if files else None
+    named = ["--configfile", *map(str, files)] if files and files != [Path("config.yaml")] else []
+    named += ["--config", *config] if config else []
+    return _Request(
+        *(model, site, study, named, device, quantization, dtype, special_tokens, trust),
+        *(as_json, out),
     )
-    if name in solvers or name in _KINDS:
-        solver = solvers.get(name) or _SOLVER.validate_python({"kind": name})
-        if solver.kind == "joint" and "sweep_found" not in solver.model_fields_set:
-            solver = solver.model_copy(update={"sweep_found": False})
-        return name, solver
-    allowed = ", ".join(dict.fromkeys([*solvers, *_KINDS]))
-    raise InvalidError(f"solver {request.solver!r}: allowed: {allowed}")
 
 
-def _prepared(request: Request, study: Study, named: list[str]) -> tuple[Path, Site]:
-    """Return the study's checkpoint for a model and site, and the resolved site.
+def _prompt(text: str | None, messages: Path | None) -> Prompt:
+    if (text is None) == (messages is None):
+        raise InvalidError("give a prompt, or --messages FILE in its place")
+    if messages is not None:
+        return read_messages(messages)
+    # Other bytes than UTF-8 come as surrogates.
+    if any("\ud800" <= letter <= "\udfff" for letter in text or ""):
+        raise InvalidError("the prompt is not UTF-8")
+    return text or ""
+
+
+def _mask(visible: str | None, hide: list[str] | None) -> dict[str, str]:
+    from tokinfo.study.asked import read_mask
+    from tokinfo.study.masks import Mask
+
+    text = read_mask(visible, hide)
+    Mask(text)  # before torch is imported
+    return {"mask": text}
+
+
+def _positions(text: str | None, length: int | None) -> list[int] | None:
+    """Return positions, of a slice or a list of them."""
+    if text is None:
+        return None
+    from tokinfo.study.masks import Mask
+
+    last = text.split(":")[1] if text.count(":") == 1 else ""
+    if length is None and ":" in text and not last.isdecimal():
+        raise InvalidError(f"--positions {text}: needs --length, or an end such as 4:9")
+    found: list[int] = []
+    for part in text.split(","):
+        found += Mask(part).positions(length if length is not None else int(last or part) + 1)
+    return [place for place in found if length is not None or not last or place < int(last)]
+
+
+def _tokens(given: list[str] | None) -> dict[int, str | int] | None:
+    if given is None:
+        return None
+    found: dict[int, str | int] = {}
+    for one in given:
+        place, equals, text = one.partition("=")
+        if not equals or not place.strip().isdecimal() or not text:
+            raise InvalidError(f"--token {one!r}: allowed: POSITION=TEXT, such as 0=<s>")
+        found[int(place)] = text
+    return found
+
+
+def _solver(
+    request: _Request, wanted: str | None, kind: str, minutes: float | None
+) -> tuple[str, Solver]:
+    """Return the requested solver with its name; without one, the study's first of a kind."""
+    from tokinfo.study.asked import KINDS, read_solver
+
+    solvers: dict[str, Solver] = dict(request.study.solvers) if request.study else {}
+    usual = "sweep" if kind == "sweep" else "mixture"
+    name = wanted or next((n for n in solvers if solvers[n].kind == kind), usual)
+    if name not in solvers and name not in (*KINDS, "sweep"):
+        allowed = ", ".join(dict.fromkeys([*solvers, *KINDS, "sweep"]))
+        raise InvalidError(f"solver {name!r}: allowed: {allowed}")
+    return name, read_solver(solvers.get(name) or name, minutes)
+
+
+def _ask(
+    request: _Request, text: Prompt, name: str, solver: Solver, judge: bool, **fields: Any
+) -> Result:
+    study = request.study
+    opened = _opened(request)
+    weights = study.metric_weights if study else None
+    try:
+        return opened.ask(text, solver, judge=judge, weights=weights, named=name, **fields)
+    except TokinfoError as error:
+        words = " ".join(str(error).split())
+        raise InvalidError(f"{request.model} at {request.site}: {words}") from None
+
+
+def _opened(request: _Request) -> Model:
+    """Return the model, of a study the checkpoint that it has prepared."""
+    study = request.study
+    if study is None:
+        from tokinfo.api import load
+
+        return load(
+            request.model,
+            device=request.device or "auto",
+            quantization=request.quantization,
+            dtype=request.dtype,
+            special_tokens=request.special_tokens,
+            trust_remote_code=request.trust,
+        )
+    fixed = (request.quantization, request.dtype, request.special_tokens, request.trust)
+    if fixed != ("float32", None, True, False):
+        raise InvalidError(
+            "--quantization, --dtype, --no-special-tokens and --trust-remote-code: a study's model "
+            "has its own"
+        )
+    directory = _prepared(request, study)
+    # Imported late: what can be refused without torch is refused at once.
+    from tokinfo.api import Model
+    from tokinfo.models.opening import Named
+
+    source = study.source_of(request.model)
+    return Model(
+        Named(
+            str(directory),
+            device=request.device or study.device,
+            trust_remote_code=getattr(source, "trust_remote_code", False),
+            called=request.model,
+        )
+    )
+
+
+def _prepared(request: _Request, study: Study) -> Path:
+    """Return the study's checkpoint for a model and site.
 
     Of several that hold enough blocks the smallest is taken.
 
@@ -180,7 +318,7 @@ def _prepared(request: Request, study: Study, named: list[str]) -> tuple[Path, S
         if path.parent.name.isdecimal() and int(path.parent.name) >= site.block
     ]
     if there:
-        return folder / str(min(there)), site
+        return folder / str(min(there))
     # Snakemake makes the checkpoints that some cell of the study loads, and no others.
     planned = {cell.block for cell in study.cells() if cell.model == request.model}
     deep_enough = sorted(
@@ -189,131 +327,45 @@ def _prepared(request: Request, study: Study, named: list[str]) -> tuple[Path, S
     if not deep_enough:
         raise InvalidError(
             f"{request.model} at {request.site}: no cell of the study reads that deep; add the "
-            "site to a grid, or name a checkpoint with --checkpoint"
+            "site to a grid"
         )
     target = folder / str(deep_enough[0])
     # `--configfile` takes every file that follows it, so the target comes first.
-    command = ["snakemake", str(target), "--cores", "all", *named]
+    command = ["snakemake", str(target), "--cores", "all", *request.named]
     raise InvalidError(f"{target}: not prepared yet; this makes it: {shlex.join(command)}")
 
 
-def _cell(request: Request, solver: str, site: Site, model: Checkpoint) -> Cell:
-    depth = model.facts.depth
-    resolved = site.resolve(depth)
-    kept = model.facts.blocks_kept
-    if resolved.block > kept:
-        raise InvalidError(f"the checkpoint holds {kept} of {depth} blocks")
-    try:
-        return Cell(
-            model=request.model,
-            site=resolved,
-            residual=True,
-            causal=True,
-            padding="none",
-            mask=Mask(request.mask),
-            metric=request.metric,
-            parametrisation="embedding",
-            solver=solver,
-            prompts="command line",
-            known=Known(request.known),
-            seed=0,
-        )
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        raise InvalidError(f"{wrong['loc'][0]} {wrong['input']!r}: {wrong['msg']}") from None
+# --- what is printed ----------------------------------------------------------------------
 
 
-def _check(request: Request, solver: Solver, problem: Problem) -> None:
-    """Refuse a prompt that leaves nothing to do."""
-    from tokinfo.solvers.sweep import positions
+def _print(found: Result, request: _Request) -> None:
+    if request.out is not None:
+        from tokinfo.io.atomic import new_file
 
-    layout, given = problem.layout, problem.given[0]
-    length = int(layout.lengths[0])
-    if request.known != NONE:
-        hidden = layout.scored[0] & ~layout.visible[0]
-        sought = hidden if hidden.any() else layout.scored[0]
-        if not given.any():
-            raise InvalidError(f"known {request.known!r}: gives none of {length} tokens")
-        if not (sought & ~given).any():
-            raise InvalidError(f"known {request.known!r}: leaves nothing to find")
-    if solver.kind == "sweep" and not positions(problem, solver, 0):
-        raise InvalidError(f"the mask hides none of {length} positions: there is nothing to sweep")
-
-
-def _settings(request: Request, cell: Cell, solver: Solver, model: Checkpoint) -> CellSettings:
-    facts = model.facts
-    return CellSettings(
-        cell=cell,
-        solver=solver,
-        source=facts.source or request.model,
-        state=facts.state,
-        quantization=facts.quantization,
-        prompts=(request.prompt,),
-    )
-
-
-def _heading(request: Request, site: Site, solver: str, model: Checkpoint) -> str:
-    facts = model.facts
-    return (
-        f"{request.model} ({facts.family}, {facts.state}, {facts.quantization}) at "
-        f"{site}, mask {Mask(request.mask).text}, {request.metric}, solver {solver}"
-        + ("" if request.known == NONE else f", known {Known(request.known).text}")
-    )
-
-
-# --- progress -----------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress(name: str) -> Iterator[Callable[[Watch], None]]:
-    """Show a bar on a terminal, and lines elsewhere; yields what reports a run there.
-
-    How much is left is known of a sweep and where the solver has ``minutes``. Any other search
-    ends when it is certified, so its bar only says what it has come to.
-    """
-    from tokinfo.solvers.watch import lines
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lines(name)
+        with new_file(request.out) as partial:
+            found.to_polars().write_parquet(partial)
+    if not request.as_json:
+        found.show()
         return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    text = TextColumn("{task.description}"), TextColumn("{task.fields[words]}", markup=False)
-    columns = (text[0], BarColumn(), TimeElapsedColumn(), text[1])
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(name, total=None, words="")
-
-        def report(watch: Watch) -> None:
-            total = None if watch.share is None else 1.0
-            # Words are made when the bar is drawn, a few times a second, not at every look.
-            bar.update(task, total=total, completed=watch.share or 0, words=watch)
-
-        yield report
+    text = {
+        "heading": found.heading,
+        "text": found.text,
+        "certified": None if found.sweep else found.certified,
+        "correct": None if found.sweep else found.correct,
+        "recovered": found.recovered,
+        "claims": found.claims,
+        "sentences": list(found.sentences()),
+        "rows": found.rows,
+    }
+    typer.echo(json.dumps(_finite(text), ensure_ascii=False, allow_nan=False))
 
 
-@contextmanager
-def _interruptible(watch: Watch) -> Iterator[Watch]:
-    """Let the first Ctrl-C end the search, which returns its best, and the second the process."""
-
-    def stop(*_: object) -> None:
-        watch.interrupt()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        # The process may end without another word, and the bar has hidden the cursor.
-        Console(stderr=True).show_cursor()
-
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, stop)
-    try:
-        yield watch
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _stopped(row: dict[str, Any], solver: Solver) -> str:
-    """Return what is to be said of a search that did not come to its end."""
-    why = "by Ctrl-C" if row["stopped"] == "interrupted" else f"after {solver.minutes:g} minutes"
-    if solver.kind == "sweep" or row["verdict"] == "certified":
-        return f"Sweeps were stopped {why}: hidden tokens without a rank were not reached."
-    return f"The search was stopped {why}: this is the best prompt so far."
+def _finite(value: Any) -> Any:
+    """Return a value as JSON can hold it: numbers that are not finite as their names."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value

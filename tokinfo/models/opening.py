@@ -52,11 +52,12 @@ class Named:
 
     Args:
         name: what `ALLOWED` lists.
-        model: its precision (``source`` is of no account).
+        model: its precision (``source`` is of no account); None: float32.
         device: ``auto``, ``cpu`` or ``cuda``.
         special_tokens: whether prompts get the special tokens that the tokenizer adds.
         trust_remote_code: run the code that the model brings with it; a hub repository needs a
             commit as its revision then.
+        called: what messages and tables call it; None: its file's name, or its repository's.
 
     Raises:
         InvalidError: there is no such model.
@@ -65,26 +66,27 @@ class Named:
     def __init__(
         self,
         name: str,
-        model: Model,
+        model: Model | None = None,
         *,
         device: str = "auto",
         special_tokens: bool = True,
         trust_remote_code: bool = False,
+        called: str | None = None,
     ) -> None:
-        self.name, self.model = name, model
+        self.name, self.model = name, model or Model(source="it")
         self._trust = trust_remote_code
         self.device = pick_device(device)
         self._held: Checkpoint | None = None
         self._directory: Path | None = None
         self._source: Pretrained | None = None
         path = located(name)
-        if path.exists():
-            self.name = path.resolve().name
+        if called is not None or path.exists():
+            self.name = called or path.resolve().name
         common: dict[str, Any] = {"blocks": 1, "special_tokens": special_tokens}
         saved = common | {"trust_remote_code": trust_remote_code}
         if (path / FACTS).is_file():
             self._directory = path
-            if model.quantization != "float32" or model.compute_dtype is not None:
+            if self.model != Model(source="it"):
                 raise InvalidError(f"{name}: a checkpoint's precision is fixed; use the model's")
         elif path.is_dir():
             self._source = LocalSource(path=name, **saved)

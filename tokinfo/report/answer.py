@@ -36,6 +36,23 @@ _COLOURS = {
 """Backgrounds of a token in HTML; each comes with a word or sign, for those who see no colour."""
 
 
+_OF_TRUTH = (
+    *("prompt", "true_id", "true_token", "true_loss", "correct", "in_top5", "in_prompt", "role"),
+    *("reference_id", "published_correct"),
+)
+"""Columns that say something of the true prompt."""
+
+
+def without_truth(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows, made with the found prompt in the true one's place, with nothing said of it."""
+    return [
+        row
+        | dict.fromkeys(_OF_TRUTH)
+        | {"verdict": "certified" if row["verdict"] == "certified" else "not certified"}
+        for row in rows
+    ]
+
+
 @dataclass(frozen=True)
 class Result:
     """What a search or a sweep says of one prompt.
@@ -226,7 +243,7 @@ class Result:
                 )
                 break
         if self.stopped:
-            why = "by Ctrl-C" if self.stopped == "interrupted" else "when its time was up"
+            why = "by Ctrl-C" if self.stopped == "interrupted" else "when the time was up"
             yield (
                 f"Sweeps were stopped {why}: hidden tokens without a rank were not reached."
                 if self.sweep or self.certified
