@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,7 @@ def test_validate_lists_every_problem_on_standard_error_and_exits_with_1() -> No
     assert last == "2 problems; nothing was started"
 
 
-@pytest.mark.parametrize(
-    "command", ["validate", "cells", "plan", "clean", "invert m block.1 1: hi"]
-)
+@pytest.mark.parametrize("command", ["validate", "cells", "plan", "clean"])
 def test_outside_a_clone_a_command_says_what_it_needs(command: str, directory: Path) -> None:
     result = run(app, command.split())
     assert (result.exit_code, result.stdout) == (1, "")
@@ -59,6 +58,34 @@ def test_outside_a_clone_a_command_says_what_it_needs(command: str, directory: P
     result = run(app, [*command.split(), "--configfile", "nothere.yaml"])
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("nothere.yaml: there is no such file\n")
+
+
+def test_outside_a_clone_a_name_that_is_no_model_says_what_one_is() -> None:
+    result = run(app, ["invert", "hi", "--model", "m", "--site", "block.1"])
+    assert result.exit_code == 1
+    assert "model 'm': there is none; allowed: a directory" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_study_is_named_as_a_file_or_as_in_snakemake(directory: Path) -> None:
+    named = write("a.yaml", example())
+    both = [run(app, ["validate", *how]) for how in ([named], ["--configfile", named])]
+    assert both[0].stdout == both[1].stdout
+    assert both[0].exit_code == 0
+    twice = run(app, ["cells", named, "--configfile", named])
+    assert "one of them" in twice.stderr
+
+
+def test_the_version_is_the_packages() -> None:
+    assert run(app, ["--version"]).stdout == f"tokinfo {metadata.version('tokinfo')}\n"
+
+
+@pytest.mark.parametrize("command", ["validate", "cells", "invert", "sweep", "tokens"])
+def test_help_shows_examples_within_80_columns(command: str) -> None:
+    shown = run(app, [command, "--help"], env={"COLUMNS": "80"}).stdout
+    assert f"\n    tokinfo {command} " in shown
+    longest = max(len(line) for line in shown.splitlines() if "    tokinfo" not in line)
+    assert longest <= 80
 
 
 def test_several_configfiles_are_merged_in_order() -> None:

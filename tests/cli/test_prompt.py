@@ -334,6 +334,15 @@ def test_rows_are_written_as_a_cell_writes_them(checkpoint: Path) -> None:
     assert [row["found_id"] for row in said["rows"]] == table["found_id"].to_list()
 
 
+def test_tokens_are_numbered_as_masks_count_them(checkpoint: Path) -> None:
+    done = run(app, ["tokens", "--model", str(checkpoint), "some words"])
+    assert done.exit_code == 0, done.output
+    lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    assert [number for number, _ in lines] == list(map(str, range(len(lines))))
+    as_json = run(app, ["tokens", "--model", str(checkpoint), "--json", "some words"])
+    assert "".join(json.loads(as_json.stdout)) == "some words"
+
+
 def test_activations_take_the_prompts_place(checkpoint: Path) -> None:
     loaded = load(checkpoint)
     ids = loaded.tokenizer.encode(PROMPT).ids

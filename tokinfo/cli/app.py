@@ -13,11 +13,11 @@ import typer
 from typer.core import TyperGroup
 
 from tokinfo.cli.clean import clean
-from tokinfo.cli.options import Config, ConfigFiles, read_study, say
+from tokinfo.cli.options import Config, ConfigFiles, Files, read_study, say
 from tokinfo.cli.parity import parity
 from tokinfo.cli.plan import plan
-from tokinfo.cli.prompt import invert, sweep
-from tokinfo.io.errors import foreseen
+from tokinfo.cli.prompt import invert, sweep, tokens
+from tokinfo.io.errors import InvalidError, foreseen
 
 if TYPE_CHECKING:
     from tokinfo.study.cell import Cell
@@ -49,15 +49,38 @@ app = typer.Typer(
     help="Measure how much information passes between the tokens of a language model.",
     no_args_is_help=True,
     rich_markup_mode=None,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        say(f"tokinfo {version('tokinfo')}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Measure how much information passes between the tokens of a language model."""
+
+
 @app.command()
-def validate(configfile: ConfigFiles = None, config: Config = None) -> None:
-    """Check a study and list everything that is wrong with it."""
-    study = read_study(configfile, config)
+def validate(files: Files = None, configfile: ConfigFiles = None, config: Config = None) -> None:
+    """Check a study and list everything that is wrong with it.
+
+    \b
+    Examples:
+      tokinfo validate studies/chapter.yaml
+      tokinfo validate --config device=cuda
+    """
+    study = read_study(_either(files, configfile), config)
     cells = study.cells()
     models = {cell.model for cell in cells}
     sets = {cell.prompts for cell in cells}
@@ -68,16 +91,30 @@ def validate(configfile: ConfigFiles = None, config: Config = None) -> None:
     )
 
 
+def _either(files: list[Path] | None, configfile: list[Path] | None) -> list[Path] | None:
+    """Return the study's files, whichever way they were named."""
+    if files and configfile:
+        raise InvalidError("FILE and --configfile: allowed: one of them")
+    return files or configfile
+
+
 @app.command()
 def cells(
+    files: Files = None,
     configfile: ConfigFiles = None,
     config: Config = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON list instead of a table.")
     ] = False,
 ) -> None:
-    """List the cells of a study: one line for each job of the inversion stage."""
-    study = read_study(configfile, config)
+    """List the cells of a study: one line for each job of the inversion stage.
+
+    \b
+    Examples:
+      tokinfo cells studies/smoke.yaml
+      tokinfo cells studies/smoke.yaml --json
+    """
+    study = read_study(_either(files, configfile), config)
     found = study.cells()
     if as_json:
         rows = [{**cell.model_dump(), "path": f"{study.results}/{cell.path}"} for cell in found]
@@ -139,6 +176,7 @@ def schema(
 
 app.command()(invert)
 app.command()(sweep)
+app.command()(tokens)
 app.command()(clean)
 app.command()(parity)
 app.command()(plan)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tokinfo.io.errors import InvalidError
+
 ModelName = Annotated[
     str,
     typer.Option(
@@ -179,3 +181,41 @@ Threshold = Annotated[
     bool,
     typer.Option("--threshold", help="Also find the noise at which each token is lost."),
 ]
+
+
+def read_mask(visible: str | None, hide: list[str] | None) -> dict[str, str]:
+    """Return the field of a cell that --visible and --hide stand for."""
+    from tokinfo.study import asked
+    from tokinfo.study.masks import Mask
+
+    text = asked.read_mask(visible, hide)
+    Mask(text)  # before torch is imported
+    return {"mask": text}
+
+
+def read_positions(text: str | None, length: int | None) -> list[int] | None:
+    """Return positions, of a slice or a list of them."""
+    if text is None:
+        return None
+    from tokinfo.study.masks import Mask
+
+    last = text.split(":")[1] if text.count(":") == 1 else ""
+    if length is None and ":" in text and not last.isdecimal():
+        raise InvalidError(f"--positions {text}: needs --length, or an end such as 4:9")
+    found: list[int] = []
+    for part in text.split(","):
+        found += Mask(part).positions(length if length is not None else int(last or part) + 1)
+    return [place for place in found if length is not None or not last or place < int(last)]
+
+
+def read_tokens(given: list[str] | None) -> dict[int, str | int] | None:
+    """Return tokens by position."""
+    if given is None:
+        return None
+    found: dict[int, str | int] = {}
+    for one in given:
+        place, equals, text = one.partition("=")
+        if not equals or not place.strip().isdecimal() or not text:
+            raise InvalidError(f"--token {one!r}: allowed: POSITION=TEXT, such as 0=<s>")
+        found[int(place)] = text
+    return found

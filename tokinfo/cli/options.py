@@ -23,6 +23,11 @@ ConfigFiles = Annotated[
     ),
 ]
 
+Files = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="[FILE]...", help="Study to read, as --configfile.", show_default=False),
+]
+
 StudyFiles = Annotated[
     list[Path] | None,
     typer.Option(

@@ -11,15 +11,13 @@ import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tokinfo.cli import asking
-from tokinfo.cli.options import Config, StudyFiles, read_messages, read_study
+from tokinfo.cli.options import Config, StudyFiles, read_messages, read_study, say
 from tokinfo.io.errors import InvalidError, TokinfoError
-from tokinfo.study.known import NONE
-from tokinfo.study.sites import Site
 
 if TYPE_CHECKING:
     from tokinfo.api import Model
@@ -58,7 +56,7 @@ def invert(
     length: asking.Length = None,
     token: asking.Tokens = None,
     tolerance: asking.Tolerance = None,
-    known: asking.Known = NONE,
+    known: asking.Known = "none",
     solver: asking.SolverName = None,
     judge: asking.Judge = False,
     minutes: asking.Minutes = None,
@@ -93,16 +91,16 @@ def invert(
     if activations is not None:
         if prompt is not None or messages is not None:
             raise InvalidError("give a prompt, or --messages FILE, or --activations FILE")
-        if visible is not None or hide or known != NONE:
+        if visible is not None or hide or known != "none":
             raise InvalidError("--activations: allowed: --positions and --token in place of masks")
-        common |= {"positions": _positions(positions, length), "length": length}
-        common |= {"known": _tokens(token), "tolerance": tolerance, "judge": judge}
+        common |= {"positions": asking.read_positions(positions, length), "length": length}
+        common |= {"known": asking.read_tokens(token), "tolerance": tolerance, "judge": judge}
         found = _opened(request).invert_activations(activations, solver=settings, **common)
     else:
         if positions or length or token or tolerance is not None:
             raise InvalidError("--positions, --length, --token and --tolerance: of --activations")
         text = _prompt(prompt, messages)
-        fields = {"known": known, **_mask(visible, hide)}
+        fields = {"known": known, **asking.read_mask(visible, hide)}
         found = _ask(request, text, name, settings, judge, **common, **fields)
     _print(found, request)
 
@@ -114,7 +112,7 @@ def sweep(
     visible: asking.Visible = None,
     hide: asking.Hide = None,
     messages: asking.Messages = None,
-    known: asking.Known = NONE,
+    known: asking.Known = "none",
     everywhere: asking.Everywhere = False,
     threshold: asking.Threshold = False,
     solver: asking.SweepName = None,
@@ -150,8 +148,39 @@ def sweep(
     if more:
         settings = type(settings).model_validate(settings.model_dump(exclude_unset=True) | more)
     text = _prompt(prompt, messages)
-    fields = {"site": site, "metric": metric, "known": known, **_mask(visible, hide)}
+    fields = {"site": site, "metric": metric, "known": known, **asking.read_mask(visible, hide)}
     _print(_ask(request, text, name, settings, False, **fields), request)
+
+
+def tokens(
+    model: asking.ModelName,
+    prompt: asking.PromptText = None,
+    messages: asking.Messages = None,
+    study: StudyFiles = None,
+    config: Config = None,
+    no_special_tokens: asking.NoSpecialTokens = False,
+    trust_remote_code: asking.Trust = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list of the tokens.")] = False,
+) -> None:
+    """Number the tokens of a prompt as masks count them.
+
+    \b
+    Examples:
+      tokinfo tokens "The sky is blue." --model HuggingFaceTB/SmolLM2-135M
+    """
+    request = _request(
+        *(model, "embedding", study, config, None, "float32", None, not no_special_tokens),
+        *(trust_remote_code, as_json, None),
+    )
+    found = _opened(request).tokens(_prompt(prompt, messages))
+    if as_json:
+        say(json.dumps(found))
+        return
+    from tokinfo.report.pages.strips import show
+
+    wide = len(str(len(found) - 1))
+    for number, token in enumerate(found):
+        say(f"{number:>{wide}}  {show(token)}")
 
 
 # --- what is used -------------------------------------------------------------------------
@@ -170,6 +199,8 @@ def _request(
     as_json: bool,
     out: Path | None,
 ) -> _Request:
+    from tokinfo.study.sites import Site
+
     if out is not None and out.suffix != ".parquet":
         raise InvalidError(f"--out {out}: allowed: a file that ends in .parquet")
     Site.parse(site)
@@ -195,42 +226,6 @@ def _prompt(text: str | None, messages: Path | None) -> Prompt:
     if any("\ud800" <= letter <= "\udfff" for letter in text or ""):
         raise InvalidError("the prompt is not UTF-8")
     return text or ""
-
-
-def _mask(visible: str | None, hide: list[str] | None) -> dict[str, str]:
-    from tokinfo.study.asked import read_mask
-    from tokinfo.study.masks import Mask
-
-    text = read_mask(visible, hide)
-    Mask(text)  # before torch is imported
-    return {"mask": text}
-
-
-def _positions(text: str | None, length: int | None) -> list[int] | None:
-    """Return positions, of a slice or a list of them."""
-    if text is None:
-        return None
-    from tokinfo.study.masks import Mask
-
-    last = text.split(":")[1] if text.count(":") == 1 else ""
-    if length is None and ":" in text and not last.isdecimal():
-        raise InvalidError(f"--positions {text}: needs --length, or an end such as 4:9")
-    found: list[int] = []
-    for part in text.split(","):
-        found += Mask(part).positions(length if length is not None else int(last or part) + 1)
-    return [place for place in found if length is not None or not last or place < int(last)]
-
-
-def _tokens(given: list[str] | None) -> dict[int, str | int] | None:
-    if given is None:
-        return None
-    found: dict[int, str | int] = {}
-    for one in given:
-        place, equals, text = one.partition("=")
-        if not equals or not place.strip().isdecimal() or not text:
-            raise InvalidError(f"--token {one!r}: allowed: POSITION=TEXT, such as 0=<s>")
-        found[int(place)] = text
-    return found
 
 
 def _solver(
@@ -305,6 +300,8 @@ def _prepared(request: _Request, study: Study) -> Path:
     Raises:
         InvalidError: unknown model or site; or not prepared yet, with the command that does it.
     """
+    from tokinfo.study.sites import Site
+
     if request.model not in study.models:
         raise InvalidError(f"model {request.model!r}: allowed: {', '.join(study.models)}")
     depth = study.source_of(request.model).blocks
@@ -357,7 +354,7 @@ def _print(found: Result, request: _Request) -> None:
         "sentences": list(found.sentences()),
         "rows": found.rows,
     }
-    typer.echo(json.dumps(_finite(text), ensure_ascii=False, allow_nan=False))
+    say(json.dumps(_finite(text), allow_nan=False))
 
 
 def _finite(value: Any) -> Any:
