@@ -178,6 +178,17 @@ def test_special_tokens_are_known_and_in_no_count() -> None:
     assert bare.tokens(PROMPT) == opened.tokens(PROMPT)[1:]
 
 
+def test_a_text_is_hidden_wherever_it_stands() -> None:
+    opened = ti.load(*tiny_model())
+    swept = opened.sweep("Mario the man versus Mario the idea.", site="block.1", hide="Mario")
+    hidden = [row for row in swept.rows if not row["visible"]]
+    assert "".join(row["true_token"] for row in hidden).count("Mario") == 2
+    assert hidden[0]["position"] == 0
+    assert swept.rows[0]["mask"] == 'hide="Mario"'
+    with pytest.raises(InvalidError, match="there is no"):
+        opened.sweep(PROMPT, site="block.1", hide="Mario")
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [

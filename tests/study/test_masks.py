@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -32,6 +33,37 @@ def test_visible_positions_are_those_of_the_python_slice(text: str, length: int)
     assert Mask(text).visible(length) == python_slice(text, length)
 
 
+unions = st.lists(texts, min_size=1, max_size=4).map(",".join)
+
+
+@given(unions, st.integers(0, 40))
+def test_a_union_leaves_visible_what_any_of_its_parts_does(text: str, length: int) -> None:
+    parts = (python_slice(part, length) for part in text.split(","))
+    assert Mask(text).visible(length) == sorted(set().union(*parts))
+
+
+@given(texts)
+def test_the_published_notation_names_the_positions_slice(text: str) -> None:
+    assert Mask(f"[:, {text}, :]") == Mask(text)
+    assert Mask(f"[ : ,{text},: ]") == Mask(text)
+
+
+quoted = st.lists(st.text(min_size=1, max_size=6), min_size=1, max_size=3)
+
+
+@given(quoted, st.sets(st.sampled_from(ROLES)))
+def test_texts_in_quotes_are_hidden_wherever_spans_say(words: list[str], roles: set[str]) -> None:
+    named = [*roles, *(json.dumps(word) for word in words)]
+    mask = Mask(f"hide={','.join(named)}")
+    assert mask.texts == tuple(dict.fromkeys(words))
+    assert set(mask.roles) == roles
+    assert Mask(mask.text) == mask
+    where = {name: [place] for place, name in enumerate(mask.named)}
+    assert mask.visible(20, where) == list(range(len(mask.named), 20))
+    with pytest.raises(ValueError, match="there is no"):
+        mask.visible(20, {})
+
+
 @given(texts, st.integers(0, 40))
 def test_count_is_the_number_of_visible_positions(text: str, length: int) -> None:
     assert Mask(text).count(length) == len(Mask(text).visible(length))
@@ -62,11 +94,14 @@ def test_roles_are_written_once_and_in_one_order(text: str) -> None:
     assert Mask(text).slug == "hide-system-user"
 
 
-@given(texts | hidden, texts | hidden)
+everything = unions | hidden | quoted.map(lambda w: "hide=" + ",".join(map(json.dumps, w)))
+
+
+@given(everything, everything)
 def test_slug_is_one_to_one_and_safe_in_a_file_name(first: str, second: str) -> None:
     one, two = Mask(first), Mask(second)
     assert (one.slug == two.slug) == (one == two)
-    assert re.fullmatch(r"[a-z0-9-]+", one.slug)
+    assert re.fullmatch(r"[A-Za-z0-9+-]+", one.slug)
 
 
 @given(texts, texts)
@@ -104,6 +139,14 @@ def test_a_mask_with_a_limit_is_meant_to_hide_even_where_it_reaches_nothing(text
         "+1",
         "hide=",
         "hide=me",
+        "1:,",
+        ":2,a",
+        "[:, 1:]",
+        "[:, 1:2, 3:, :]",
+        'hide="a',
+        'hide="a" b',
+        'hide=""',
+        "hide=system,",
     ],
 )
 def test_what_is_no_slice_is_refused_with_what_is_allowed(text: str) -> None:

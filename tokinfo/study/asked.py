@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ def read_mask(visible: str | None, hide: str | Sequence[str] | None) -> str:
     if visible is not None:
         raise InvalidError("visible and hide: allowed: one of them")
     spans = [hide] if isinstance(hide, str) else list(hide)
-    return "hide=" + ",".join(f'"{span}"' for span in spans)
+    return "hide=" + ",".join(json.dumps(span, ensure_ascii=False) for span in spans)
 
 
 def validated(adapter: TypeAdapter[Any], form: Any) -> Any:

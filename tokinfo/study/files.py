@@ -173,6 +173,8 @@ def _yaml(name: str, text: str) -> Document:
         raise _unreadable(name, message, line) from None
     except yaml.YAMLError as error:
         raise _unreadable(name, f"is not valid YAML: {error}") from None
+    except IndexError:  # what the library makes of `!!int ''`
+        raise _unreadable(name, "is not valid YAML: a number without a digit") from None
 
 
 def _check(node: yaml.Node | None, sizes: dict[int, int]) -> int:

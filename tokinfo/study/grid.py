@@ -50,9 +50,9 @@ class Grid(Strict):
     )
     masks: list[Annotated[str, _MASK]] = Field(
         min_length=1,
-        description="Python slices over positions that stay visible; or `hide=ROLE` or "
-        "`hide=ROLE,ROLE`, which hides the contents of these roles' messages in chats and leaves "
-        "all else visible.",
+        description="Python slices over positions that stay visible, several joined by commas; or "
+        "`hide=` and what is hidden: roles, whose messages' contents in chats it hides, or texts "
+        'in quotes (`hide="seven years"`), whose tokens it hides wherever they stand.',
     )
     metrics: list[MetricName] = Field(["l1"], min_length=1, description="Distances.")
     parametrisations: list[Parametrisation] = Field(

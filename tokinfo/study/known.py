@@ -33,7 +33,7 @@ class Known(Written):
         text = self.text.strip()
         if text not in (NONE, VISIBLE):
             try:
-                if (mask := Mask(text)).roles:
+                if (mask := Mask(text)).named:
                     raise InvalidError(f"mask {text!r}: allowed: {masks.ALLOWED}")
                 text = mask.text
             except InvalidError as error:

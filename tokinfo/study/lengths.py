@@ -95,11 +95,11 @@ def findings(
         n_ctx: most positions of the model. A prompt padded to n_ctx is a sequence of that
             length, and its mask applies to all of it.
         spans: of every prompt, the positions of each role's contents, by the name of its set; what
-            a mask of roles leaves is certain only with them.
+            a mask that names something leaves is certain only with them.
     """
 
     def held(mask: Mask, name: str, index: int) -> Spans | None:
-        if not mask.roles:
+        if not mask.named:
             return {}
         return spans[name][index] if spans is not None else None
 

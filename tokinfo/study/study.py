@@ -127,7 +127,8 @@ OURS = frozenset(
     (
         *("benchmarks", "build", "docs", "envs", "profiles", "report", "rules", "studies"),
         *("tests", "tokinfo", "changelog.md", "citation.cff", "config.yaml", "license"),
-        *("makefile", "pyproject.toml", "readme.md", "requirements.lock", "snakefile"),
+        *("makefile", "mkdocs.yml", "pyproject.toml", "readme.md", "requirements.lock"),
+        "snakefile",
     )
 )
 """What is in the project's directory, in lower case: no place for results."""

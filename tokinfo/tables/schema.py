@@ -55,8 +55,8 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
     "padding": (pl.String(), "none, or n_ctx where prompts are padded to it"),
     "mask": (
         pl.String(),
-        "Python slice over the positions that stay visible, or hide= and roles whose contents are "
-        "hidden",
+        "Python slices over the positions that stay visible, or hide= and roles whose contents are "
+        "hidden, or texts in quotes that are",
     ),
     "metric": (pl.String(), "l1, l2, cosine or l1+cosine"),
     "parametrisation": (pl.String(), "embedding, vocabulary or mixture"),

@@ -104,8 +104,10 @@ def most_tokens(text: str, vocabulary: int) -> int:
 
 def most_hidden(study: Study, cell: Cell, length: int) -> int:
     """Return the most positions that a cell hides in a prompt of ``length`` tokens."""
-    if not cell.mask.roles:
+    if not cell.mask.named:
         return length - cell.mask.count(length)
+    if cell.mask.texts:
+        return length
     vocabulary = sizes_of(study, study.models[cell.model].source).vocabulary
     hidden = (
         sum(most_tokens(m.content, vocabulary) for m in prompt if m.role in cell.mask.roles)

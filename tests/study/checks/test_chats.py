@@ -100,6 +100,7 @@ MASKS: list[Row] = [
     (("grids", 0, "prompts"), ["chats", "sky"], "prompts.sky[0] and 1 more",
      "grids[0].masks[0]"),
     (("grids", 0, "masks"), ["hide=someone"], "system, developer, user", "grids[0].masks[0]"),
+    (("grids", 0, "masks"), ["hide='zzz'"], "which prompts.chats[0]", "grids[0].masks[0]"),
     (("grids", 0, "masks"), ["hide="], "is not a mask", "grids[0].masks[0]"),
     (("grids", 0, "masks"), ["hide=system,user", "hide=user,system"], "repeats grids[0].masks[0]",
      "grids[0].masks[1]"),

@@ -244,8 +244,10 @@ def mask_words(mask: str) -> str:
     ['nothing hidden', 'first token hidden', 'first 3 hidden', 'only the last visible', \
 'only the first 2 visible', 'visible: ::2', 'system hidden']
     """
-    if roles := Mask(mask).roles:
-        return f"{' and '.join(roles)} hidden"
+    if named := Mask(mask).named:
+        return f"{' and '.join(named)} hidden"
+    if "," in mask:
+        return f"visible: {mask}"
     parts = mask.split(":")
     if len(parts) == 1:
         names = {"-1": "only the last visible", "0": "only the first visible"}
@@ -267,7 +269,7 @@ def mask_title(mask: str) -> str:
 
 
 def mask_order(mask: str) -> tuple[int, str]:
-    """Return a sorting key: masks that hide less come first, those that hide roles last."""
-    if Mask(mask).roles:
+    """Return a sorting key: masks that hide less come first, those that hide by name last."""
+    if Mask(mask).named:
         return 64, mask
     return 64 - len(Mask(mask).visible(64)), mask

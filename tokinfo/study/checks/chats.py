@@ -30,7 +30,10 @@ def mistakes(draft: Draft) -> Iterator[Mistake]:
 def _masks(path: Keys, grid: Grid, study: Study) -> Iterator[Mistake]:
     for place, text in enumerate(grid.masks):
         mask = parsed(Mask, text)
-        if mask is None or not mask.roles:
+        if mask is None or not mask.named:
+            continue
+        yield from _texts((*path, "masks", place), text, mask, grid, study)
+        if not mask.roles:
             continue
         lacking = [f"passages.{name}" for name in grid.prompts if name in study.passages]
         lacking += [
@@ -45,6 +48,21 @@ def _masks(path: Keys, grid: Grid, study: Study) -> Iterator[Mistake]:
             message = f"hides {' and '.join(mask.roles)}, which {lacking[0]}{more} does not have"
             allowed = "roles that every prompt of its grid has messages of, or a Python slice"
             yield Mistake((*path, "masks", place), text, message, allowed)
+
+
+def _texts(path: Keys, text: str, mask: Mask, grid: Grid, study: Study) -> Iterator[Mistake]:
+    """Yield a mask's text that some prompt lacks; of passages, a job says so."""
+    for sought in mask.texts:
+        lacking = [
+            f"prompts.{name}[{number}]"
+            for name in grid.prompts
+            for number, prompt in enumerate(study.prompts.get(name, ()))
+            if any(contents(prompt)) and not any(sought in said for said in contents(prompt))
+        ]
+        if lacking:
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            message = f"hides {sought!r}, which {lacking[0]}{more} does not have"
+            yield Mistake(path, text, message, "a text that every prompt of its grid has")
 
 
 def _chats(study: Study, name: str) -> list[tuple[int, Prompt]]:

@@ -43,7 +43,7 @@ def _shuffled(where: Keys, grid: Grid) -> Iterator[Mistake]:
         yield Mistake(where, targets.SHUFFLED, message, "another grid for that site")
     for mask in grid.masks:
         visible = parsed(Mask, mask)
-        if visible is not None and not visible.roles and visible.count(_FAR) == 1:
+        if visible is not None and not visible.named and visible.count(_FAR) == 1:
             message = (
                 f"needs two visible positions, and mask {mask!r} leaves one, which a prompt of one "
                 "repeated token may explain"
