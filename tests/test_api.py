@@ -124,7 +124,7 @@ def test_a_call_that_fails_leaves_the_model_as_it_was(monkeypatch: pytest.Monkey
     def fail(*_: object, **__: object) -> None:
         raise KeyError("in the middle")
 
-    monkeypatch.setattr("tokinfo.api.run", fail)
+    monkeypatch.setattr("tokinfo.model.run", fail)
     with pytest.raises(KeyError):
         ti.load(model, tokenizer).invert(PROMPT, site="block.1", **QUIET)
     same(before, state(model))

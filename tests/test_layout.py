@@ -22,7 +22,8 @@ CORRIDOR = (
 BESIDE = {
     "workflow": {"io", "study"},
     "cell": set(CORRIDOR[:8]),
-    "api": {*CORRIDOR[:8], "cell"},
+    "model": {*CORRIDOR[:8], "cell"},
+    "api": {*CORRIDOR[:8], "model"},
     "examples": {"io", "study", "models"},
 }
 """What may be imported by those that are no step of the corridor; `cli` may import all of them."""

@@ -10,7 +10,7 @@
 from importlib import import_module
 from typing import Any
 
-__all__ = ["Model", "Result", "invert", "load"]
+__all__ = ["Flow", "Model", "Result", "invert", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -120,6 +120,9 @@ def make_rows(
     true_loss = of_truth[0].tolist()
     position_floor = problem.noise.positions.tolist()
     independent = problem.independent.tolist()
+    norms = torch.linalg.vector_norm(problem.target.double(), dim=-1)
+    shares = (problem.noise.positions.double() / norms).nan_to_num(posinf=0.0)
+    floors = [one[seen].tolist() for one, seen in zip(shares, layout.visible, strict=True)]
     reference = None
     if isinstance(solver, ChapterSolver):
         reference = published_reference(
@@ -231,12 +234,14 @@ def make_rows(
                     if reference_id is not None and top and sought
                     else None,
                 }
-                | _identification(swept.get(position), problem.decoder.ids)
+                | _identification(swept.get(position), problem.decoder.ids, floors[number])
             )
     return rows
 
 
-def _identification(found: Identification | None, candidates: Tensor) -> dict[str, Any]:
+def _identification(
+    found: Identification | None, candidates: Tensor, floors: list[float]
+) -> dict[str, Any]:
     """Return the columns of one position's sweep; none where nothing was swept."""
     if found is None:
         return {}
@@ -251,6 +256,8 @@ def _identification(found: Identification | None, candidates: Tensor) -> dict[st
         "prior_bits": found.prior_bits_low,
         "prior_bits_high": found.prior_bits_high,
         "noise_threshold": found.noise_threshold,
+        "carried": list(found.carried),
+        "carried_floor": floors,
     }
 
 

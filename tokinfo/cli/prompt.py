@@ -20,7 +20,7 @@ from tokinfo.cli.options import Config, StudyFiles, read_messages, read_study, s
 from tokinfo.io.errors import InvalidError, TokinfoError
 
 if TYPE_CHECKING:
-    from tokinfo.api import Model
+    from tokinfo.model import Model
     from tokinfo.report.answer import Result
     from tokinfo.study.prompts import Prompt
     from tokinfo.study.solvers import Solver
@@ -278,7 +278,7 @@ def _opened(request: _Request) -> Model:
         )
     directory = _prepared(request, study)
     # Imported late: what can be refused without torch is refused at once.
-    from tokinfo.api import Model
+    from tokinfo.model import Model
     from tokinfo.models.opening import Named
 
     source = study.source_of(request.model)

@@ -80,12 +80,13 @@ class Named:
         self._directory: Path | None = None
         self._source: Pretrained | None = None
         path = located(name)
-        if called is not None or path.exists():
-            self.name = called or path.resolve().name
+        if path.exists():
+            self.name = path.resolve().name
         common: dict[str, Any] = {"blocks": 1, "special_tokens": special_tokens}
         saved = common | {"trust_remote_code": trust_remote_code}
         if (path / FACTS).is_file():
             self._directory = path
+            self.name = self._facts.model or self.name
             if self.model != Model(source="it"):
                 raise InvalidError(f"{name}: a checkpoint's precision is fixed; use the model's")
         elif path.is_dir():
@@ -98,15 +99,21 @@ class Named:
             self._source = HubSource(repository=match[1], revision=match[2] or "main", **saved)
         else:
             raise InvalidError(f"model {name!r}: there is none; allowed: {ALLOWED}")
+        self.name = called or self.name
 
     @cached_property
     def depth(self) -> int:
         """How many blocks the whole model has."""
         if self._directory is not None:
-            path = self._directory / FACTS
-            with reading(path):
-                return Facts.model_validate_json(path.read_text(encoding="utf-8")).depth
+            return self._facts.depth
         return int(held_blocks(self._config) or 0)
+
+    @property
+    def _facts(self) -> Facts:
+        assert self._directory is not None
+        path = self._directory / FACTS
+        with reading(path):
+            return Facts.model_validate_json(path.read_text(encoding="utf-8"))
 
     @contextmanager
     def checkpoint(self, blocks: int) -> Iterator[Checkpoint]:

@@ -30,6 +30,8 @@ class Identification:
         noise_threshold: noise-to-signal ratio at which the true token stops being the best;
             None: not measured.
         prior_bits_low, prior_bits_high: the same under the unigram prior; None without one, too.
+        carried: of each visible position, by how much all other tokens change its activations at
+            least (`tokinfo.solvers.sweep.carried`).
     """
 
     rank: int
@@ -43,6 +45,7 @@ class Identification:
     noise_threshold: float | None = None
     prior_bits_low: float | None = None
     prior_bits_high: float | None = None
+    carried: tuple[float | None, ...] = ()
 
     @property
     def margin(self) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tokinfo.probe.metrics import distance
+from tokinfo.probe.metrics import distance, position_distance
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.problem import Problem, SolverError
 
@@ -44,6 +44,8 @@ class Substitution:
         if upto is not None and problem.probe.causal:
             self.length = min(self.length, upto)
         self.context = context[: self.length]
+        # [position] 2-norm of the smallest change; infinite where nothing was looked at.
+        self.nearest = torch.full_like(problem.target[0, :, 0], torch.inf)
         self.prefix = (
             problem.probe.prefix(self.context[None, :position])
             if position and problem.probe.causal
@@ -51,20 +53,27 @@ class Substitution:
         )
 
     def residuals(
-        self, candidates: Tensor, progress: Callable[[int], object] | None = None
+        self,
+        candidates: Tensor,
+        progress: Callable[[int], object] | None = None,
+        *,
+        beside: int | None = None,
     ) -> Tensor:
         """Return the distance [candidate] of the prompt with each candidate in place.
 
         Args:
             candidates: int64 [candidate] token ids.
             progress: called with the number of candidates after each batch.
+            beside: a token; what all others change at each position is kept as `nearest`.
 
         Raises:
             SolverError: a candidate's activations are not finite.
         """
+        if beside is not None:
+            self.nearest = torch.full_like(self.problem.target[0, :, 0], torch.inf)
 
         def score(part: Tensor) -> Tensor:
-            found = self._score(part)
+            found = self._score(part, beside)
             if progress is not None:
                 progress(len(part))
             return found
@@ -82,9 +91,15 @@ class Substitution:
         with torch.no_grad():
             return self.batcher.map(lambda part: self._found(part)[0], candidates)
 
-    def _score(self, candidates: Tensor) -> Tensor:
+    def _score(self, candidates: Tensor, beside: int | None = None) -> Tensor:
         found, first = self._found(candidates)
         problem = self.problem
+        if beside is not None:
+            place = slice(max(first, self.position if self.prefix is not None else 0), self.length)
+            later = found[:, place.start - first :]
+            apart = position_distance(later, problem.target[:, place])
+            apart[candidates == beside] = torch.inf
+            self.nearest[place] = torch.minimum(self.nearest[place], apart.amin(0))
         return distance(
             found,
             problem.target[:, first : self.length],

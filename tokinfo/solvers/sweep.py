@@ -6,6 +6,7 @@ prompt it says what an observer without the truth can claim.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -144,7 +145,8 @@ def sweep(
         swept = Substitution(problem, problem.decoder.embedding[ids], position, batcher)
         judged: Identification | None = None
         try:
-            residuals = _verified(problem, ids, position, swept.residuals(candidates))
+            tried = swept.residuals(candidates, beside=int(ids[position]))
+            residuals = _verified(problem, ids, position, tried)
             true = (candidates == truth[position]).nonzero()
             if len(true):
                 judged = identify(residuals, int(true), float(problem.slack[0]), problem.prior)
@@ -154,10 +156,26 @@ def sweep(
         except Stopped:
             break
         if judged is not None:
-            identified[position] = judged
+            identified[position] = replace(judged, carried=carried(problem, swept.nearest))
         top = residuals.topk(min(5, len(residuals)), largest=False).indices
         best[position] = candidates[top[torch.arange(5).clamp_max(len(top) - 1)]]
     return identified, best
+
+
+def carried(problem: Problem, nearest: Tensor) -> tuple[float | None, ...]:
+    """Return what other tokens change of the activations at each visible position, at least.
+
+    Args:
+        problem: a problem of a single row.
+        nearest: [position] 2-norm of the smallest change; infinite where there can be none.
+
+    Returns:
+        Shares of the norm of the activations there, of visible positions in order; None where they
+        do not depend on the token, or are nothing.
+    """
+    norms = torch.linalg.vector_norm(problem.target[0].double(), dim=-1)
+    shares = (nearest.double() / norms)[problem.layout.visible[0]].tolist()
+    return tuple(share if math.isfinite(share) else None for share in shares)
 
 
 def _verified(problem: Problem, ids: Tensor, position: int, residuals: Tensor) -> Tensor:

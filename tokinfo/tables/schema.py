@@ -171,6 +171,15 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
         "noise-to-signal ratio, at each position by itself, at which the true token stops being "
         "the best (median of draws)",
     ),
+    "carried": (
+        pl.List(pl.Float64()),
+        "what all other tokens at this position change at each visible one, in order, at least: a "
+        "share of the norm of the activations there; null: they do not depend on it",
+    ),
+    "carried_floor": (
+        pl.List(pl.Float64()),
+        "the noise floors of the same positions, as shares of the same norms",
+    ),
     "noise_step": (
         pl.Float64(),
         "factor between the ratios tried, by which noise_threshold may be too high",

@@ -117,6 +117,7 @@ FIGURES = {
         ("identifiable", "recovery", "Identifiability", ("found_vs_identifiable",)),
         ("identifiable", "recovery", "Identifiability", ("rank_histogram",)),
         ("margins", "recovery", "Identifiability", ("margin_by_depth", "noise_threshold")),
+        ("flow", "recovery", "Identifiability", ("flow_map",)),
     )
     for figure in figures
 }
