@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from tokinfo.cli.clean import clean
+from tokinfo.cli.flow import flow
 from tokinfo.cli.options import Config, ConfigFiles, Files, read_study, say
 from tokinfo.cli.parity import parity
 from tokinfo.cli.plan import plan
@@ -176,6 +177,7 @@ def schema(
 
 app.command()(invert)
 app.command()(sweep)
+app.command()(flow)
 app.command()(tokens)
 app.command()(clean)
 app.command()(parity)

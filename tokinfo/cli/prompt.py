@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Request:
+class Request:
     """Which model, and what to do with the answer."""
 
     model: str
@@ -80,7 +80,7 @@ def invert(
       tokinfo invert "I am Anna Bell." --model models/mine --site block.1 --hide "Anna Bell"
       tokinfo invert --activations kept.npz --model models/mine --site block.4 --length 12
     """
-    request = _request(
+    request = request_of(
         *(model, site, study, config, device, quantization, dtype, not no_special_tokens),
         *(trust_remote_code, as_json, out),
     )
@@ -95,11 +95,11 @@ def invert(
             raise InvalidError("--activations: allowed: --positions and --token in place of masks")
         common |= {"positions": asking.read_positions(positions, length), "length": length}
         common |= {"known": asking.read_tokens(token), "tolerance": tolerance, "judge": judge}
-        found = _opened(request).invert_activations(activations, solver=settings, **common)
+        found = opened(request).invert_activations(activations, solver=settings, **common)
     else:
         if positions or length or token or tolerance is not None:
             raise InvalidError("--positions, --length, --token and --tolerance: of --activations")
-        text = _prompt(prompt, messages)
+        text = prompt_of(prompt, messages)
         fields = {"known": known, **asking.read_mask(visible, hide)}
         found = _ask(request, text, name, settings, judge, **common, **fields)
     _print(found, request)
@@ -135,7 +135,7 @@ def sweep(
       tokinfo sweep "The sky is blue." --model HuggingFaceTB/SmolLM2-135M --site block.8
       tokinfo sweep "I am Anna Bell." --model models/mine --site block.1 --threshold
     """
-    request = _request(
+    request = request_of(
         *(model, site, study, config, device, quantization, dtype, not no_special_tokens),
         *(trust_remote_code, as_json, out),
     )
@@ -147,7 +147,7 @@ def sweep(
         more["noise"] = {}
     if more:
         settings = type(settings).model_validate(settings.model_dump(exclude_unset=True) | more)
-    text = _prompt(prompt, messages)
+    text = prompt_of(prompt, messages)
     fields = {"site": site, "metric": metric, "known": known, **asking.read_mask(visible, hide)}
     _print(_ask(request, text, name, settings, False, **fields), request)
 
@@ -168,11 +168,11 @@ def tokens(
     Examples:
       tokinfo tokens "The sky is blue." --model HuggingFaceTB/SmolLM2-135M
     """
-    request = _request(
+    request = request_of(
         *(model, "embedding", study, config, None, "float32", None, not no_special_tokens),
         *(trust_remote_code, as_json, None),
     )
-    found = _opened(request).tokens(_prompt(prompt, messages))
+    found = opened(request).tokens(prompt_of(prompt, messages))
     if as_json:
         say(json.dumps(found))
         return
@@ -186,7 +186,7 @@ def tokens(
 # --- what is used -------------------------------------------------------------------------
 
 
-def _request(
+def request_of(
     model: str,
     site: str,
     files: list[Path] | None,
@@ -198,7 +198,8 @@ def _request(
     trust: bool,
     as_json: bool,
     out: Path | None,
-) -> _Request:
+) -> Request:
+    """Return what the options say, and the study where the model is one of its."""
     from tokinfo.study.sites import Site
 
     if out is not None and out.suffix != ".parquet":
@@ -211,13 +212,14 @@ def _request(
     study = read_study(files, config) if files else None
     named = ["--configfile", *map(str, files)] if files and files != [Path("config.yaml")] else []
     named += ["--config", *config] if config else []
-    return _Request(
+    return Request(
         *(model, site, study, named, device, quantization, dtype, special_tokens, trust),
         *(as_json, out),
     )
 
 
-def _prompt(text: str | None, messages: Path | None) -> Prompt:
+def prompt_of(text: str | None, messages: Path | None) -> Prompt:
+    """Return the prompt of the command line, or that of a file of messages."""
     if (text is None) == (messages is None):
         raise InvalidError("give a prompt, or --messages FILE in its place")
     if messages is not None:
@@ -229,7 +231,7 @@ def _prompt(text: str | None, messages: Path | None) -> Prompt:
 
 
 def _solver(
-    request: _Request, wanted: str | None, kind: str, minutes: float | None
+    request: Request, wanted: str | None, kind: str, minutes: float | None
 ) -> tuple[str, Solver]:
     """Return the requested solver with its name; without one, the study's first of a kind."""
     from tokinfo.study.asked import KINDS, read_solver
@@ -244,19 +246,19 @@ def _solver(
 
 
 def _ask(
-    request: _Request, text: Prompt, name: str, solver: Solver, judge: bool, **fields: Any
+    request: Request, text: Prompt, name: str, solver: Solver, judge: bool, **fields: Any
 ) -> Result:
     study = request.study
-    opened = _opened(request)
+    model = opened(request)
     weights = study.metric_weights if study else None
     try:
-        return opened.ask(text, solver, judge=judge, weights=weights, named=name, **fields)
+        return model.ask(text, solver, judge=judge, weights=weights, named=name, **fields)
     except TokinfoError as error:
         words = " ".join(str(error).split())
         raise InvalidError(f"{request.model} at {request.site}: {words}") from None
 
 
-def _opened(request: _Request) -> Model:
+def opened(request: Request) -> Model:
     """Return the model, of a study the checkpoint that it has prepared."""
     study = request.study
     if study is None:
@@ -292,7 +294,7 @@ def _opened(request: _Request) -> Model:
     )
 
 
-def _prepared(request: _Request, study: Study) -> Path:
+def _prepared(request: Request, study: Study) -> Path:
     """Return the study's checkpoint for a model and site.
 
     Of several that hold enough blocks the smallest is taken.
@@ -335,7 +337,7 @@ def _prepared(request: _Request, study: Study) -> Path:
 # --- what is printed ----------------------------------------------------------------------
 
 
-def _print(found: Result, request: _Request) -> None:
+def _print(found: Result, request: Request) -> None:
     if request.out is not None:
         from tokinfo.io.atomic import new_file
 
