@@ -3,6 +3,7 @@
 # make test-slow  run the slow ones alone (minutes each)
 # make test-all   run both
 # make lint       formatting, types and the workflow's own linter
+# make docs       run the notebook, build the documentation as a site in build/site
 # make clean      remove .venv, caches and what Snakemake remembers; results stay
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ REPORT := results/report.html
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := run
-.PHONY: run install test test-slow test-all lint clean
+.PHONY: run install test test-slow test-all lint docs clean
 
 run: install
 	$(BIN)/snakemake --cores $(CORES)
@@ -56,6 +57,12 @@ lint: install
 	$(BIN)/mypy --strict tokinfo
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/snakemake --lint
+
+docs: install
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r docs/requirements.lock
+	$(BIN)/python docs/execute.py docs/quickstart.ipynb build/quickstart.ipynb
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The site is in $(CURDIR)/build/site"
 
 clean:
 	rm -rf $(VENV) .snakemake build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

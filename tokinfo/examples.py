@@ -15,9 +15,10 @@ def tiny_model(seed: int = 0, blocks: int = 2) -> tuple[Any, Any]:
 
     It is 64 wide and knows the words of its examples.
 
-    >>> model, tokenizer = tiny_model()
-    >>> tokenizer("The sky is blue.")["input_ids"]
-    [97, 94, 43, 117, 0]
+    Examples:
+        >>> model, tokenizer = tiny_model()
+        >>> tokenizer("The sky is blue.")["input_ids"]
+        [97, 94, 43, 117, 0]
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -96,7 +96,7 @@ class Model:
             metric: ``l1``, ``l2``, ``cosine`` or ``l1+cosine``.
             seed: of the starts.
             minutes: time after which the best so far is returned; Ctrl-C ends it early too.
-            show_progress: a bar on a terminal or in a notebook, a line every ten seconds elsewhere.
+            show_progress: a bar on a terminal, a line every ten seconds elsewhere.
 
         Raises:
             TokinfoError: the request does not suit the model or the prompt; one line.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from tokinfo.report.answer import Result
@@ -30,9 +32,12 @@ class Flow:
         return tuple(of_rows(result.rows) for result in self.results)
 
     def plot(self) -> Figure:
-        """Return the maps as a figure of matplotlib."""
+        """Return the maps as a figure of matplotlib, which a notebook shows."""
         name = str(self.results[0].rows[0]["model"])
-        return draw({name: self.maps})
+        figure = draw({name: self.maps})
+        # It belongs to no window, so a notebook would show it as text.
+        vars(figure)["_repr_html_"] = lambda: _image(figure)
+        return figure
 
     def to_polars(self) -> pl.DataFrame:
         """Return a table with a row for each site, token and position that depends on it.
@@ -63,10 +68,11 @@ class Flow:
                         }
 
     def _repr_html_(self) -> str:
-        from base64 import b64encode
-        from io import BytesIO
+        return _image(self.plot())
 
-        kept = BytesIO()
-        self.plot().savefig(kept, format="png", dpi=110)
-        text = b64encode(kept.getvalue()).decode()
-        return f"<img alt='flow map' src='data:image/png;base64,{text}'>"
+
+def _image(figure: Figure) -> str:
+    kept = BytesIO()
+    figure.savefig(kept, format="png", dpi=110)
+    text = b64encode(kept.getvalue()).decode()
+    return f"<img alt='flow map' src='data:image/png;base64,{text}'>"

@@ -1,4 +1,4 @@
-"""Progress of one run: a bar on a terminal or in a notebook, lines elsewhere; and Ctrl-C."""
+"""Progress of one run: a bar on a terminal, lines elsewhere; and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ def watched(name: str, *, shown: bool = True) -> Iterator[Watch]:
 def progress(name: str) -> Iterator[Callable[[Watch], None]]:
     """Show a bar on a terminal, and lines elsewhere; yields what reports a run there.
 
+    In a notebook a bar would need widgets, which may not be there.
+
     How much is left is known of a sweep and where the solver has ``minutes``. Any other search
     ends when it is certified, so its bar only says what it has come to.
     """
     console = Console(stderr=True)
-    if not (console.is_terminal or console.is_jupyter):
+    if not console.is_terminal or console.is_jupyter:
         yield lines(name)
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
