@@ -36,3 +36,29 @@ def test_the_embedding_is_before_every_block() -> None:
 def test_any_other_name_is_refused_with_what_is_allowed(text: str) -> None:
     with pytest.raises(ValueError, match=r"allowed: embedding, or attention\.K"):
         Site.parse(text)
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_keys_and_values_of_blocks_that_follow_each_other_are_one_site(one: int, more: int) -> None:
+    last = one + more
+    site = Site.parse(f"kv.{one}-{last}")
+    assert (site.place, site.first, site.block) == ("kv", one, last)
+    assert Site.parse(str(site)) == site
+    assert Site.parse("+".join(f"kv.{block}" for block in range(one, min(last, one + 9) + 1))) == (
+        Site("kv", min(last, one + 9), one)
+    )
+    assert Site.parse(f"kv.{one}-last").resolve(last) == site
+
+
+@pytest.mark.parametrize(
+    "text", ["kv.1+kv.3", "kv.1+block.2", "block.1+block.2", "kv.2-1", "kv.2-2", "kv.last-3", "kv",
+             "kv.last+kv.1", "norm.1"],
+)  # fmt: skip
+def test_what_cannot_be_read_at_once_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="allowed:"):
+        Site.parse(text)
+
+
+def test_the_final_norm_lies_behind_the_last_block() -> None:
+    assert Site.parse("norm").resolve(7) == Site("norm", 7)
+    assert str(Site("norm", 7)) == "norm"

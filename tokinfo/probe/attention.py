@@ -68,7 +68,12 @@ class FirstAttention:
     def __init__(self, probe: Probe) -> None:
         self.probe = probe
         self._name = type(probe.decoder).__name__
-        if probe.site.block != 1 or not probe.causal or not probe.residual:
+        if (
+            probe.site.place in ("kv", "norm")
+            or probe.site.block != 1
+            or not probe.causal
+            or not probe.residual
+        ):
             raise StructureError(f"{probe.site} is no site of the first block's causal attention")
         self._config: Any = getattr(probe.decoder, "config", None)
         if not hasattr(self._config, "_attn_implementation"):

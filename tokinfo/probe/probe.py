@@ -78,6 +78,10 @@ class Probe:
         ``mlp.K``: the output of block K's MLP or mixture of experts itself, before a norm behind
             it and before it is added.
         ``block.K``: the output of block K, before any final normalisation.
+        ``norm``: the output of the decoder, behind its last block and final norm.
+        ``kv.K``, ``kv.A-B``: keys and values as a key-value cache keeps them, keys behind the
+            rotary position: of each block the keys of all heads and then the values, block
+            behind block.
 
     Args:
         decoder: a decoder called as ``decoder(inputs_embeds=..., attention_mask=...,
@@ -118,6 +122,11 @@ class Probe:
             _ = block.mlp
         if site.place == "attention" or not residual:
             _ = block.attention
+        if site.place == "kv" and (hasattr(decoder, "new_cache") or not causal or not residual):
+            raise StructureError(
+                f"{type(decoder).__name__}, {site}: keys and values are read of attention, causal "
+                "and with its residual"
+            )
         if not causal:
             acausal.check(decoder, self)
 
@@ -174,11 +183,19 @@ class Probe:
             return embeddings
         given = embeddings.to(self.dtype)
         version = given._version
+        if self.site.place == "kv":
+            arguments = {"past_key_values": _new_cache(self.decoder)} | arguments
+            arguments["use_cache"] = True
         with ExitStack() as hooks:
             self._hook(self._block, hooks)
             try:
-                self.decoder(inputs_embeds=given, **arguments)
+                out = self.decoder(inputs_embeds=given, **arguments)
+                if self.site.place == "norm":
+                    return _by_row(out.last_hidden_state, embeddings)
             except Reached as reached:
+                if self.site.place == "kv":
+                    cache, count = arguments["past_key_values"], embeddings.shape[1]
+                    return self._cache_of(cache, count).to(embeddings.device)
                 if given._version != version:
                     name = type(self.decoder).__name__
                     raise StructureError(f"{name}: writes into the embeddings given") from None
@@ -255,18 +272,9 @@ class Probe:
         """Return a prefix of keys and values; raises StructureError where they are not kept."""
         assert self._block is not None
         cache = _new_cache(self.decoder)
-        with torch.no_grad(), ExitStack() as hooks:
-            self._hook(self._block, hooks)
-            try:
-                self.decoder(
-                    inputs_embeds=embeddings.to(self.dtype), past_key_values=cache, use_cache=True
-                )
-            except Reached as reached:
-                return Prefix(
-                    _by_row(reached.activations, embeddings),
-                    self._kept(cache, embeddings.shape[1]),
-                )
-        raise StructureError(f"the forward of {type(self.decoder).__name__} never met {self.site}")
+        with torch.no_grad():
+            found = self.run(embeddings, past_key_values=cache, use_cache=True)
+        return Prefix(found, self._kept(cache, embeddings.shape[1]))
 
     def expected(self, embeddings: Tensor, outputs: Tensor) -> Tensor:
         """Return scores of the next token behind prompts, read out through ``outputs``.
@@ -300,6 +308,18 @@ class Probe:
             raise StructureError("a block does not keep the keys and values of all positions")
         return tuple((layer.keys, layer.values) for layer in kept)
 
+    def _cache_of(self, cache: Any, count: int) -> Tensor:
+        """Return the last ``count`` keys and values [row, position, width] of the site's blocks."""
+        found = []
+        for layer in cache.layers[self.site.first - 1 : self.site.block]:
+            for states in (getattr(layer, "keys", None), getattr(layer, "values", None)):
+                if states is None or states.ndim != 4 or states.shape[-2] < count:
+                    raise StructureError(
+                        "a block does not keep the keys and values of all positions"
+                    )
+                found.append(states[:, :, -count:].transpose(1, 2).flatten(2))
+        return torch.cat([states.to(found[0].device) for states in found], dim=-1)
+
     def _cached(self, prefix: Prefix | None, rows: int) -> dict[str, Any]:
         if prefix is None:
             return {"use_cache": False}
@@ -323,7 +343,7 @@ class Probe:
             stop_after_attention(block, hooks)
         elif self.site.place == "mlp":
             stop_at_mlp(block.mlp, hooks)
-        else:
+        elif self.site.place != "norm":
             stop_at(block.module, hooks)
 
 

@@ -80,7 +80,7 @@ class Streams:
         self.probe = probe
         self._name = type(probe.decoder).__name__
         self._config: Any = getattr(probe.decoder, "config", None)
-        if not probe.causal or probe.site.place == "embedding":
+        if not probe.causal or probe.site.place in ("embedding", "norm", "kv"):
             raise StructureError(f"{probe.site} is no site behind causal attention")
         if not hasattr(self._config, "_attn_implementation"):
             raise StructureError(f"{self._name}: its attention has no interface to take it apart")

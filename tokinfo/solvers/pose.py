@@ -102,7 +102,10 @@ def make_problem(
 
 
 def make_probe(checkpoint: Checkpoint, cell: Cell) -> Probe:
-    """Return a model as a cell reads it."""
+    """Return a model as a cell reads it; raises InvalidError where it lacks blocks."""
+    kept, depth = checkpoint.facts.blocks_kept, checkpoint.facts.depth
+    if cell.site.place == "norm" and kept < depth:
+        raise InvalidError(f"site norm: {cell.model} holds {kept} of its {depth} blocks")
     return Probe(
         checkpoint.decoder,
         cell.site,

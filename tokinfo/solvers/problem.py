@@ -97,7 +97,9 @@ class Problem:
     def independent(self) -> Tensor:
         """Of which tokens nothing visible depends, bool [row, position]; pads may be visible."""
         visible = self.layout.visible
-        if self.probe.site.place == "embedding":
+        site = self.probe.site
+        # Keys and values of the first block are of their own position's token alone.
+        if site.place == "embedding" or (site.place == "kv" and site.block == 1):
             return ~visible
         if not self.probe.causal:
             return torch.zeros_like(visible)

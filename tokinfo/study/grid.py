@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from tokinfo.study import known, masks, sites, targets
 from tokinfo.study.fields import (
@@ -34,6 +34,12 @@ def _stands_for(what: str, parse: Callable[[str], object], allowed: str) -> Afte
     return fits(check)
 
 
+def _several(value: Any) -> Any:
+    """Join a list of sites, which are read at once."""
+    joined = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return "+".join(value) if joined else value
+
+
 _SITE = _stands_for("site", sites.Site.parse, sites.ALLOWED)
 _MASK = _stands_for("mask", masks.Mask, masks.ALLOWED)
 _KNOWN = _stands_for("choice of known tokens", known.Known, known.ALLOWED)
@@ -44,9 +50,11 @@ class Grid(Strict):
     """A product of axes; every combination is a cell. `identify` adds some beside them."""
 
     models: list[Name] = Field(min_length=1, description="Names of models.")
-    sites: list[Annotated[str, _SITE]] = Field(
+    sites: list[Annotated[str, _SITE, BeforeValidator(_several)]] = Field(
         min_length=1,
-        description="`embedding`, `attention.K`, `mlp.K`, `block.K` (1-based) or `.last`.",
+        description="`embedding`, `attention.K`, `mlp.K`, `block.K` (1-based) or `.last`; `norm`, "
+        "the final norm; `kv.K`, keys and values of block K as a cache keeps them, or `kv.A-B` of "
+        "blocks A to B at once (`[kv.1, kv.2]` inside the list means `kv.1-2`).",
     )
     masks: list[Annotated[str, _MASK]] = Field(
         min_length=1,

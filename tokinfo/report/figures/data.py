@@ -19,7 +19,12 @@ Row = dict[str, Any]
 SETTING = ("solver", "metric", "parametrisation")
 """What a searcher may choose, as against what is being measured."""
 
-_PLACES = {"block": "block", "attention": "attention of block", "mlp": "MLP of block"}
+_PLACES = {
+    "block": "block",
+    "attention": "attention of block",
+    "mlp": "MLP of block",
+    "kv": "keys and values of block",
+}
 _AVERAGED = ("top1", "top1_low", "top1_high", "chance_top1", "descent")
 
 
@@ -89,6 +94,10 @@ def place_of(site: str, depth: int) -> str:
     parsed = Site.parse(site)
     if parsed.place == "embedding":
         return "embedding"
+    if parsed.place == "norm":
+        return "final norm"
+    if parsed.first not in (0, parsed.block):
+        return f"keys and values of blocks {parsed.first} to {parsed.block}"
     words = _PLACES[parsed.place]
     # In a model of one block the first is the last; it is compared with other first blocks.
     if parsed.block == depth > 1:

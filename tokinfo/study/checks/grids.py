@@ -50,7 +50,14 @@ def _sites(path: tuple[str, int], grid: Grid, models: dict[str, Source]) -> Iter
                 f"is beyond the depth of {depths}",
                 f"{site.place}.1 to {site.place}.{most}, or {site.place}.last",
             )
-        if False in grid.residual and site.place in ("embedding", "mlp"):
+        mixers = [f"`{name}`" for name, s in models.items() if isinstance(s, MixerSource)]
+        if site.place == "kv" and mixers:
+            message = f"is nowhere in a mixer, which has no keys and values: {', '.join(mixers)}"
+            yield Mistake(where, text, message, "another grid for these models")
+        if site.place == "kv" and False in grid.causal:
+            message = "is read from a cache, which holds what a causal mask lets through"
+            yield Mistake(where, text, message, "causal: [true], or another grid for this site")
+        if False in grid.residual and site.place in ("embedding", "mlp", "norm", "kv"):
             yield Mistake(
                 where,
                 text,
