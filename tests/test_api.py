@@ -269,6 +269,9 @@ def test_a_result_is_the_rows_of_a_cell(judged: Result) -> None:
     whole = (hidden["verdict"] == "certified") & hidden["correct"]
     assert judged.recovered == (whole & (hidden["identified"] == "identifiable")).sum() == 2
     assert judged.claims == {0: "The", 1: " sky"}
+    assert table.select("prompt_exact", "token_f1", "edit_similarity").row(0) == (True, 1.0, 1.0)
+    swept = ti.load(*tiny_model()).sweep(PROMPT, site="block.1", **QUIET).to_polars()
+    assert swept["prompt_exact"].null_count() == len(swept)
 
 
 def test_nothing_counts_as_recovered_without_a_sweep_around_it() -> None:

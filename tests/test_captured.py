@@ -19,7 +19,7 @@ PROMPT = "Mario the man versus Mario the idea."
 QUIET: dict[str, Any] = {"show_progress": False}
 OF_TRUTH = (
     *("prompt", "true_id", "true_token", "true_loss", "correct", "in_top5", "in_prompt"),
-    *("reference_id", "published_correct"),
+    *("reference_id", "published_correct", "prompt_exact", "token_f1", "edit_similarity"),
 )
 
 

@@ -26,7 +26,7 @@ from tokinfo.solvers.identification import Identification
 from tokinfo.solvers.pose import activations, make_problem
 from tokinfo.solvers.problem import Problem, Result
 from tokinfo.solvers.run import run
-from tokinfo.solvers.scores import found_unordered, published_reference, verdict
+from tokinfo.solvers.scores import found_unordered, prompt_scores, published_reference, verdict
 from tokinfo.solvers.watch import Watch, lines
 from tokinfo.study.cell import CellSettings
 from tokinfo.study.solvers import ChapterSolver, SweepSolver
@@ -171,6 +171,18 @@ def make_rows(
             # A token that holds something of two roles is the first one's.
             roles = dict.fromkeys(held, role) | roles
         swept = result.identified[number] if result.identified is not None else {}
+        asked = [
+            position
+            for position in range(length)
+            if not problem.given[number, position] and not independent[number][position]
+        ]
+        hidden = [position for position in asked if not visible[position]]
+        if hidden or not all(visible):
+            asked = hidden
+        scores = (
+            prompt_scores([found[p] for p in asked], [true[p] for p in asked]) if searched else None
+        )
+        exact, bag, edits = scores or (None, None, None)
         of_prompt = {
             "prompt_id": number,
             "prompt": prompt.text,
@@ -188,6 +200,9 @@ def make_rows(
             )
             if searched
             else None,
+            "prompt_exact": exact,
+            "token_f1": bag,
+            "edit_similarity": edits,
             "restart": int(result.restart[number]),
             "steps": int(result.steps[number]),
             "path": None if result.path is None else result.path[number],

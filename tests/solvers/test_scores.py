@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -10,7 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokinfo.solvers.decoding import Decoder, inverse_gram
-from tokinfo.solvers.scores import found_unordered, published_reference, verdict
+from tokinfo.solvers.scores import (
+    found_unordered,
+    prompt_scores,
+    published_reference,
+    verdict,
+)
 
 PAIRS = st.integers(1, 8).flatmap(
     lambda n: st.tuples(
@@ -71,3 +77,40 @@ def test_a_search_is_not_blamed_where_nothing_may_explain_the_target(
         verdict(residual, true_loss=5.0, floor=1.0, within=residual <= 1.0, explained=False)
         == expected
     )
+
+
+small = st.lists(st.integers(0, 3), min_size=1, max_size=6)
+
+
+@given(small, st.data())
+def test_scores_of_a_prompt_are_those_of_their_definitions(
+    true: list[int], data: st.DataObject
+) -> None:
+    found = data.draw(st.lists(st.integers(0, 3), min_size=len(true), max_size=len(true)))
+    scores = prompt_scores(found, true)
+    assert scores is not None
+    exact, bag, edits = scores
+    assert exact == (found == true)
+    # Every pairing of equal tokens, by brute force.
+    most = max(
+        sum(a == b for a, b in zip(order, true, strict=True))
+        for order in itertools.permutations(found)
+    )
+    assert bag == most / len(true)
+    assert edits == pytest.approx(1 - distance(tuple(found), tuple(true)) / len(true))
+    assert exact == (edits == 1)
+
+
+def distance(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """The recursive definition."""
+    if not one or not other:
+        return len(one) + len(other)
+    return min(
+        distance(one[1:], other) + 1,
+        distance(one, other[1:]) + 1,
+        distance(one[1:], other[1:]) + (one[0] != other[0]),
+    )
+
+
+def test_no_token_in_question_has_no_score() -> None:
+    assert prompt_scores([], []) is None

@@ -22,8 +22,8 @@ SiteName = Annotated[
     str,
     typer.Option(
         "--site",
-        help="Where activations are read: embedding, attention.K, mlp.K, block.K, block.last, kv.K, "
-        "kv.A-B or norm.",
+        help="Where activations are read: embedding, attention.K, mlp.K, block.K, block.last, "
+        "kv.K, kv.A-B or norm.",
         show_default=False,
     ),
 ]

@@ -38,7 +38,7 @@ _COLOURS = {
 
 _OF_TRUTH = (
     *("prompt", "true_id", "true_token", "true_loss", "correct", "in_top5", "in_prompt", "role"),
-    *("reference_id", "published_correct"),
+    *("reference_id", "published_correct", "prompt_exact", "token_f1", "edit_similarity"),
 )
 """Columns that say something of the true prompt."""
 

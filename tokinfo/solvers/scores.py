@@ -32,6 +32,40 @@ def found_unordered(found: list[int], true: list[int], visible: list[bool]) -> l
     return result
 
 
+def prompt_scores(found: list[int], true: list[int]) -> tuple[bool, float, float] | None:
+    """Return how well the tokens in question were found, as papers on attacks count it.
+
+    Args:
+        found: tokens found at their positions, in order.
+        true: the true ones there.
+
+    Returns:
+        whether all are right; the F1 of the two as bags, which is the share of the true tokens that
+        are in both (they are as many); and 1 - d / n with their Levenshtein distance d over their
+        number n. None: no token is in question.
+
+    >>> prompt_scores([1, 2, 3], [2, 3, 1])
+    (False, 1.0, 0.33333333333333337)
+    """
+    if not true:
+        return None
+    shared = sum((Counter(found) & Counter(true)).values())
+    return found == true, shared / len(true), 1 - _edits(found, true) / len(true)
+
+
+def _edits(one: list[int], other: list[int]) -> int:
+    """Return the Levenshtein distance of two sequences (V. Levenshtein, 1966)."""
+    last = list(range(len(other) + 1))
+    for row, token in enumerate(one, 1):
+        current = [row]
+        for column, right in enumerate(other, 1):
+            current.append(
+                min(last[column] + 1, current[-1] + 1, last[column - 1] + (token != right))
+            )
+        last = current
+    return last[-1]
+
+
 def published_reference(decoder: Decoder, ids: Tensor, noise: float, seed: int) -> Tensor:
     """Return the tokens the published score compared with, [row, position].
 

@@ -135,6 +135,22 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
         pl.Float64(),
         "largest such change here when the true prompt is computed again; null: hidden",
     ),
+    "prompt_exact": (
+        pl.Boolean(),
+        "whether every token in question was found in its place. In question are the hidden tokens "
+        "that were not given and on which something visible depends; where nothing is hidden, all "
+        "that were not given. Null, as the next two: nothing was searched, or none is in question",
+    ),
+    "token_f1": (
+        pl.Float64(),
+        "F1 of the found tokens as a bag: the share of the tokens in question that were found in "
+        "any of their places",
+    ),
+    "edit_similarity": (
+        pl.Float64(),
+        "1 - d / n for n tokens in question, with d the insertions, deletions and substitutions "
+        "(Levenshtein) between them and the found ones, in order",
+    ),
     "verdict": (
         pl.String(),
         "certified (found_loss within noise_floor, position_loss within position_floor "
