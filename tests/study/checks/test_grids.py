@@ -7,6 +7,11 @@ from tests.example_study import Row, check_one, each, example, mistakes, put, sp
 GRIDS: list[Row] = [
     (("grids", 0, "sites", 0), "block.3", "is beyond the depth of `flat` (2 blocks)"),
     (("grids", 0, "sites", 0), "block.3", "block.1 to block.2, or block.last"),
+    (("grids", 0, "sites", 0), "kv.1", "a mixer, which has no keys and values: `flat`"),
+    (("grids", 0, "sites", 0), ["kv.1", "kv.2"], "a mixer, which has no keys and values",
+     "grids[0].sites[0]"),
+    (("grids", 1, "sites", 0), "kv.1", "residual: false"),
+    (("grids", 0, "sites", 0), ["kv.1", "block.2"], "is not a site", "grids[0].sites[0]"),
     (("grids", 0, "causal"), [True, False], "mixers are causal by construction: `flat`"),
     (("grids", 0, "padding"), ["n_ctx"], "pretrained models are not padded to n_ctx: `smol`"),
     (("grids", 1, "sites", 0), "mlp.1", "residual: false"),
