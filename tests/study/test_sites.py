@@ -62,3 +62,15 @@ def test_what_cannot_be_read_at_once_is_refused(text: str) -> None:
 def test_the_final_norm_lies_behind_the_last_block() -> None:
     assert Site.parse("norm").resolve(7) == Site("norm", 7)
     assert str(Site("norm", 7)) == "norm"
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("layer.1", "block.1"), ("layers[12]", "block.12"), ("resid_post.3", "block.3"),
+     ("attn.2", "attention.2"), ("mlp4", "mlp.4"), ("kv_cache.2", "kv.2"), ("ln_f", "norm"),
+     ("hidden_states.last", "block.last")],
+)  # fmt: skip
+def test_what_other_tools_call_a_place_is_understood_and_not_taken(text: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=rf"did you mean `{meant}`"):
+        Site.parse(text)
+    Site.parse(meant)

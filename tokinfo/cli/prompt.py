@@ -235,13 +235,15 @@ def _solver(
 ) -> tuple[str, Solver]:
     """Return the requested solver with its name; without one, the study's first of a kind."""
     from tokinfo.study.asked import KINDS, read_solver
+    from tokinfo.study.mistakes import suggestion
 
     solvers: dict[str, Solver] = dict(request.study.solvers) if request.study else {}
     usual = "sweep" if kind == "sweep" else "mixture"
     name = wanted or next((n for n in solvers if solvers[n].kind == kind), usual)
     if name not in solvers and name not in (*KINDS, "sweep"):
-        allowed = ", ".join(dict.fromkeys([*solvers, *KINDS, "sweep"]))
-        raise InvalidError(f"solver {name!r}: allowed: {allowed}")
+        names = list(dict.fromkeys([*solvers, *KINDS, "sweep"]))
+        allowed = f"{suggestion(name, names)}: allowed: {', '.join(names)}"
+        raise InvalidError(f"solver {name!r}{allowed}")
     return name, read_solver(solvers.get(name) or name, minutes)
 
 
@@ -302,10 +304,12 @@ def _prepared(request: Request, study: Study) -> Path:
     Raises:
         InvalidError: unknown model or site; or not prepared yet, with the command that does it.
     """
+    from tokinfo.study.mistakes import suggestion
     from tokinfo.study.sites import Site
 
     if request.model not in study.models:
-        raise InvalidError(f"model {request.model!r}: allowed: {', '.join(study.models)}")
+        close = suggestion(request.model, study.models)
+        raise InvalidError(f"model {request.model!r}{close}: allowed: {', '.join(study.models)}")
     depth = study.source_of(request.model).blocks
     site = Site.parse(request.site).resolve(depth)
     if site.block > depth:

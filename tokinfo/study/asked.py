@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tokinfo.io.errors import InvalidError
 from tokinfo.study.fields import Strict
+from tokinfo.study.mistakes import suggestion
 from tokinfo.study.prompts import Prompt
 from tokinfo.study.solvers import Solver
 
@@ -28,7 +30,8 @@ def read_prompt(prompt: Any) -> Prompt:
 def read_solver(solver: str | Mapping[str, Any] | Solver, minutes: float | None) -> Solver:
     """Return a solver by its kind or its settings; raises InvalidError."""
     if isinstance(solver, str) and solver not in (*KINDS, "sweep"):
-        raise InvalidError(f"solver {solver!r}: allowed: {', '.join(KINDS)}")
+        close = suggestion(solver, KINDS)
+        raise InvalidError(f"solver {solver!r}{close}: allowed: {', '.join(KINDS)}")
     form: Any = {"kind": solver} if isinstance(solver, str) else solver
     if minutes is not None:
         form = form.model_dump(exclude_unset=True) if isinstance(form, Strict) else dict(form)
@@ -63,4 +66,7 @@ def validated(adapter: TypeAdapter[Any], form: Any) -> Any:
         where = ".".join(map(str, wrong["loc"])) or "value"
         allowed = (wrong.get("ctx") or {}).get("allowed")
         more = f"; allowed: {allowed}" if allowed else ""
+        if wrong["type"] == "literal_error":
+            listed = re.findall(r"'([^']*)'", wrong["ctx"]["expected"])
+            more += suggestion(wrong["input"], listed)
         raise InvalidError(f"{where} {wrong['input']!r}: {wrong['msg']}{more}") from None

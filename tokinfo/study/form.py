@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import date
@@ -78,7 +79,14 @@ def mistake(path: Keys, error: ErrorDetails) -> Mistake:
         message = f"{_NOT_TEXT} or a list of messages"
     if kind == "missing":
         value = MISSING
+    if kind == "literal_error":
+        message += suggestion(value, choices(error))
     return Mistake(path, value, message[:1].lower() + message[1:], _allowed(loc))
+
+
+def choices(error: ErrorDetails) -> list[str]:
+    """Return the texts that an error of a choice says are expected."""
+    return re.findall(r"'([^']*)'", error["ctx"]["expected"])
 
 
 def unquoted(mistake: Mistake, word: str) -> Mistake:

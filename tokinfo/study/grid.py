@@ -29,6 +29,7 @@ def _stands_for(what: str, parse: Callable[[str], object], allowed: str) -> Afte
         except ValueError as error:
             step = str(error).endswith("the step must be 1 or more")
             message = f"the step of a {what} must be 1 or more" if step else f"is not a {what}"
+            message += sites.hint(text) if what == "site" else ""
             raise misfit(message, allowed) from None
 
     return fits(check)

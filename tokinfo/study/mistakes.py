@@ -94,13 +94,25 @@ def show(value: object) -> str:
     return _SHORT.repr(value)
 
 
+SYNONYMS = {
+    **dict.fromkeys(("8bit", "8-bit", "int-8", "llm.int8", "load_in_8bit"), "int8"),
+    **dict.fromkeys(("4bit", "4-bit", "int4", "fp4", "load_in_4bit"), "nf4"),
+    **dict.fromkeys(("fp16", "half", "f16"), "float16"),
+    **dict.fromkeys(("bf16", "bfloat"), "bfloat16"),
+    **dict.fromkeys(("fp32", "f32", "full", "float"), "float32"),
+}
+"""What other tools call the precisions."""
+
+
 def suggestion(value: object, names: Iterable[str]) -> str:
     """Return a hint at the name that was probably meant, or nothing.
 
     >>> suggestion("flta", ["flat", "expanded"])
     ' (did you mean `flat`?)'
     """
-    close = difflib.get_close_matches(str(value), list(names), n=1)
+    listed = list(names)
+    meant = SYNONYMS.get(str(value).lower(), "")
+    close = [meant] if meant in listed else difflib.get_close_matches(str(value), listed, n=1)
     return f" (did you mean `{close[0]}`?)" if close else ""
 
 

@@ -55,7 +55,7 @@ class Site(Written):
             return cls._joined([cls.parse(part.strip()) for part in parts], text)
         match = _PATTERN.match(text)
         if match is None:
-            raise InvalidError(f"site {text!r}: allowed: {ALLOWED}")
+            raise InvalidError(f"site {text!r}{hint(text)}: allowed: {ALLOWED}")
         alone, place, number, kv, first, last = match.groups()
         if alone:
             return cls(cast(Place, alone), -1 if alone == "norm" else 0)
@@ -88,6 +88,30 @@ class Site(Written):
         if self.first not in (0, self.block):
             return f"{self.place}.{_number(self.first)}-{_number(self.block)}"
         return f"{self.place}.{_number(self.block)}"
+
+
+_ALIKE = (
+    (r"(?:layers?|blocks?|h|resid(?:_post)?|hidden_states?|residual)", "block"),
+    (r"(?:attn|attentions?|self_attn|attn_out)", "attention"),
+    (r"(?:mlps?|ffn|feed_forward|mlp_out)", "mlp"),
+    (r"(?:kvs?|cache|kv_cache|past_key_values)", "kv"),
+)
+"""What other tools call the places."""
+
+
+def hint(text: str) -> str:
+    """Return a hint at the site that was probably meant, or nothing.
+
+    >>> hint("layer.1"), hint("model.layers[12]"), hint("nowhere")
+    (' (did you mean `block.1`?)', ' (did you mean `block.12`?)', '')
+    """
+    for words, place in _ALIKE:
+        pattern = rf"(?:.*[._])?{words}[._ \[(-]*(\d{{1,6}}|last)[\])]?\Z"
+        if found := re.match(pattern, text.strip(), re.IGNORECASE):
+            return f" (did you mean `{place}.{found[1].lower().lstrip('0') or 1}`?)"
+    if text.strip().lower() in ("ln_f", "final_norm", "last_hidden_state", "norm_f"):
+        return " (did you mean `norm`?)"
+    return ""
 
 
 def _block(text: str) -> int:

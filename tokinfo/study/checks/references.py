@@ -56,7 +56,13 @@ def unknown(draft: Draft, path: Keys, name: str, what: str, *sections: str) -> I
     """Yield a name that none of these sections has, unless one of them could not be read."""
     names = [other for section in sections for other in draft.names(section)]
     if name not in names and not draft.sections.intersection(sections):
-        yield Mistake(path, name, f"unknown {what}{suggestion(name, names)}", listing(names))
+        message = f"unknown {what}{suggestion(name, names)}"
+        if what == "model" and "/" in name:
+            message += (
+                f"; a repository on the hub is a source, as in sources: {{it: {{kind: hub, "
+                f"repository: {name}, blocks: N}}}} and models: {{it: {{source: it}}}}"
+            )
+        yield Mistake(path, name, message, listing(names))
 
 
 def repeated(path: Keys, values: Sequence[object]) -> Iterator[Mistake]:
