@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from tokinfo.study.fields import (
     ComputeDtype,
@@ -21,6 +21,7 @@ from tokinfo.study.fields import (
     fits,
     misfit,
 )
+from tokinfo.study.stated import LONGEST, stated
 
 _REPOSITORY = r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$"
 _INSIDE = r"^[\w-][\w .-]*(/[\w-][\w .-]*)*$"
@@ -235,10 +236,15 @@ class PretrainedBase(Strict):
     """Fields of every source whose weights come from elsewhere."""
 
     blocks: Integer = Field(
-        ge=1, description="Its number of decoder blocks; checked against the model's config."
+        ge=1,
+        description="Its number of decoder blocks; checked against the model's config.json, and "
+        "read from it where that is in a directory on this machine.",
     )
     n_ctx: Integer = Field(
-        2048, ge=2, description="Longest prompt accepted, at most the model's limit."
+        2048,
+        ge=2,
+        description="Longest prompt accepted, at most the model's limit (left out, where its "
+        "config.json is on this machine: that limit, at most 2048).",
     )
     config: dict[str, JsonValue] | str | None = Field(
         None,
@@ -274,8 +280,30 @@ _TRUST = (
 )
 
 
+def located(path: str) -> Path:
+    """Return a stated path with ``~`` resolved; a home directory that nobody has stays as it is."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises RuntimeError of such a home
+
+
+def _filled(data: Any) -> Any:
+    """Fill in what a source's own directory says of it, where the study leaves it out."""
+    if not isinstance(data, dict) or not isinstance(data.get("path"), str):
+        return data
+    said = stated(located(data["path"]))
+    if "n_ctx" in said:
+        said["n_ctx"] = min(said["n_ctx"], LONGEST)
+    return said | data
+
+
+def _may_lack_blocks(schema: dict[str, Any]) -> None:
+    schema["required"] = [name for name in schema["required"] if name != "blocks"]
+
+
 class HubSource(PretrainedBase):
     """A model repository on the Hugging Face hub."""
+
+    model_config = ConfigDict(json_schema_extra=_may_lack_blocks)
+    _read = model_validator(mode="before")(_filled)
 
     kind: Literal["hub"] = Field("hub", description="A model on the Hugging Face hub.")
     repository: str = Field(pattern=_REPOSITORY, description="Repository id.")
@@ -290,6 +318,9 @@ class HubSource(PretrainedBase):
 
 class LocalSource(PretrainedBase):
     """A directory written by `save_pretrained`."""
+
+    model_config = ConfigDict(json_schema_extra=_may_lack_blocks)
+    _read = model_validator(mode="before")(_filled)
 
     kind: Literal["local"] = Field("local", description="A model directory on this machine.")
     path: str = Field(min_length=1, description="Directory with config.json and safetensors.")
@@ -317,11 +348,6 @@ def _rounded_once(computed: str | None, held: str) -> None:
             f"weights in {held} would be rounded once more to compute in {computed}",
             f"null, float32, or quantization {computed}",
         )
-
-
-def located(path: str) -> Path:
-    """Return a stated path with ``~`` resolved; a home directory that nobody has stays as it is."""
-    return Path(os.path.expanduser(path))  # Path.expanduser raises RuntimeError of such a home
 
 
 COMPARED_MB = 1000

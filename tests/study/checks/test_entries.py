@@ -83,10 +83,11 @@ def test_a_local_model_is_held_to_its_own_config(working_directory: Path) -> Non
     model.mkdir()
     config = {"num_hidden_layers": 12, "max_position_embeddings": 64}
     (model / "config.json").write_text(json.dumps(config))
-    local = {"kind": "local", "path": "model", "blocks": 30}
+    local = {"kind": "local", "path": "model", "blocks": 30, "n_ctx": 2048}
     found = spoilt((("sources", "smol"), local))
-    assert keys(found) == ["sources.smol.blocks", "sources.smol.n_ctx"]
-    assert [mistake.value for mistake in found] == [30, 2048]
+    assert keys(found) == ["sources.smol.blocks", "sources.smol.n_ctx", "sources.smol.path"]
+    assert [mistake.value for mistake in found] == [30, 2048, "model"]
+    (model / "tokenizer.json").touch()
     assert spoilt((("sources", "smol"), {**local, "blocks": 12, "n_ctx": 64})) == []
 
 
@@ -96,6 +97,7 @@ def test_files_of_a_local_model_that_snakemake_would_take_for_patterns_are_named
     model = working_directory / "a model's (own) files [1] * $HOME"
     model.mkdir()
     (model / "config.json").write_text(json.dumps({"num_hidden_layers": 30}))
+    (model / "tokenizer.json").touch()
     local = {"kind": "local", "path": model.name, "blocks": 30}
     assert spoilt((("sources", "smol"), local)) == []
     (model / "weights {1}.safetensors").touch()

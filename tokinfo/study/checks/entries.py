@@ -22,8 +22,11 @@ from tokinfo.study.sources import (
     Training,
     located,
 )
+from tokinfo.study.stated import stated
 from tokinfo.study.study import Study
 
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""Files of which a tokenizer is read or made."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -179,17 +182,21 @@ def _local_model(path: tuple[str, str], source: Saved) -> Iterator[Mistake]:
         return
     try:
         file = located(source.path) / "config.json"
-        config = json.loads(file.read_text(encoding="utf-8"))
-        depth, limit = config.get("num_hidden_layers"), config.get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError) as error:
+        if not isinstance(json.loads(file.read_text(encoding="utf-8")), dict):
+            raise ValueError
+    except (OSError, ValueError, RecursionError) as error:
         message = "its config.json is not a JSON object"
         if isinstance(error, OSError):
             message = "there is no config.json there"
         yield Mistake((*path, "path"), source.path, message, "a directory by save_pretrained")
-    else:
-        if isinstance(depth, int) and depth != source.blocks:
-            message = f"the model in {source.path} has another number of blocks"
-            yield Mistake((*path, "blocks"), source.blocks, message, str(depth))
-        if isinstance(limit, int) and limit < source.n_ctx:
-            message = f"is more than the limit of the model in {source.path}"
-            yield Mistake((*path, "n_ctx"), source.n_ctx, message, f"2 to {limit}")
+        return
+    said = stated(located(source.path))
+    if said.get("blocks", source.blocks) != source.blocks:
+        message = f"the model in {source.path} has another number of blocks"
+        yield Mistake((*path, "blocks"), source.blocks, message, str(said["blocks"]))
+    if said.get("n_ctx", source.n_ctx) < source.n_ctx:
+        message = f"is more than the limit of the model in {source.path}"
+        yield Mistake((*path, "n_ctx"), source.n_ctx, message, f"2 to {said['n_ctx']}")
+    if not any((located(source.path) / name).is_file() for name in _TOKENIZERS):
+        message = "there is no tokenizer there"
+        yield Mistake((*path, "path"), source.path, message, "a directory with tokenizer.json")
