@@ -153,6 +153,7 @@ def make_rows(
         if isinstance(solver, SweepSolver) and solver.noise
         else None,
         "prior_entropy": None if problem.prior is None else entropy(problem.prior),
+        "noise": problem.ratio,
         "restarts": result.restarts,
         "model_digest": facts.digest,
     }

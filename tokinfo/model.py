@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -75,6 +76,7 @@ class Model:
         judge: bool = False,
         metric: str = "l1",
         seed: int = 0,
+        noise: float = 0.0,
         minutes: float | None = None,
         show_progress: bool = True,
     ) -> Result:
@@ -94,7 +96,10 @@ class Model:
             judge: sweep the hidden positions around the found prompt: which of its tokens are the
                 only ones that fit. May take longer than the search.
             metric: ``l1``, ``l2``, ``cosine`` or ``l1+cosine``.
-            seed: of the starts.
+            seed: of the starts, and of the noise.
+            noise: ratio to the signal of gaussian noise that is added to the visible activations
+                before the search sees them. The searcher knows the ratio: a prompt within what such
+                noise explains is certified.
             minutes: time after which the best so far is returned; Ctrl-C ends it early too.
             show_progress: a bar on a terminal, a line every ten seconds elsewhere.
 
@@ -111,7 +116,7 @@ class Model:
         settings = read_solver(solver, minutes)
         if settings.kind == "sweep":
             raise InvalidError("solver sweep: searches nothing; allowed: Model.sweep")
-        fields: dict[str, Any] = {"known": known, "metric": metric, "seed": seed}
+        fields: dict[str, Any] = {"known": known, "metric": metric, "seed": seed, "noise": noise}
         fields["mask"] = read_mask(visible, hide)
         return self.ask(prompt, settings, site, judge=judge, shown=show_progress, **fields)
 
@@ -291,6 +296,7 @@ class Model:
         shown: bool = True,
         weights: MetricWeights | None = None,
         named: str | None = None,
+        noise: float = 0.0,
         **fields: Any,
     ) -> Result:
         """Solve one prompt by any solver; `invert` and `sweep` do this.
@@ -303,9 +309,12 @@ class Model:
             shown: whether progress is.
             weights: of the metric ``l1+cosine``.
             named: the solver's name; None: its kind.
+            noise: as for `invert`.
             **fields: of the cell: ``mask``, ``known``, ``metric``, ``seed``.
         """
         text = read_prompt(prompt)
+        if not 0 <= noise < math.inf:
+            raise InvalidError(f"noise {noise}: allowed: 0 or more")
         where = Site.parse(site).resolve(self.depth)
         with self._checkpoint(where.block) as checkpoint:
             settings = one_cell(self.name, checkpoint, solver, text, site=str(where), **fields)
@@ -318,7 +327,9 @@ class Model:
             if isinstance(self._opened, Borrowed) and isinstance(text, str):
                 self._opened.check_reading(text, reading.ids)
             problem, truth = make_problem(
-                checkpoint, self._gram(checkpoint), cell, solver, weights or MetricWeights(), [text]
+                *(checkpoint, self._gram(checkpoint), cell, solver, weights or MetricWeights()),
+                [text],
+                ratio=noise,
             )
             check_question(problem, solver, cell.known)
             with watched(f"{solver.kind}, {self.name}", shown=shown) as watch:
@@ -335,6 +346,7 @@ class Model:
             f"{self.name} ({facts.family}, {facts.state}, {facts.quantization}) at {where}, mask "
             f"{cell.mask}, {cell.metric}, {named or solver.kind}"
             + ("" if cell.known.text == NONE else f", known {cell.known}")
+            + (f", noise {noise:g}" if noise else "")
         )
         return Result(rows, heading, found)
 

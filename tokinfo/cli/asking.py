@@ -96,6 +96,14 @@ Minutes = Annotated[
     ),
 ]
 SeedNumber = Annotated[int, typer.Option("--seed", min=0, help="Seed of the starts.")]
+Noise = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        help="Ratio to the signal of gaussian noise that is added to the visible activations, so "
+        "that the search is tested under it.",
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default=False)]
 QuantizationName = Annotated[
     str,

@@ -62,6 +62,7 @@ def invert(
     minutes: asking.Minutes = None,
     metric: asking.Metric = "l1",
     seed: asking.SeedNumber = 0,
+    noise: asking.Noise = 0.0,
     study: StudyFiles = None,
     config: Config = None,
     device: asking.Device = None,
@@ -91,8 +92,10 @@ def invert(
     if activations is not None:
         if prompt is not None or messages is not None:
             raise InvalidError("give a prompt, or --messages FILE, or --activations FILE")
-        if visible is not None or hide or known != "none":
-            raise InvalidError("--activations: allowed: --positions and --token in place of masks")
+        if visible is not None or hide or known != "none" or noise:
+            raise InvalidError(
+                "--activations: allowed: --positions and --token in place of masks and noise"
+            )
         common |= {"positions": asking.read_positions(positions, length), "length": length}
         common |= {"known": asking.read_tokens(token), "tolerance": tolerance, "judge": judge}
         found = opened(request).invert_activations(activations, solver=settings, **common)
@@ -100,7 +103,8 @@ def invert(
         if positions or length or token or tolerance is not None:
             raise InvalidError("--positions, --length, --token and --tolerance: of --activations")
         text = prompt_of(prompt, messages)
-        fields = {"known": known, **asking.read_mask(visible, hide)}
+        fields: dict[str, Any] = {"known": known, "noise": noise}
+        fields |= asking.read_mask(visible, hide)
         found = _ask(request, text, name, settings, judge, **common, **fields)
     _print(found, request)
 

@@ -27,6 +27,8 @@ _SWEPT = 512
 """Rows of such a sweep's batch; kernels change with their number."""
 _STRANGERS = 7
 """Random prompts beside a prompt in the batch that says what other rows change."""
+_DRAWS, _DEVIATIONS = 64, 5
+"""Draws of noise that say how far noise goes, and standard deviations beyond their mean."""
 _ALLOWED = 16
 """A path may differ so many times as much as that batch does."""
 
@@ -43,6 +45,60 @@ class Floor:
 
     distance: Tensor
     positions: Tensor
+
+    def rows(self, index: Tensor) -> Floor:
+        """Return the floors of some rows."""
+        return Floor(self.distance[index], self.positions[index])
+
+    def __add__(self, other: Floor) -> Floor:
+        return Floor(self.distance + other.distance, self.positions + other.positions)
+
+
+def gaussian(target: Tensor, ratio: float, seed: int) -> Tensor:
+    """Return noise [row, position, width], independent at every component of a target.
+
+    Its standard deviation is ``ratio`` times the root mean square of the activations at its
+    position. Every row draws from a generator of its own, so that it is the same in any batch;
+    another ratio scales the same draw.
+    """
+    signal = target.square().mean(-1, keepdim=True).sqrt()
+    drawn = []
+    for row in range(len(target)):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + row)
+        drawn.append(torch.randn(target.shape[1:], generator=generator))
+    return ratio * signal * torch.stack(drawn).to(target)
+
+
+def noise_floor(
+    target: Tensor,
+    visible: Tensor,
+    ratio: float,
+    metric: MetricName,
+    weights: MetricWeights | None = None,
+) -> Floor:
+    """Return how far `gaussian` noise takes a target, so that hardly any draw takes it further.
+
+    It is the mean of some draws and five standard deviations over them. A position's norm is that
+    of many independent components, and a distance the sum over more, so that both are close to
+    normal: about one draw in three million is further off.
+
+    Args:
+        target: [row, position, width] without noise.
+        visible: bool [row, position].
+        ratio: of noise to signal.
+        metric: the distance.
+        weights: weights of ``l1+cosine``.
+    """
+    away, apart = [], []
+    for draw in range(_DRAWS):
+        noisy = target + gaussian(target, ratio, -1 - draw)
+        away.append(distance(noisy, target, visible, metric, weights))
+        apart.append(position_distance(noisy, target))
+    return Floor(*(_high(torch.stack(found)) for found in (away, apart)))
+
+
+def _high(draws: Tensor) -> Tensor:
+    return draws.mean(0) + _DEVIATIONS * draws.std(0)
 
 
 def alone(probe: Probe, embedding: Tensor, ids: Tensor, seen: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from tokinfo.io.errors import InvalidError
 from tokinfo.models.checkpoint import Checkpoint
 from tokinfo.probe.batch import Batch, Layout, make_batch
 from tokinfo.probe.metrics import distance
-from tokinfo.probe.noise import alone, floor
+from tokinfo.probe.noise import alone, floor, gaussian, noise_floor
 from tokinfo.probe.probe import Probe
 from tokinfo.solvers.decoding import Decoder
 from tokinfo.solvers.problem import Problem
@@ -35,6 +35,7 @@ def make_problem(
     *,
     other: Activations | None = None,
     prior: Tensor | None = None,
+    ratio: float = 0.0,
 ) -> tuple[Problem, Tensor]:
     """Return the problem that a cell poses: targets of all its prompts, each computed alone.
 
@@ -51,6 +52,8 @@ def make_problem(
         prompts: texts and chats.
         other: `activations` of the same prompts in the model that the cell's target names.
         prior: float64 [V], probability of each token before anything is seen.
+        ratio: of gaussian noise to the signal, added to the visible activations
+            (`tokinfo.probe.noise.gaussian`). The observer knows it, so the noise floor holds it.
 
     Raises:
         ValueError: a prompt does not suit the mask, the model's number of positions or the
@@ -84,6 +87,11 @@ def make_problem(
             raise InvalidError(
                 f"prompt {number}: explains target {cell.target!r}, which is then no control"
             )
+    added = None
+    if ratio:
+        added = noise_floor(target, visible, ratio, cell.metric, weights)
+        target = target + gaussian(target, ratio, cell.seed)
+        noise = noise + added
     problem = Problem(
         probe=probe,
         decoder=decoder,
@@ -96,6 +104,8 @@ def make_problem(
         parametrisation=cell.parametrisation,
         seed=cell.seed,
         numbers=torch.arange(len(prompts)),
+        added=added,
+        ratio=ratio,
         prior=None if prior is None else _of_candidates(prior, decoder),
     )
     return problem, batch.ids

@@ -47,6 +47,9 @@ class Problem:
             row is the same in any batch.
         prior: float64 [candidate] probabilities of the decoder's candidates before anything is
             seen; None: the study names no prior.
+        added: how far noise that was added to the target may have taken it, which the observer
+            knows; it is in ``noise`` too. None: no noise was added.
+        ratio: of that noise to the signal.
         watch: says when a solver is to return what it has so far.
     """
 
@@ -62,6 +65,8 @@ class Problem:
     noise: Floor
     numbers: Tensor
     prior: Tensor | None = None
+    added: Floor | None = None
+    ratio: float = 0.0
     watch: Watch = field(default_factory=Watch)
 
     def rows(self, index: Tensor) -> Problem:
@@ -71,7 +76,8 @@ class Problem:
             layout=self.layout.rows(index),
             known=self.known[index],
             target=self.target[index],
-            noise=Floor(self.noise.distance[index], self.noise.positions[index]),
+            noise=self.noise.rows(index),
+            added=None if self.added is None else self.added.rows(index),
             numbers=self.numbers[index],
         )
 
@@ -84,9 +90,15 @@ class Problem:
     def slack(self) -> Tensor:
         """Distance [row] within which a candidate explains the target.
 
-        The target may lie one floor from the noiseless activations, and the candidate another.
+        The target may lie one floor from the exact activations, and the candidate another. Noise
+        that was added is in the target alone.
         """
-        return doubled(self.metric) * self.noise.distance
+        if self.added is None:
+            return doubled(self.metric) * self.noise.distance
+        own = (self.noise.distance - self.added.distance).clamp_min(0)
+        if "cosine" in self.metric:  # of squares, the roots add up
+            return (2 * own.sqrt() + self.added.distance.sqrt()).square()
+        return doubled(self.metric) * own + self.added.distance
 
     @property
     def given(self) -> Tensor:

@@ -73,6 +73,11 @@ RECOVERY_COLUMNS: dict[str, tuple[pl.DataType, str]] = {
         pl.String(),
         "positions whose token the solver was given: none, visible or a Python slice",
     ),
+    "noise": (
+        pl.Float64(),
+        "ratio to the signal of gaussian noise that was added to the visible activations; 0: none. "
+        "noise_floor holds it",
+    ),
     # the position
     "prompt_id": (pl.Int64(), "index of the prompt in its set, from 0"),
     "prompt": (pl.String(), "the prompt's text; of a chat, as its template has it"),
