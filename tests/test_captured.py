@@ -92,7 +92,7 @@ def test_a_certificate_holds_for_the_prompt_and_no_other(
     found = opened.invert_activations(kept, known=known, **arguments)
     assert found.certified
     assert found.ids == ids
-    for place in range(1, len(ids)):
+    for place in (1, 4, len(ids) - 1):
         wrong = known | {place: (ids[place] + 1) % len(pair[1])}
         missed = opened.invert_activations(
             kept, known=wrong, solver="adam", judge=False, **arguments
@@ -104,7 +104,7 @@ def test_no_claimed_token_is_wrong(pair: tuple[Any, Any]) -> None:
     opened = ti.load(*pair)
     generator = torch.Generator().manual_seed(0)
     claims = 0
-    for _ in range(10):
+    for _ in range(6):
         ids = torch.randint(len(pair[1]), (5,), generator=generator).tolist()
         found = opened.invert_activations(
             states(pair, ids)[2:], positions=[2, 3, 4], site="block.1", **QUIET
@@ -112,7 +112,7 @@ def test_no_claimed_token_is_wrong(pair: tuple[Any, Any]) -> None:
         for position in found.claims:
             claims += 1
             assert found.ids[position] == ids[position]
-    assert claims > 10
+    assert claims > 6
 
 
 def test_special_tokens_in_front_are_known_unless_said_otherwise(pair: tuple[Any, Any]) -> None:

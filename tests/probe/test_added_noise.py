@@ -43,7 +43,7 @@ def test_a_row_draws_the_same_in_any_batch() -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6), ratio=st.floats(1e-3, 10), width=st.sampled_from([8, 64, 300]))
 def test_hardly_any_draw_goes_beyond_the_floor(
     metric: MetricName, seed: int, ratio: float, width: int
@@ -66,7 +66,7 @@ def test_the_norms_bound_is_that_of_a_chi_distribution() -> None:
     assert float(floor.positions) == pytest.approx(0.5 * (400**0.5 + 5 / 2**0.5), rel=0.02)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", ["l1", "cosine"])
 def test_the_true_prompt_lies_within_the_floor_and_recovery_falls(metric: MetricName) -> None:
     opened = ti.load(*tiny_model())
     states = {}

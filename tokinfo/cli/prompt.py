@@ -180,7 +180,7 @@ def tokens(
     if as_json:
         say(json.dumps(found))
         return
-    from tokinfo.report.pages.strips import show
+    from tokinfo.report.tokens import show
 
     wide = len(str(len(found) - 1))
     for number, token in enumerate(found):

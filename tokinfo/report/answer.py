@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokinfo.io.errors import plain
-from tokinfo.report.pages.strips import show
+from tokinfo.report.tokens import show
 
 if TYPE_CHECKING:
     import polars as pl

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from tests.synthetic_recovery import FakeModel, cell_rows, default_study, frame, known_rows
-from tokinfo.report.pages.strips import show, write_strips
+from tokinfo.report.pages.strips import write_strips
+from tokinfo.report.tokens import show
 from tokinfo.tables.recovery import TableError
 
 FLAT = FakeModel("flat", "flat", "mixer-flat", 8, hidden=0.6)

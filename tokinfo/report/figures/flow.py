@@ -14,7 +14,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from tokinfo.report.figures import panels, style
-from tokinfo.report.pages.strips import show
+from tokinfo.report.tokens import show
 from tokinfo.tables.recovery import OTHERS_KNOWN, OWN_TARGET, display_order, scan
 
 TITLE = "Which visible positions carry a hidden token?"

@@ -7,7 +7,6 @@ out, and each token is isolated from the writing direction of its neighbours.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -17,19 +16,13 @@ from typing import Any
 import polars as pl
 
 from tokinfo.report.pages.template import write_page
+from tokinfo.report.tokens import show
 from tokinfo.tables.recovery import OTHERS_KNOWN, OWN_TARGET, TableError, display_order, scan
 from tokinfo.tables.schema import CELL_KEYS
 from tokinfo.tables.summary import shares, shares_by_cell
 
 MOST_BYTES = 2_000_000
 """The page's size aimed at; what does not fit is left out, and the page says so."""
-
-_LONGEST = 24
-"""Characters of a token that are shown."""
-
-_SHOWN_AS = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍", "\u00a0": "⍽", "\ufffd": "�"}
-# Control, format (writing direction among them), surrogate, private, unassigned, separators.
-_SPELLED_OUT = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}
 
 _SECTION = tuple(key for key in CELL_KEYS if key not in ("metric", "seed"))
 """What a section is about; it shows one metric and one seed unless all fit."""
@@ -286,26 +279,3 @@ def _token(row: Cell) -> _Token:
         true, found = f"{true}#{row['true_id']}", f"{found}#{row['found_id']}"
     five = ", ".join(map(show, row["top5_tokens"] or [])) if outcome == "t" else None
     return _Token(outcome if row["visible"] else f"{outcome} h", true, found, five)
-
-
-def show(token: str) -> str:
-    r"""Return a token as visible text: whitespace as signs, what cannot be seen as its code.
-
-    >>> show(" blue"), show("\n"), show("\u202e"), show("")
-    ('·blue', '↵', '⟨U+202E⟩', '∅')
-    """
-    if not token:
-        return "∅"
-    parts = [
-        _SHOWN_AS[letter]
-        if letter in _SHOWN_AS
-        else f"⟨U+{ord(letter):04X}⟩"
-        if unicodedata.category(letter) in _SPELLED_OUT
-        else letter
-        for letter in token[:_LONGEST]
-    ]
-    if unicodedata.category(token[0]) in ("Mn", "Mc", "Me"):
-        parts.insert(0, "◌")  # a combining mark needs something to stand on
-    if len(token) > _LONGEST:
-        parts.append("…")
-    return "".join(parts)
