@@ -72,6 +72,7 @@ def test_a_study_is_named_as_a_file_or_as_in_snakemake(directory: Path) -> None:
     both = [run(app, ["validate", *how]) for how in ([named], ["--configfile", named])]
     assert both[0].stdout == both[1].stdout
     assert both[0].exit_code == 0
+    assert run(app, ["plan", named]).exit_code == 0
     twice = run(app, ["cells", named, "--configfile", named])
     assert "one of them" in twice.stderr
 
@@ -80,7 +81,7 @@ def test_the_version_is_the_packages() -> None:
     assert run(app, ["--version"]).stdout == f"tokinfo {metadata.version('tokinfo')}\n"
 
 
-@pytest.mark.parametrize("command", ["validate", "cells", "invert", "sweep", "tokens"])
+@pytest.mark.parametrize("command", ["validate", "cells", "plan", "invert", "sweep", "tokens"])
 def test_help_shows_examples_within_80_columns(command: str) -> None:
     shown = run(app, [command, "--help"], env={"COLUMNS": "80"}).stdout
     assert f"\n    tokinfo {command} " in shown
@@ -136,7 +137,9 @@ def test_cells_of_a_wrong_study_are_not_listed() -> None:
 
 
 def test_schema_is_written_checked_and_found_out_of_date() -> None:
-    assert run(app, ["schema", "--check"]).exit_code == 1
+    absent = run(app, ["schema", "--check"])
+    assert absent.exit_code == 1
+    assert "there is no such file" in absent.stderr
     assert run(app, ["schema"]).exit_code == 0
     assert run(app, ["schema", "--check"]).exit_code == 0
     assert json.loads(SCHEMA.read_text())["$schema"].startswith("https://json-schema.org/")

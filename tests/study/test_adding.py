@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from transformers import GPT2Config
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFast
 
 from tests import REPOSITORY
 from tokinfo.study.load import load_study
@@ -21,10 +24,14 @@ RECIPE: dict[str, Any] = yaml.safe_load(
 )
 
 
-def write(model: Path, **more: int) -> None:
-    GPT2Config(n_embd=32, n_layer=3, n_head=4, n_positions=64, vocab_size=300, **more)\
-        .save_pretrained(model)  # fmt: skip
-    (model / "tokenizer.json").write_text("{}")
+def write(model: Path, rows: int = 300) -> None:
+    """Write a GPT-2 of 64 positions as `save_pretrained` does, beside a tokenizer of 300 tokens."""
+    config = GPT2Config(n_embd=32, n_layer=3, n_head=4, n_positions=64, vocab_size=rows)
+    AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    words = {f"w{number}": number for number in range(300)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(model)
 
 
 def study(tmp_path: Path) -> Path:
@@ -65,7 +72,17 @@ def test_all_that_is_wrong_with_the_directory_is_said_at_once(here: Path, tmp_pa
     with pytest.raises(StudyError) as raised:
         load_study([tmp_path / "study.yaml"])
     assert [mistake.key for mistake in raised.value.mistakes] == [
+        "sources.mine.path",
         "sources.mine.blocks",
         "sources.mine.n_ctx",
         "sources.mine.path",
     ]
+
+
+def test_a_tokenizer_that_does_not_fit_the_embedding_is_refused(here: Path, tmp_path: Path) -> None:
+    write(here, rows=299)
+    with pytest.raises(StudyError, match=r"has the id 299, .* vocab_size of 299"):
+        load_study([study(tmp_path)])
+    (here / "tokenizer.json").write_text("{}")
+    with pytest.raises(StudyError, match="holds no tokenizer"):
+        load_study([study(tmp_path)])

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from tokinfo.cli.clean import clean
 from tokinfo.cli.flow import flow
-from tokinfo.cli.options import Config, ConfigFiles, Files, read_study, say
+from tokinfo.cli.options import Config, ConfigFiles, Files, either, read_study, say
 from tokinfo.cli.parity import parity
 from tokinfo.cli.plan import plan
 from tokinfo.cli.prompt import invert, sweep, tokens
@@ -81,7 +81,7 @@ def validate(files: Files = None, configfile: ConfigFiles = None, config: Config
       tokinfo validate studies/chapter.yaml
       tokinfo validate --config device=cuda
     """
-    study = read_study(_either(files, configfile), config)
+    study = read_study(either(files, configfile), config)
     cells = study.cells()
     models = {cell.model for cell in cells}
     sets = {cell.prompts for cell in cells}
@@ -90,13 +90,6 @@ def validate(files: Files = None, configfile: ConfigFiles = None, config: Config
         f"{study.name}: valid. {len(cells)} cells, {len(models)} models, "
         f"{prompts} prompts, outputs in {study.results}/"
     )
-
-
-def _either(files: list[Path] | None, configfile: list[Path] | None) -> list[Path] | None:
-    """Return the study's files, whichever way they were named."""
-    if files and configfile:
-        raise InvalidError("FILE and --configfile: allowed: one of them")
-    return files or configfile
 
 
 @app.command()
@@ -115,7 +108,7 @@ def cells(
       tokinfo cells studies/smoke.yaml
       tokinfo cells studies/smoke.yaml --json
     """
-    study = read_study(_either(files, configfile), config)
+    study = read_study(either(files, configfile), config)
     found = study.cells()
     if as_json:
         rows = [{**cell.model_dump(), "path": f"{study.results}/{cell.path}"} for cell in found]
@@ -165,6 +158,8 @@ def schema(
     text = schema_text()
     current = out.read_text(encoding="utf-8") if out.is_file() else None
     if check:
+        if current is None:
+            raise InvalidError(f"{out}: there is no such file; `tokinfo schema` writes it")
         if current != text:
             say(f"{out}: out of date; `tokinfo schema` renews it", err=True)
             raise typer.Exit(1)

@@ -55,6 +55,13 @@ def say(text: str, *, err: bool = False) -> None:
     typer.echo(plain(text), err=err)
 
 
+def either(files: list[Path] | None, configfile: list[Path] | None) -> list[Path] | None:
+    """Return the study's files, whichever way they were named; raises InvalidError of both."""
+    if files and configfile:
+        raise InvalidError("FILE and --configfile: allowed: one of them")
+    return files or configfile
+
+
 def read_study(configfile: list[Path] | None, config: list[str] | None = None) -> Study:
     """Return the study of the given files and values, or print all mistakes and exit with 1."""
     from tokinfo.study.files import parse

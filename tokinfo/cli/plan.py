@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from tokinfo.cli.options import Config, ConfigFiles, read_study, say
+from tokinfo.cli.options import Config, ConfigFiles, Files, either, read_study, say
 
 
 def plan(
+    files: Files = None,
     configfile: ConfigFiles = None,
     config: Config = None,
     depths: Annotated[
@@ -19,8 +20,14 @@ def plan(
         ),
     ] = None,
 ) -> None:
-    """List what a study will fetch and what its jobs will hold; fetches nothing."""
+    """List what a study will fetch and what its jobs will hold; fetches nothing.
+
+    \b
+    Examples:
+      tokinfo plan studies/llama.yaml
+      tokinfo plan studies/llama.yaml --depths llama-2-70b
+    """
     from tokinfo.workflow.downloads import depth_table, table
 
-    study = read_study(configfile, config)
+    study = read_study(either(files, configfile), config)
     say(table(study) if depths is None else depth_table(study, depths))

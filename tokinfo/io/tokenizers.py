@@ -124,6 +124,14 @@ def vocabulary(tokenizer: Path) -> int | None:
         return None
 
 
+def last_id(tokenizer: Path) -> int:
+    """Return the largest id of a ``tokenizer.json``; -1 without tokens.
+
+    Raises InvalidError of a file that holds no tokenizer.
+    """
+    return max(read_tokenizer(tokenizer).get_vocab().values(), default=-1)
+
+
 def read_prompt(
     tokenizer: Tokenizer,
     template: ChatTemplate | None,

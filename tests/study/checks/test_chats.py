@@ -137,7 +137,7 @@ def test_a_model_with_a_tokenizer_made_here_reads_no_chats() -> None:
 def local(template: str | None, *changes: tuple[tuple[str | int, ...], object]) -> list[Mistake]:
     """Mistakes of a study of a model in a directory, of 64 positions."""
     write_chat_model(Path("model"), template)
-    config = {"num_hidden_layers": 30, "max_position_embeddings": 64}
+    config = {"model_type": "llama", "num_hidden_layers": 30, "max_position_embeddings": 64}
     Path("model/config.json").write_text(json.dumps(config))
     source = {"kind": "local", "path": "model", "blocks": 30, "n_ctx": 64}
     return mistakes(study((("sources", "smol"), source), *changes))

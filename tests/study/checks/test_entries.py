@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
 from tests.example_study import Row, check_one, each, example, keys, mistakes, put, says, spoilt
 
 FLAT = ("sources", "flat")
@@ -81,14 +84,17 @@ def test_the_file_of_a_prior_is_looked_for_where_some_cell_uses_it() -> None:
 def test_a_local_model_is_held_to_its_own_config(working_directory: Path) -> None:
     model = working_directory / "model"
     model.mkdir()
-    config = {"num_hidden_layers": 12, "max_position_embeddings": 64}
+    config = {"model_type": "llama", "num_hidden_layers": 12, "max_position_embeddings": 64}
     (model / "config.json").write_text(json.dumps(config))
     local = {"kind": "local", "path": "model", "blocks": 30, "n_ctx": 2048}
     found = spoilt((("sources", "smol"), local))
     assert keys(found) == ["sources.smol.blocks", "sources.smol.n_ctx", "sources.smol.path"]
     assert [mistake.value for mistake in found] == [30, 2048, "model"]
-    (model / "tokenizer.json").touch()
-    assert spoilt((("sources", "smol"), {**local, "blocks": 12, "n_ctx": 64})) == []
+    Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(model / "tokenizer.json"))
+    fits = (("sources", "smol"), {**local, "blocks": 12, "n_ctx": 64})
+    assert spoilt(fits) == []
+    (model / "config.json").write_text(json.dumps({"num_hidden_layers": 12}))
+    assert [says(mistake, "names no model_type") for mistake in spoilt(fits)] == [True]
 
 
 def test_files_of_a_local_model_that_snakemake_would_take_for_patterns_are_named(
@@ -96,8 +102,9 @@ def test_files_of_a_local_model_that_snakemake_would_take_for_patterns_are_named
 ) -> None:
     model = working_directory / "a model's (own) files [1] * $HOME"
     model.mkdir()
-    (model / "config.json").write_text(json.dumps({"num_hidden_layers": 30}))
-    (model / "tokenizer.json").touch()
+    config = {"model_type": "llama", "num_hidden_layers": 30}
+    (model / "config.json").write_text(json.dumps(config))
+    Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(model / "tokenizer.json"))
     local = {"kind": "local", "path": model.name, "blocks": 30}
     assert spoilt((("sources", "smol"), local)) == []
     (model / "weights {1}.safetensors").touch()

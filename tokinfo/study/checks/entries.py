@@ -6,6 +6,8 @@ import json
 import re
 from collections.abc import Iterator
 
+from tokinfo.io import tokenizers
+from tokinfo.io.errors import InvalidError
 from tokinfo.study import architecture, targets
 from tokinfo.study.checks.draft import Draft
 from tokinfo.study.grid import Grid
@@ -182,7 +184,8 @@ def _local_model(path: tuple[str, str], source: Saved) -> Iterator[Mistake]:
         return
     try:
         file = located(source.path) / "config.json"
-        if not isinstance(json.loads(file.read_text(encoding="utf-8")), dict):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
             raise ValueError
     except (OSError, ValueError, RecursionError) as error:
         message = "its config.json is not a JSON object"
@@ -190,6 +193,9 @@ def _local_model(path: tuple[str, str], source: Saved) -> Iterator[Mistake]:
             message = "there is no config.json there"
         yield Mistake((*path, "path"), source.path, message, "a directory by save_pretrained")
         return
+    if not isinstance(config.get("model_type"), str) and "auto_map" not in config:
+        message = "its config.json names no model_type"
+        yield Mistake((*path, "path"), source.path, message, "a directory by save_pretrained")
     said = stated(located(source.path))
     if said.get("blocks", source.blocks) != source.blocks:
         message = f"the model in {source.path} has another number of blocks"
@@ -197,6 +203,23 @@ def _local_model(path: tuple[str, str], source: Saved) -> Iterator[Mistake]:
     if said.get("n_ctx", source.n_ctx) < source.n_ctx:
         message = f"is more than the limit of the model in {source.path}"
         yield Mistake((*path, "n_ctx"), source.n_ctx, message, f"2 to {said['n_ctx']}")
-    if not any((located(source.path) / name).is_file() for name in _TOKENIZERS):
+    yield from _tokenizer((*path, "path"), source.path, config.get("vocab_size"))
+
+
+def _tokenizer(where: Keys, path: str, rows: object) -> Iterator[Mistake]:
+    """Yield what is wrong with the tokenizer of a directory whose embedding has so many rows."""
+    if not any((located(path) / name).is_file() for name in _TOKENIZERS):
         message = "there is no tokenizer there"
-        yield Mistake((*path, "path"), source.path, message, "a directory with tokenizer.json")
+        yield Mistake(where, path, message, "a directory with tokenizer.json")
+    file = located(path) / _TOKENIZERS[0]
+    if not file.is_file():
+        return
+    try:
+        last = tokenizers.last_id(file)
+    except InvalidError:
+        message = "its tokenizer.json holds no tokenizer"
+        yield Mistake(where, path, message, "a tokenizer.json of the library tokenizers")
+        return
+    if isinstance(rows, int) and last >= rows:
+        message = f"its tokenizer.json has the id {last}, its config.json a vocab_size of {rows}"
+        yield Mistake(where, path, message, f"ids 0 to {rows - 1}")

@@ -20,7 +20,7 @@ from tokinfo.study.known import NONE, Known
 from tokinfo.study.masks import Mask
 from tokinfo.study.mistakes import Keys, Mistake, show
 from tokinfo.study.prompts import Prompt, contents, written
-from tokinfo.study.sources import Built, LocalSource, Passages
+from tokinfo.study.sources import Built, LocalSource, Passages, located
 from tokinfo.study.study import Study
 
 Tokens = Mapping[str, Mapping[str, Sequence[lengths.Bounds]]]
@@ -118,7 +118,7 @@ def _tokenizer_file(study: Study, model: str) -> Path | None:
         return path if current else None
     places = [results / "sources" / name / "config", results / "checkpoints" / model / "0"]
     if isinstance(source, LocalSource):
-        places = [Path(source.path)]
+        places = [located(source.path)]
     paths = (place / "tokenizer.json" for place in places)
     return next((path for path in paths if tokenizers.vocabulary(path) is not None), None)
 
