@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from tests.example_study import Row, check_one, each, example, keys, mistakes, put, says, spoilt
 
@@ -81,6 +82,13 @@ def test_the_file_of_a_prior_is_looked_for_where_some_cell_uses_it() -> None:
     assert keys(mistakes(raw)) == ["corpora.text.path"]
 
 
+def write_tokenizer(model: Path) -> None:
+    """Write a tokenizer that reads every word as its only token."""
+    tokenizer = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(model / "tokenizer.json"))
+
+
 def test_a_local_model_is_held_to_its_own_config(working_directory: Path) -> None:
     model = working_directory / "model"
     model.mkdir()
@@ -90,7 +98,7 @@ def test_a_local_model_is_held_to_its_own_config(working_directory: Path) -> Non
     found = spoilt((("sources", "smol"), local))
     assert keys(found) == ["sources.smol.blocks", "sources.smol.n_ctx", "sources.smol.path"]
     assert [mistake.value for mistake in found] == [30, 2048, "model"]
-    Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(model / "tokenizer.json"))
+    write_tokenizer(model)
     fits = (("sources", "smol"), {**local, "blocks": 12, "n_ctx": 64})
     assert spoilt(fits) == []
     (model / "config.json").write_text(json.dumps({"num_hidden_layers": 12}))
@@ -104,7 +112,7 @@ def test_files_of_a_local_model_that_snakemake_would_take_for_patterns_are_named
     model.mkdir()
     config = {"model_type": "llama", "num_hidden_layers": 30}
     (model / "config.json").write_text(json.dumps(config))
-    Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(model / "tokenizer.json"))
+    write_tokenizer(model)
     local = {"kind": "local", "path": model.name, "blocks": 30}
     assert spoilt((("sources", "smol"), local)) == []
     (model / "weights {1}.safetensors").touch()
