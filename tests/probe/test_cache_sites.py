@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -91,6 +92,53 @@ def test_what_has_no_cache_is_refused(change: dict[str, bool]) -> None:
         Probe(tiny_llama().get_decoder(), Site("kv", 1), **change)
     with pytest.raises(StructureError, match="keys and values"):
         Probe(tiny_mixer(), Site("kv", 1))
+
+
+_SHARED: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def keys_of_blocks_3_and_4_are_those_of_1_and_2() -> nn.Module:
+    settings = {
+        **{"head_dim": 8, "num_kv_shared_layers": 2, "altup_num_inputs": 2, "laurel_rank": 4},
+        **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 96},
+        **{"layer_types": ["sliding_attention", "full_attention"] * 2},
+        "activation_sparsity_pattern": [0.0] * 4,
+    }
+    return transformers.Gemma3nTextModel(transformers.Gemma3nTextConfig(**_SHARED, **settings))
+
+
+def every_second_block_is_a_convolution() -> nn.Module:
+    kinds = ["full_attention", "conv"] * 2
+    return transformers.Lfm2Model(transformers.Lfm2Config(**_SHARED, layer_types=kinds))
+
+
+def no_block_keeps_keys() -> nn.Module:
+    settings = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 4}
+    return transformers.MambaModel(transformers.MambaConfig(**settings))
+
+
+@pytest.mark.parametrize(
+    ("make", "sites"),
+    [
+        (keys_of_blocks_3_and_4_are_those_of_1_and_2, ("kv.4", "kv.1-3", "kv.1-4")),
+        (every_second_block_is_a_convolution, ("kv.2", "kv.1-3")),
+        (no_block_keeps_keys, ("kv.1", "kv.1-2")),
+    ],
+)
+def test_blocks_without_keys_and_values_are_refused_not_left_out(
+    make: Callable[[], nn.Module], sites: tuple[str, ...]
+) -> None:
+    decoder = make().eval()
+    for site in sites:
+        with pytest.raises(StructureError, match=rf"{site}: (has no cache|block . keeps no)"):
+            Probe(decoder, Site.parse(site))
 
 
 # --- what a cache says of the tokens whose entries were dropped -------------------------------

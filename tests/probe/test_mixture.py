@@ -101,6 +101,21 @@ def test_tokens_that_are_certain_are_a_prompt_at_every_site(family: str) -> None
     certain_ones_are_prompts(tiny(family).base_model, SITES, POSITIONS)
 
 
+@pytest.mark.parametrize("family", HONOURED)
+@pytest.mark.parametrize("name", ["kv.1", "kv.1-3", "norm"])
+def test_tokens_that_are_certain_are_a_prompt_in_a_cache_and_behind_the_final_norm(
+    family: str, name: str
+) -> None:
+    decoder = tiny(family).base_model
+    table = input_table(decoder)
+    probe = Probe(decoder, Site.parse(name).resolve(BLOCKS))
+    check(probe)  # one of its tokens is that of padding, whose embedding many families make zero
+    ids = torch.randint(1, len(table), (2, POSITIONS), generator=torch.Generator().manual_seed(0))
+    tokens, positions, weights, entry = scattered(ids, len(table), float("-inf"))
+    found = at(mix(probe, table[tokens], positions, weights), entry)
+    assert relative(found, probe(table[ids])) <= 1e-5
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_tokens_that_are_certain_are_a_prompt_to_a_mixer(form: str) -> None:
     # More entries than the convolutions have positions.

@@ -137,6 +137,20 @@ def test_settings_are_never_mixed(tmp_path: Path, other: dict[str, Any]) -> None
     ]
 
 
+def test_blocks_read_at_once_are_no_points_of_the_line_of_single_ones(tmp_path: Path) -> None:
+    deep = FakeModel("deep", "deep", "llama", depth=16, hidden=0.4, state="untrained")
+    rows: Rows = []
+    for block in (2, 3, 4, 5):
+        for site in (f"kv.{block}", f"kv.1-{block}")[: 2 if block < 5 else 1]:
+            rows += cell_rows(deep, block=block, width=64, site=site)
+    frame(rows).write_parquet(tmp_path / "r.parquet")
+    found = points(tmp_path / "r.parquet", "depth")
+    assert [(row["site"], row["at"]) for row in found] == [("kv.*", at) for at in (2, 3, 4, 5)]
+    assert {row["tokens"] for row in found} == {10}
+    frame([row for row in rows if row["site"][4:5] == "-"]).write_parquet(tmp_path / "s.parquet")
+    assert {row["site"] for row in points(tmp_path / "s.parquet", "depth")} == {"kv.1-*"}
+
+
 def test_controls_are_left_out(tmp_path: Path) -> None:
     rows: Rows = []
     for width in (32, 64, 128):

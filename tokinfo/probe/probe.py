@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokinfo.io.errors import InvalidError
+from tokinfo.io.errors import InvalidError, first_line
 from tokinfo.models.structure import Block, StructureError, find_block, place_of
 from tokinfo.probe import acausal
 from tokinfo.probe.hooks import Reached, drop_residual, stop_after_attention, stop_at, stop_at_mlp
@@ -127,6 +127,8 @@ class Probe:
                 f"{type(decoder).__name__}, {site}: keys and values are read of attention, causal "
                 "and with its residual"
             )
+        if site.place == "kv":
+            self._check_cache()
         if not causal:
             acausal.check(decoder, self)
 
@@ -311,7 +313,14 @@ class Probe:
     def _cache_of(self, cache: Any, count: int) -> Tensor:
         """Return the last ``count`` keys and values [row, position, width] of the site's blocks."""
         found = []
-        for layer in cache.layers[self.site.first - 1 : self.site.block]:
+        layers = cache.layers[self.site.first - 1 : self.site.block]
+        # A block that keeps nothing, or reads an earlier one's (Gemma 3n), has none at the end.
+        if len(layers) <= self.site.block - self.site.first:
+            raise StructureError(
+                f"{type(self.decoder).__name__}, {self.site}: block {self.site.block} keeps no "
+                "keys and values of its own"
+            )
+        for layer in layers:
             for states in (getattr(layer, "keys", None), getattr(layer, "values", None)):
                 if states is None or states.ndim != 4 or states.shape[-2] < count:
                     raise StructureError(
@@ -319,6 +328,18 @@ class Probe:
                     )
                 found.append(states[:, :, -count:].transpose(1, 2).flatten(2))
         return torch.cat([states.to(found[0].device) for states in found], dim=-1)
+
+    def _check_cache(self) -> None:
+        """Read the cache of one token; raises StructureError where a block keeps something else."""
+        table: nn.Embedding = self.decoder.get_input_embeddings()  # type: ignore[operator]
+        try:
+            with torch.no_grad():
+                self(table(torch.zeros(1, 1, dtype=torch.int64, device=place_of(table))))
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise StructureError(
+                f"{type(self.decoder).__name__}, {self.site}: has no cache of keys and values in "
+                f"each of these blocks ({first_line(error)})"
+            ) from error
 
     def _cached(self, prefix: Prefix | None, rows: int) -> dict[str, Any]:
         if prefix is None:

@@ -127,7 +127,8 @@ def _prompts(tables: Path | Sequence[Path]) -> pl.DataFrame:
             visible_found=(pl.col("visible_tokens") & pl.col("correct")).sum(),
         )
         .filter(pl.col("trials") > 0)
-        .with_columns(place=pl.col("site").str.extract(r"^([a-z]+)"))
+        # Blocks read at once (`kv.1-4`) lie on one line with others from the same block on.
+        .with_columns(place=pl.col("site").str.extract(r"^([a-z]+(?:\.\d+-)?)"))
         .collect(engine="streaming")
     )
     leading = {text: Mask(text).leading for text in found["mask"].unique().to_list()}
@@ -162,11 +163,15 @@ def _point(group: pl.DataFrame, axis: str, column: str) -> Row:
         "vocabulary": first["vocabulary"],
         "training_tokens": first["training_tokens"],
         "held_out_loss": first["held_out_loss"],
-        "site": first["place"] + ".*" if axis == "depth" else first["site"],
+        "site": _line(first["place"]) if axis == "depth" else first["site"],
         "mask": "" if axis == "hidden" else first["mask"],
         "metric": first["metric"],
         "prompt_set": first["prompts"],
     }
+
+
+def _line(place: str) -> str:
+    return place + ("*" if place.endswith("-") else ".*")
 
 
 def _panel(row: Row, axis: str) -> str:

@@ -35,6 +35,11 @@ def test_another_seed_and_an_equal_source_make_a_control() -> None:
         ("of:twin", {"tokenizer": "small"}, "has another tokenizer, `small` for `bpe`"),
         ("of:twin", {"n_ctx": 15}, "holds 15 positions, not 16"),
         ("of:twin", {"grid": {"sites": ["block.last"]}, "blocks": 3}, "has 3 blocks, and"),
+        (
+            "of:twin",
+            {"grid": {"sites": ["norm"]}, "blocks": 5},
+            "in front of its final norm (for model `llama`)",
+        ),
         ("of:flat", {"grid": {"causal": [False]}}, "its model is a mixer, which is causal"),
         ("shuffled", {"grid": {"sites": ["block.1", "embedding"]}}, "at the site embedding"),
         ("shuffled", {"grid": {"masks": ["1:", "-1"]}}, "needs two visible positions"),

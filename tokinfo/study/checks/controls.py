@@ -65,11 +65,14 @@ def _other(where: Keys, target: str, grid: Grid, draft: Draft) -> Iterator[Mista
         ours = draft.sound_source(model)
         if ours is None:
             continue
-        read = [site.resolve(ours.blocks).block for site in _sites(grid)]
+        sites = [site.resolve(ours.blocks) for site in _sites(grid)]
+        read = [site.block for site in sites]
         beyond = [block for block in read if theirs.blocks < block <= ours.blocks]
         why = _unlike(draft.study, model, other)
         if why is None and beyond:
             why = f"has {theirs.blocks} blocks, and block {max(beyond)} is read"
+        if why is None and theirs.blocks != ours.blocks and any(s.place == "norm" for s in sites):
+            why = f"has {theirs.blocks} blocks, not {ours.blocks}, in front of its final norm"
         if why is not None:
             allowed = "a model of the same tokenizer and width, of other weights"
             yield Mistake(where, target, f"{why} (for model `{model}`)", allowed)
