@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokinfo as ti
+from tests.tiny import problem_of
 from tokinfo.examples import tiny_model
 from tokinfo.io.errors import InvalidError
 from tokinfo.probe.metrics import distance, position_distance
@@ -35,6 +36,25 @@ def test_its_size_is_a_share_of_each_positions_own() -> None:
     assert ratio.tolist()[0] == pytest.approx([0.3] * 4, rel=0.03)
     assert torch.equal(gaussian(target, 0.6, 7), 2 * noise)
     assert not torch.equal(gaussian(target, 0.3, 8), noise)
+
+
+def test_large_activations_of_half_precision_are_not_squared_in_it() -> None:
+    target = torch.full((1, 2, 64), 400.0, dtype=torch.float16)
+    noise = gaussian(target, 0.1, 0)
+    assert noise.dtype == torch.float16
+    assert torch.equal(noise, (0.1 * gaussian(target.float(), 1, 0).half()).half())
+    assert float(noise.float().std()) == pytest.approx(40, rel=0.2)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_start_of_a_search_holds_the_noise(seed: int) -> None:
+    """Both are normal numbers of the cell's seed: one that held the other would say the target."""
+    problem = problem_of("llama", seed=seed)
+    noise = gaussian(torch.ones_like(problem.target), 1, seed).flatten(1)
+    for restart in range(4):
+        for start in problem.start(restart).flatten(1):
+            alike = torch.nn.functional.cosine_similarity(noise, start[None])
+            assert (alike.abs() < 0.25).all()
 
 
 def test_a_row_draws_the_same_in_any_batch() -> None:

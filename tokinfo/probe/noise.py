@@ -54,19 +54,38 @@ class Floor:
         return Floor(self.distance + other.distance, self.positions + other.positions)
 
 
+def signal(activations: Tensor) -> Tensor:
+    """Return the root mean square [..., 1] of activations [..., width], at least in float32."""
+    exact = activations.to(torch.promote_types(activations.dtype, torch.float32))
+    return exact.square().mean(-1, keepdim=True).sqrt()
+
+
 def gaussian(target: Tensor, ratio: float, seed: int) -> Tensor:
     """Return noise [row, position, width], independent at every component of a target.
 
     Its standard deviation is ``ratio`` times the root mean square of the activations at its
     position. Every row draws from a generator of its own, so that it is the same in any batch;
-    another ratio scales the same draw.
+    another ratio scales the same draw. No solver draws the same numbers (`_drawn`).
+
+    Args:
+        target: [row, position, width] activations.
+        ratio: of noise to signal.
+        seed: of the draw, 0 or more.
     """
-    signal = target.square().mean(-1, keepdim=True).sqrt()
-    drawn = []
+    return ratio * _drawn(target, _DRAWS + seed)
+
+
+def _drawn(target: Tensor, draw: int) -> Tensor:
+    """Return noise as large as the signal.
+
+    Its generators' seeds are negative. Those of starts and of a sweep's noise are not: a start that
+    held the noise of its target would say what the activations are without it.
+    """
+    rows = []
     for row in range(len(target)):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + row)
-        drawn.append(torch.randn(target.shape[1:], generator=generator))
-    return ratio * signal * torch.stack(drawn).to(target)
+        generator = torch.Generator().manual_seed(-1 - draw * 1_000_003 - row)
+        rows.append(torch.randn(target.shape[1:], generator=generator))
+    return (signal(target) * torch.stack(rows).to(target.device)).to(target)
 
 
 def noise_floor(
@@ -91,7 +110,7 @@ def noise_floor(
     """
     away, apart = [], []
     for draw in range(_DRAWS):
-        noisy = target + gaussian(target, ratio, -1 - draw)
+        noisy = target + ratio * _drawn(target, draw)
         away.append(distance(noisy, target, visible, metric, weights))
         apart.append(position_distance(noisy, target))
     return Floor(*(_high(torch.stack(found)) for found in (away, apart)))

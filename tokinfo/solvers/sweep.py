@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokinfo.probe.metrics import distance
-from tokinfo.probe.noise import alone, moved
+from tokinfo.probe.noise import alone, moved, signal
 from tokinfo.solvers.batches import Batcher
 from tokinfo.solvers.identification import Identification, identify
 from tokinfo.solvers.problem import Problem, Result
@@ -230,7 +230,7 @@ def noise_threshold(
     first = swept.length - found.shape[1]
     target = problem.target[0, first : swept.length].to(found.dtype)
     visible = problem.layout.visible[:1, first : swept.length]
-    signal = target.square().mean(-1, keepdim=True).sqrt()
+    size = signal(target).to(target)
     levels = torch.logspace(
         torch.tensor(settings.lowest).log10().item(),
         torch.tensor(settings.highest).log10().item(),
@@ -244,7 +244,7 @@ def noise_threshold(
         lost.append(torch.inf)
         for level in levels:
             away = distance(
-                found, target + level * signal * noise, visible, problem.metric, problem.weights
+                found, target + level * size * noise, visible, problem.metric, problem.weights
             )
             if bool((away[1:] <= away[0]).any()):
                 lost[-1] = level
